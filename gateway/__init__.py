@@ -1,0 +1,1 @@
+"""The thin HTTP application: it knows HTTP, callers and where workers are, and no model."""

@@ -1,0 +1,74 @@
+"""Reads the usage log newest first, a page at a time, so that its length costs no memory; knows no HTTP."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.usage.schema import Entry, Usage
+
+COLUMNS = [getattr(Usage, field.name) for field in fields(Entry)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the log to read.
+
+    Args:
+        since: the earliest start of a request, itself included.
+        until: the end of the time, itself not included.
+        after: the id of an entry; only what comes after it, newest first, is read.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    after: int | None = None
+
+
+async def page(engine: AsyncEngine, window: Window, num_rows: int) -> list[Entry]:
+    """Return the newest entries of the window."""
+    async with engine.connect() as connection:
+        rows = await connection.execute(_newest_first(window).limit(num_rows))
+        return [Entry(*row) for row in rows]
+
+
+async def pages(
+    engine: AsyncEngine, window: Window, num_rows: int | None = None, *, page_rows: int = 200
+) -> AsyncGenerator[list[Entry]]:
+    """Yield the newest entries of the window in pages; between two pages no connection and no snapshot is held.
+
+    Args:
+        engine: of the database.
+        window: what to read; rows that are written meanwhile may or may not come.
+        num_rows: entries at most; all where None.
+        page_rows: entries in a page at most.
+    """
+    num_left = num_rows
+    while num_left is None or num_left > 0:
+        num_wanted = page_rows if num_left is None else min(page_rows, num_left)
+        entries = await page(engine, window, num_wanted)
+        if entries:
+            yield entries
+        if len(entries) < num_wanted:
+            return
+        window = replace(window, after=entries[-1].id)
+        num_left = None if num_left is None else num_left - num_wanted
+
+
+def _newest_first(window: Window) -> Select[*tuple[Any, ...]]:
+    return select(*COLUMNS).where(*_conditions(window)).order_by(Usage.started_at.desc(), Usage.id.desc())
+
+
+def _conditions(window: Window) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if window.since is not None:
+        conditions.append(Usage.started_at >= window.since)
+    if window.until is not None:
+        conditions.append(Usage.started_at < window.until)
+    if window.after is not None:
+        started_at = select(Usage.started_at).where(Usage.id == window.after).scalar_subquery()
+        conditions.append(tuple_(Usage.started_at, Usage.id) < tuple_(started_at, window.after))
+    return conditions

@@ -1,0 +1,119 @@
+"""The usage log's database: opens it, brings its table up to date, appends rows; knows no queue and no HTTP."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Self
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, event, insert
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from gateway.usage.schema import Record, Usage
+
+VERSION_TABLE = "usage_version"  # not Alembic's default name, so that other tables may share the database
+
+_alembic = threading.Lock()  # Alembic keeps the running migration in globals of the process
+
+
+class Store:
+    """A database with the usage table."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str, *, busy_seconds: float = 30) -> AsyncGenerator[Self]:
+        """Open the database, made and migrated where needed, and close it at the end.
+
+        Args:
+            url: SQLAlchemy's, with an asynchronous driver, such as `sqlite+aiosqlite:///var/usage.db`.
+            busy_seconds: how long SQLite waits for another connection's lock.
+        """
+        engine = create_async_engine(url, hide_parameters=True)  # an error's text names no caller
+        if engine.dialect.name == "sqlite":
+            _make_folder(make_url(url))
+            event.listen(engine.sync_engine, "connect", _SqlitePragmas(busy_seconds))
+        try:
+            await upgrade(engine, patience_seconds=busy_seconds)
+            yield cls(engine)
+        finally:
+            await engine.dispose()
+
+    async def append(self, records: Sequence[Record]) -> None:
+        """Write records in one transaction: all of them, or an error and none."""
+        async with self.engine.begin() as connection:
+            await connection.execute(insert(Usage), [vars(record) for record in records])
+
+
+async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:
+    """Bring the table to the newest version, also while another gateway does the same.
+
+    Args:
+        engine: of the database.
+        patience_seconds: how long to try again while SQLite is busy. It waits by itself for other locks, but not for
+            the one that the switch to write-ahead logging of a new file needs.
+    """
+    loop = asyncio.get_running_loop()
+    patient_until = loop.time() + patience_seconds
+    while True:
+        try:
+            async with engine.begin() as connection:
+                return await _upgrade(connection)
+        except OperationalError as error:
+            if not _is_busy(error) or loop.time() > patient_until:
+                raise
+        await asyncio.sleep(0.05)
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Build the configuration that an `.ini` file holds elsewhere, for Alembic commands on this connection."""
+    config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
+    config.set_main_option("script_location", "gateway.usage:migrations")
+    return config
+
+
+async def _upgrade(connection: AsyncConnection) -> None:
+    if connection.dialect.name == "sqlite":
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")  # the second gateway waits here and then finds it done
+    while not _alembic.acquire(blocking=False):  # noqa: ASYNC110 (an event is of one loop, the lock of all threads)
+        await asyncio.sleep(0.01)
+    try:
+        await connection.run_sync(lambda sync: command.upgrade(alembic_config(sync), "head"))
+    finally:
+        _alembic.release()
+
+
+class _SqlitePragmas:
+    """Lets nobody wait for readers and no commit for the disk; losing power may cost the last rows, not the file."""
+
+    def __init__(self, busy_seconds: float) -> None:
+        self.statements = (
+            f"PRAGMA busy_timeout = {round(busy_seconds * 1000)}",  # first: the others may have to wait
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = NORMAL",
+        )
+
+    def __call__(self, connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        for statement in self.statements:
+            cursor.execute(statement)
+        cursor.close()
+
+
+def _make_folder(url: URL) -> None:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _is_busy(error: OperationalError) -> bool:
+    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY

@@ -1,0 +1,1 @@
+"""The workers: one BentoML service a modality, and what they share. Knows nothing of the gateway."""

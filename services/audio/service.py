@@ -1,0 +1,51 @@
+"""The audio worker: `bentoml serve services.audio.service:AudioService`."""
+
+from typing import Any, cast
+
+import bentoml
+
+from services.audio.schema import SpeechRequest
+from services.encoders import Encoder, WavEncoder
+from services.engine.engine import Generator
+from services.envelope import EnvelopeMiddleware
+from services.registry import WORKERS, Model
+from services.settings import Settings
+from services.worker import Worker
+
+TIMEOUT = 600  # seconds
+
+
+def make_generator(model: Model, settings: Settings) -> Generator:
+    """Load a model; its library is imported here, so that BentoML's parent process does without it."""
+    from services.audio.engine import AudioGenerator
+
+    return AudioGenerator(model, settings)
+
+
+@bentoml.service(
+    name="audio",
+    workers=1,
+    resources={"cpu": "2", "memory": "6Gi"},
+    traffic={"timeout": TIMEOUT, "max_concurrency": 64},
+    http={"port": WORKERS["audio"].port},
+)
+class AudioService(Worker):
+    """Speech from text."""
+
+    longest = TIMEOUT
+
+    def __init__(self) -> None:
+        """Wire the engine."""
+        super().__init__("audio", make_generator)
+
+    @bentoml.api(route="/v1/audio/speech")
+    async def speak(self, body: SpeechRequest, /, ctx: bentoml.Context) -> Any:
+        """Say a text: WAV, each sentence as soon as it is said."""
+
+        async def prepare(job: SpeechRequest) -> tuple[SpeechRequest, Encoder]:
+            return job, WavEncoder()
+
+        return await self.answer_api(ctx, body, SpeechRequest, prepare)
+
+
+cast(bentoml.Service[AudioService], AudioService).add_asgi_middleware(EnvelopeMiddleware)

@@ -1,0 +1,188 @@
+"""What an answer's body is made of: a generation's outputs in, bytes in the shape the caller asked for out."""
+
+import base64
+import json
+import threading
+import time
+from typing import Any, Protocol
+from uuid import uuid4
+
+from services.engine.events import Done
+from services.media import mp4, obj, png, wav
+
+
+class Encoder(Protocol):
+    """Takes outputs as they come. One that `streams` gives bytes on the way, the others only when it is closed."""
+
+    media_type: str
+    streams: bool
+
+    def add(self, data: Any) -> bytes:
+        """Take an output; return what can leave already."""
+
+    def close(self, done: Done) -> bytes:
+        """Return the rest."""
+
+    def abort(self) -> None:
+        """Free what is held, whether or not it was closed; may be called twice."""
+
+
+class PngEncoder:
+    """One picture, uint8 of shape (height, width, 3)."""
+
+    media_type, streams = "image/png", False
+
+    def add(self, data: Any) -> bytes:
+        """Take the picture."""
+        return png.encode(data)
+
+    def close(self, done: Done) -> bytes:
+        """Return nothing: the picture is whole."""
+        return b""
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
+
+class ObjEncoder(PngEncoder):
+    """One mesh with vertex colours, as Wavefront OBJ."""
+
+    media_type = "model/obj"
+
+    def add(self, data: Any) -> bytes:
+        """Take a `Mesh`."""
+        return obj.encode(data.vertices, data.faces, data.colours)
+
+
+class WavEncoder:
+    """Sound, as WAV of a length that is not known yet."""
+
+    media_type, streams = "audio/wav", True
+
+    _encoder: wav.Encoder | None = None
+
+    def add(self, data: Any) -> bytes:
+        """Take a `Sound`; the first one's sample rate is the file's."""
+        self._encoder = self._encoder or wav.Encoder(data.sample_rate)
+        return self._encoder.add(data.samples)
+
+    def close(self, done: Done) -> bytes:
+        """Return the rest."""
+        return self._encoder.close() if self._encoder else b""
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
+
+class Mp4Encoder:
+    """A film, as fragmented MP4 that plays while it arrives.
+
+    The codec must not be freed while a thread is in it, and a caller may leave at any time: hence the lock.
+    """
+
+    media_type, streams = "video/mp4", True
+
+    def __init__(self, frame_rate: int) -> None:
+        """Expect frames of one size."""
+        self._encoder = mp4.Encoder(frame_rate)
+        self._lock = threading.Lock()
+
+    def add(self, data: Any) -> bytes:
+        """Take a frame, uint8 of shape (height, width, 3)."""
+        with self._lock:
+            return self._encoder.add(data)
+
+    def close(self, done: Done) -> bytes:
+        """Return the rest."""
+        with self._lock:
+            return self._encoder.close()
+
+    def abort(self) -> None:
+        """Free the codec."""
+        with self._lock:
+            self._encoder.abort()
+
+
+class TextEncoder:
+    """Text as it is made."""
+
+    media_type, streams = "text/plain", True
+
+    def add(self, data: Any) -> bytes:
+        """Take whole characters."""
+        return str(data).encode()
+
+    def close(self, done: Done) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
+
+class Base64Encoder:
+    """Another encoder's bytes in JSON, in the shape of OpenAI's images API."""
+
+    media_type, streams = "application/json", False
+
+    def __init__(self, inner: Encoder, output_format: str) -> None:
+        """Wrap `inner`, whose bytes are `output_format`."""
+        self._inner = inner
+        self._format = output_format
+        self._data = b""
+
+    def add(self, data: Any) -> bytes:
+        """Collect."""
+        self._data += self._inner.add(data)
+        return b""
+
+    def close(self, done: Done) -> bytes:
+        """Return the document."""
+        encoded = base64.b64encode(self._data + self._inner.close(done)).decode()
+        document = {
+            "created": int(time.time()),
+            "data": [{"b64_json": encoded}],
+            "output_format": self._format,
+            "usage": dict(done.usage),
+        }
+        return json.dumps(document).encode()
+
+    def abort(self) -> None:
+        """Free what the inner encoder holds."""
+        self._inner.abort()
+
+
+class ChatEncoder:
+    """A chat completion, in the shape of OpenAI's API."""
+
+    media_type, streams = "application/json", False
+
+    def __init__(self, model: str) -> None:
+        """Collect an answer of `model`."""
+        self._model = model
+        self._pieces: list[str] = []
+
+    def add(self, data: Any) -> bytes:
+        """Collect."""
+        self._pieces.append(data)
+        return b""
+
+    def close(self, done: Done) -> bytes:
+        """Return the document."""
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(self._pieces)},
+            "finish_reason": done.finish_reason,
+        }
+        document = {
+            "id": f"chatcmpl-{uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self._model,
+            "choices": [choice],
+            "usage": {**done.usage, "total_tokens": sum(done.usage.values())},
+        }
+        return json.dumps(document).encode()
+
+    def abort(self) -> None:
+        """Hold nothing."""

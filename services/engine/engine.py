@@ -1,0 +1,209 @@
+"""One thread that owns the models of a worker and runs admitted requests; knows no modality and no HTTP.
+
+Requests run one after the other. Issue by issue the loop may change (iteration batching), its face does not:
+`submit` gives a `Generation`, whose events tell how it goes.
+"""
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from services.engine.generation import Generation, Run
+from services.engine.metrics import EngineMetrics
+from services.errors import (
+    Cancelled,
+    GenerationFailed,
+    ModelLoading,
+    ModelUnavailable,
+    QueueFull,
+    ServiceError,
+    UnknownModel,
+)
+from services.schema import MAX_SEED
+
+logger = logging.getLogger("atelier.engine")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model says when it is through: units made, and why it ended."""
+
+    usage: Mapping[str, int]
+    finish_reason: str = "stop"
+
+
+class Generator(Protocol):
+    """What a modality knows: how to run a model that is in memory. Every call comes from the engine's thread."""
+
+    def generate(self, request: Any, seed: int, run: Run) -> Result:
+        """Make what `request` asks for, telling `run` after each iteration.
+
+        Raises:
+            ServiceError: the request cannot be served.
+        """
+
+
+@dataclass
+class Slot:
+    """A model's place in the engine.
+
+    `make` loads the model. It is called on the engine's thread, and imports the model's library there: the event loop
+    goes on answering. It raises `ModelUnavailable` when the operator has to act.
+    """
+
+    make: Callable[[], Generator]
+    is_preloaded: bool
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    generator: Generator | None = None
+    failure: ModelUnavailable | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether requests can run at once."""
+        return self.generator is not None
+
+
+class Engine:
+    """Runs the models of one modality on one thread."""
+
+    def __init__(self, slots: Mapping[str, Slot], metrics: EngineMetrics, queue_size: int) -> None:
+        """Wire the engine; nothing is loaded before `start`.
+
+        Args:
+            slots: the models by id; the first is the default.
+            metrics: where work is counted.
+            queue_size: how many requests may wait besides the one that runs.
+        """
+        self._slots = slots
+        self._queue_length = metrics.queue_length
+        self._metrics = {name: metrics.of(name) for name in slots}
+        self._queue_size = queue_size
+        self._queue: deque[Generation] = deque()
+        self._current: Generation | None = None
+        self._wake = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; it loads the preloaded models first."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the current iteration; everyone who still waits is told."""
+        with self._wake:
+            self._is_closing = True
+            for generation in (*self._queue, *filter(None, (self._current,))):
+                generation.cancel()
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every preloaded model is in memory; a model that failed to load keeps the worker unready."""
+        return all(slot.is_loaded for slot in self._slots.values() if slot.is_preloaded)
+
+    def defaults(self, model: str | None) -> Mapping[str, Any]:
+        """What a request to `model` may leave out.
+
+        Raises:
+            UnknownModel: no such model here.
+        """
+        return self._find(model)[1].defaults
+
+    def submit(self, request: Any, model: str | None, seed: int | None, deadline: float) -> Generation:
+        """Admit a request; must be called from the event loop that will follow it.
+
+        Args:
+            request: handed to the model's `generate` as it is.
+            model: an id, or None for the default.
+            seed: None draws one.
+            deadline: seconds from now.
+
+        Raises:
+            UnknownModel: no such model here.
+            ModelLoading: a preloaded model is not in memory yet.
+            ModelUnavailable: the model could not be loaded.
+            QueueFull: too many wait already.
+        """
+        name, slot = self._find(model)
+        if slot.failure is not None:
+            raise slot.failure
+        if slot.is_preloaded and not slot.is_loaded:
+            raise ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=5)
+        seed = seed if seed is not None else random.randint(0, MAX_SEED)
+        generation = Generation(request, name, seed, deadline, self._metrics[name])
+        with self._wake:
+            if self._is_closing:
+                raise ModelLoading("the worker is restarting; try again in a few seconds", retry_after=5)
+            waiting = sum(not other.is_cancelled for other in self._queue)
+            if waiting >= self._queue_size:
+                raise QueueFull(f"{waiting} requests wait already; try again later", retry_after=5)
+            generation.queue(position=waiting + (self._current is not None))
+            self._queue.append(generation)
+            self._queue_length.set(len(self._queue))
+            self._wake.notify()
+        return generation
+
+    def _find(self, model: str | None) -> tuple[str, Slot]:
+        name = model if model is not None else next(iter(self._slots))
+        slot = self._slots.get(name)
+        if slot is None:
+            served = ", ".join(self._slots)
+            raise UnknownModel(f"model '{name}' is not served here; choose one of: {served}", param="model")
+        return name, slot
+
+    def _work(self) -> None:
+        for name, slot in self._slots.items():
+            if slot.is_preloaded:
+                with contextlib.suppress(ServiceError):  # remembered in the slot, told to whoever asks
+                    self._load(name, slot)
+        while (generation := self._next()) is not None:
+            self._serve(generation)
+
+    def _next(self) -> Generation | None:
+        with self._wake:
+            self._current = None
+            self._wake.wait_for(lambda: self._queue or self._is_closing)
+            if not self._queue:
+                return None
+            self._current = self._queue.popleft()
+            self._queue_length.set(len(self._queue))
+            return self._current
+
+    def _load(self, name: str, slot: Slot) -> Generator:
+        started = time.monotonic()
+        try:
+            slot.generator = slot.make()
+        except ModelUnavailable as error:
+            logger.error("model %s cannot be loaded: %s", name, error)
+            slot.failure = error
+            raise
+        except Exception as error:
+            logger.exception("model %s failed to load", name)
+            slot.failure = ModelUnavailable(f"model '{name}' could not be loaded; the worker's log says why")
+            raise slot.failure from error
+        logger.info("model %s is loaded after %.1f s", name, time.monotonic() - started)
+        return slot.generator
+
+    def _serve(self, generation: Generation) -> None:
+        slot = self._slots[generation.model]
+        try:
+            generation.check()
+            generator = slot.generator or self._load(generation.model, slot)
+            generation.start()
+            result = generator.generate(generation.request, generation.seed, generation)
+            generation.finish(result.usage, result.finish_reason)
+        except Cancelled:
+            generation.leave()
+        except ServiceError as error:
+            generation.fail(error)
+        except Exception:
+            logger.exception("model %s failed on a request", generation.model)
+            generation.fail(GenerationFailed("the model failed on this request; another request may well succeed"))

@@ -1,0 +1,43 @@
+"""What a generation tells whoever follows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Accepted; `position` requests are ahead."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The model works on it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One iteration is over: token, denoising step, sentence or decoded piece `step` of `steps`."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """A piece of the result: text, a picture or frame (uint8, (height, width, 3)), a `Sound` or a `Mesh`."""
+
+    data: Any
+
+
+@dataclass(frozen=True)
+class Done:
+    """The result is whole; `usage` counts what was made in the modality's own units."""
+
+    usage: Mapping[str, int] = field(default_factory=dict)
+    finish_reason: str = "stop"
+
+
+Event = Queued | Started | Progress | Output | Done

@@ -1,0 +1,47 @@
+"""Where models run and in which precision: chosen once a process and logged."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from services.errors import ModelUnavailable
+
+logger = logging.getLogger("atelier.engine")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device and the floating-point type that weights have on it."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def choose_placement(device: str, dtype: str) -> Placement:
+    """Resolve `auto`: the first accelerator there is, in half precision; else the CPU in float32.
+
+    Args:
+        device: `auto`, or what `torch.device` takes.
+        dtype: `auto`, or the name of a torch type.
+
+    Raises:
+        ModelUnavailable: this build of torch cannot use that device.
+    """
+    chosen = torch.device(best_device() if device == "auto" else device)
+    try:
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = f"ATELIER_DEVICE={device} cannot be used: this torch build is {torch.__version__}"
+        raise ModelUnavailable(reason) from error
+    automatic = torch.float32 if chosen.type == "cpu" else torch.float16
+    placement = Placement(chosen, automatic if dtype == "auto" else getattr(torch, dtype))
+    logger.info("models run on %s in %s, %d threads", chosen, placement.dtype, torch.get_num_threads())
+    return placement
+
+
+def best_device() -> str:
+    """The accelerator torch sees, or `cpu`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

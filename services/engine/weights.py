@@ -1,0 +1,74 @@
+"""A model's weights: a checkpoint built here, or the hub's at a pinned revision; both end as a local folder."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from services.engine.placement import choose_placement
+from services.errors import ModelUnavailable
+from services.registry import HubSource, Model
+from services.settings import Settings
+from services.tiny.build import ensure
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A folder in `save_pretrained` layout, how `from_pretrained` reads it, and where the model goes."""
+
+    folder: Path
+    arguments: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+
+
+def open_weights(model: Model, settings: Settings) -> Weights:
+    """Bring the weights of `model` onto this machine: build the tiny checkpoint or download the real one.
+
+    Raises:
+        ModelUnavailable: the licence has to be accepted first, the files cannot be had, or the device cannot be used.
+    """
+    placement = choose_placement(settings.device, settings.dtype)
+    if settings.profile == "tiny":
+        folder = ensure(model.tiny.recipe, settings.data_dir / "tiny")
+        return Weights(folder, {"use_safetensors": True}, placement.device, placement.dtype)
+    check_licence(model, settings.accept_licences)
+    arguments: dict[str, Any] = {"use_safetensors": True if model.hub.safetensors else None}
+    if model.hub.variant is not None:
+        arguments["variant"] = model.hub.variant
+    return Weights(download(model.id, model.hub), arguments, placement.device, placement.dtype)
+
+
+def load_pipeline(model: Model, settings: Settings) -> Any:
+    """Load a diffusers pipeline of whatever class its `model_index.json` names."""
+    from diffusers import DiffusionPipeline  # text and speech do without it
+
+    weights = open_weights(model, settings)
+    # `device=` would be ignored in silence, and `dtype` is called `torch_dtype` here.
+    pipeline = DiffusionPipeline.from_pretrained(weights.folder, torch_dtype=weights.dtype, **weights.arguments)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(weights.device)
+
+
+def check_licence(model: Model, accepted: Collection[str]) -> None:
+    """Refuse weights whose licence limits commercial use until the operator has accepted it."""
+    if not model.hub.commercial_use and model.id not in accepted:
+        raise ModelUnavailable(
+            f"model '{model.id}' comes under the {model.hub.licence} ({model.hub.licence_url}); "
+            f"the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
+        )
+
+
+def download(model_id: str, hub: HubSource) -> Path:
+    """Fetch the files of a pinned revision that loading needs; what is in the cache is not fetched again."""
+    try:
+        return Path(snapshot_download(hub.repository, revision=hub.revision, allow_patterns=list(hub.files)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelUnavailable(
+            f"model '{model_id}' could not be fetched from the hub ({hub.repository} at {hub.revision[:7]}, "
+            f"{hub.size_gb} GB): {type(error).__name__}; check the network, the disk and HF_HUB_OFFLINE"
+        ) from error

@@ -1,0 +1,53 @@
+"""The image worker: `bentoml serve services.image.service:ImageService`."""
+
+from typing import Any, cast
+
+import bentoml
+
+from services.encoders import Base64Encoder, Encoder, PngEncoder
+from services.engine.engine import Generator
+from services.envelope import EnvelopeMiddleware
+from services.image.schema import ImageJob, ImageRequest
+from services.registry import WORKERS, Model
+from services.responses import wants
+from services.settings import Settings
+from services.worker import Worker
+
+TIMEOUT = 600  # seconds
+
+
+def make_generator(model: Model, settings: Settings) -> Generator:
+    """Load a model; its library is imported here, so that BentoML's parent process does without it."""
+    from services.image.engine import ImageGenerator
+
+    return ImageGenerator(model, settings)
+
+
+@bentoml.service(
+    name="image",
+    workers=1,
+    resources={"cpu": "2", "memory": "6Gi"},
+    traffic={"timeout": TIMEOUT, "max_concurrency": 64},
+    http={"port": WORKERS["image"].port},
+)
+class ImageService(Worker):
+    """Pictures from text."""
+
+    longest = TIMEOUT
+
+    def __init__(self) -> None:
+        """Wire the engine."""
+        super().__init__("image", make_generator)
+
+    @bentoml.api(route="/v1/images/generations")
+    async def generate(self, body: ImageRequest, /, ctx: bentoml.Context) -> Any:
+        """Draw a picture: JSON with base64, or the PNG itself under `Accept: image/png`."""
+
+        async def prepare(job: ImageJob) -> tuple[ImageJob, Encoder]:
+            png = PngEncoder()
+            return job, png if wants(ctx.request, png.media_type) else Base64Encoder(png, "png")
+
+        return await self.answer_api(ctx, body, ImageJob, prepare)
+
+
+cast(bentoml.Service[ImageService], ImageService).add_asgi_middleware(EnvelopeMiddleware)

@@ -1,0 +1,91 @@
+"""A client's picture: bytes in, an upright RGB image out; trusts nothing, and knows neither HTTP nor models."""
+
+import re
+from io import BytesIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+MAX_ASPECT = 100  # longer side to shorter
+MAX_SCANS = 100  # a progressive JPEG has about ten; 31 bytes more ask for one more pass over every pixel
+
+# The readers themselves instead of Image.open, which warns about large pictures before anyone can look at their size.
+READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImageFile),
+    (re.compile(rb"BM"), BmpImageFile),
+)
+TURNS = {  # the EXIF orientation, and what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class PictureError(ValueError):
+    """The picture is refused; the message is a sentence for the client."""
+
+
+def read(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the picture in a PNG, JPEG, WebP, GIF or BMP file: RGB, upright, transparency on white.
+
+    Of an animation it is the first frame. The size is checked before any pixel is decoded.
+
+    Raises:
+        PictureError: another format, a size that is not allowed, or a file that is broken, cut off or a bomb.
+    """
+    reader = next((reader for signature, reader in READERS if signature.match(data)), None)
+    if reader is None:
+        raise PictureError("The file is not a PNG, JPEG, WebP, GIF or BMP picture.")
+    if reader is JpegImageFile and data.count(b"\xff\xda") > MAX_SCANS:
+        raise PictureError(f"The picture is stored in more than {MAX_SCANS} passes.")
+    try:
+        picture = reader(BytesIO(data))
+        _check_size(*picture.size, max_pixels)
+        picture.load()
+        return _upright(picture)
+    except PictureError:
+        raise
+    except Exception as error:  # a decoder that strangers feed fails in every way there is
+        raise PictureError("The picture is broken or incomplete.") from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise PictureError(f"The picture has {width} x {height} pixels, and at most {max_pixels} are allowed.")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise PictureError(f"The picture has {width} x {height} pixels: one side is over {MAX_ASPECT} times the other.")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    image = _flat(picture)
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+    image.info.clear()  # else whoever reads the orientation next turns it again
+    return image
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    if picture.mode == "I;16":  # 16-bit grey, which convert() would clip at 255 instead of scaling
+        levels = np.asarray(picture)
+        grey = (levels >> 8).astype(np.uint8)
+        grey[levels == picture.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    white.alpha_composite(layer)
+    return white.convert("RGB")

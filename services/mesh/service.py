@@ -1,0 +1,59 @@
+"""The mesh worker: `bentoml serve services.mesh.service:MeshService`."""
+
+import base64
+from typing import Any, cast
+
+import bentoml
+from PIL.Image import Image
+
+from services.encoders import Base64Encoder, Encoder, ObjEncoder
+from services.engine.engine import Generator
+from services.envelope import EnvelopeMiddleware
+from services.mesh.schema import MeshJob, MeshRequest
+from services.registry import WORKERS, Model
+from services.responses import wants
+from services.settings import Settings
+from services.worker import Worker
+
+TIMEOUT = 900  # seconds
+IMAGE_MODEL = "shap-e-img2img"  # the default where the source is a picture
+
+
+def make_generator(model: Model, settings: Settings) -> Generator:
+    """Load a model; its library is imported here, so that BentoML's parent process does without it."""
+    from services.mesh.engine import MeshGenerator
+
+    return MeshGenerator(model, settings)
+
+
+@bentoml.service(
+    name="mesh",
+    workers=1,
+    resources={"cpu": "2", "memory": "8Gi"},
+    traffic={"timeout": TIMEOUT, "max_concurrency": 48},
+    http={"port": WORKERS["mesh"].port},
+)
+class MeshService(Worker):
+    """Coloured meshes from a text or a picture."""
+
+    longest = TIMEOUT
+
+    def __init__(self) -> None:
+        """Wire the engine."""
+        super().__init__("mesh", make_generator)
+
+    @bentoml.api(route="/v1/3d/generations")
+    async def sculpt(self, body: MeshRequest, /, ctx: bentoml.Context) -> Any:
+        """Make a mesh: JSON with base64 of an OBJ, or the OBJ itself under `Accept: model/obj`."""
+        if body.image is not None and body.model is None:
+            body = body.model_copy(update={"model": IMAGE_MODEL})
+
+        async def prepare(job: MeshJob) -> tuple[tuple[MeshJob, Image | None], Encoder]:
+            image = None if job.image is None else await self.read_picture(base64.b64decode(job.image), "image")
+            obj = ObjEncoder()
+            return (job, image), obj if wants(ctx.request, obj.media_type) else Base64Encoder(obj, "obj")
+
+        return await self.answer_api(ctx, body, MeshJob, prepare)
+
+
+cast(bentoml.Service[MeshService], MeshService).add_asgi_middleware(EnvelopeMiddleware)

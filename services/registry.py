@@ -1,0 +1,102 @@
+"""Which models exist and which worker serves each task; knows no library that runs them.
+
+Source: `models.toml` beside this file; `docs/models.md` explains an entry.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Task = Literal["text", "audio", "image", "video", "mesh"]
+Profile = Literal["tiny", "hub"]
+
+MODELS_FILE = Path(__file__).with_name("models.toml")
+
+
+class Worker(BaseModel):
+    """The process that serves a task: what `bentoml serve` takes, and its port on loopback."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str
+    port: int
+
+
+WORKERS: Mapping[Task, Worker] = MappingProxyType(
+    {
+        "text": Worker(target="services.text.service:TextService", port=3001),
+        "audio": Worker(target="services.audio.service:AudioService", port=3002),
+        "image": Worker(target="services.image.service:ImageService", port=3003),
+        "video": Worker(target="services.video.service:VideoService", port=3004),
+        "mesh": Worker(target="services.mesh.service:MeshService", port=3005),
+    }
+)
+
+
+class TinySource(BaseModel):
+    """A checkpoint that this repository builds itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    defaults: Mapping[str, Any] = {}
+
+
+class HubSource(BaseModel):
+    """A repository of the Hugging Face hub at a pinned revision, with the terms its weights come under."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repository: str
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+    licence: str
+    licence_url: str
+    commercial_use: bool
+    strategy: Literal["preload", "on_demand"]
+    files: tuple[str, ...] = Field(min_length=1, description="patterns of what is fetched")
+    variant: str | None = None
+    safetensors: bool = True
+    size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
+
+
+class Model(BaseModel):
+    """One entry of `models.toml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    task: Task
+    defaults: Mapping[str, Any] = {}
+    tiny: TinySource
+    hub: HubSource
+
+    def defaults_in(self, profile: Profile) -> Mapping[str, Any]:
+        """The request defaults under `profile`; a tiny checkpoint may override the real model's."""
+        return {**self.defaults, **self.tiny.defaults} if profile == "tiny" else self.defaults
+
+    def is_preloaded_in(self, profile: Profile) -> bool:
+        """Whether a worker loads this model when it starts, and not when it is first asked for."""
+        return profile == "tiny" or self.hub.strategy == "preload"
+
+
+def load_models(file: Path = MODELS_FILE) -> tuple[Model, ...]:
+    """Read the registry.
+
+    Raises:
+        ValueError: the file is no TOML or an entry does not fit; the message names the field.
+    """
+    entries = tomllib.loads(file.read_text(encoding="utf-8"))
+    models = tuple(Model.model_validate(entry) for entry in entries["models"])
+    ids = [model.id for model in models]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{file.name}: a model id appears twice")
+    return models
+
+
+def models_of(task: Task, models: tuple[Model, ...]) -> tuple[Model, ...]:
+    """The models of `task`, in the order of the file: the first is the task's default."""
+    return tuple(model for model in models if model.task == task)

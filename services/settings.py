@@ -1,0 +1,31 @@
+"""What an operator may set about a worker, read once from `ATELIER_*` when its service is made."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from services.registry import Profile
+
+
+class Settings(BaseSettings):
+    """Settings of one worker; `docs/settings.md` lists them with those of the gateway."""
+
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore")
+
+    profile: Profile = "tiny"
+    data_dir: Path = Path(".atelier")
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    accept_licences: Annotated[frozenset[str], NoDecode] = frozenset()
+    queue_size: int = Field(default=64, ge=1)  # requests that may wait; one more is refused
+    deadline: float = Field(default=600, gt=0)  # seconds, where the caller sets none
+    max_upload_bytes: int = Field(default=25_000_000, ge=1)
+    max_image_pixels: int = Field(default=40_000_000, ge=1)
+
+    @field_validator("accept_licences", mode="before")
+    @classmethod
+    def split_commas(cls, value: object) -> object:
+        """Read `a,b` as two ids."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

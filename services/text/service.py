@@ -1,0 +1,53 @@
+"""The text worker: `bentoml serve services.text.service:TextService`."""
+
+from typing import Any, cast
+
+import bentoml
+
+from services.encoders import ChatEncoder, Encoder, TextEncoder
+from services.engine.engine import Generator
+from services.envelope import EnvelopeMiddleware
+from services.registry import WORKERS, Model
+from services.responses import wants
+from services.settings import Settings
+from services.text.schema import ChatJob, ChatRequest
+from services.worker import Worker
+
+TIMEOUT = 300  # seconds
+
+
+def make_generator(model: Model, settings: Settings) -> Generator:
+    """Load a model; its library is imported here, so that BentoML's parent process does without it."""
+    from services.text.engine import TextGenerator
+
+    return TextGenerator(model, settings)
+
+
+@bentoml.service(
+    name="text",
+    workers=1,
+    resources={"cpu": "2", "memory": "6Gi"},
+    traffic={"timeout": TIMEOUT, "max_concurrency": 128},
+    http={"port": WORKERS["text"].port},
+)
+class TextService(Worker):
+    """Chat."""
+
+    longest = TIMEOUT
+
+    def __init__(self) -> None:
+        """Wire the engine."""
+        super().__init__("text", make_generator)
+
+    @bentoml.api(route="/v1/chat/completions")
+    async def chat(self, body: ChatRequest, /, ctx: bentoml.Context) -> Any:
+        """Answer a chat: JSON when it is whole, or the bare text as it is made under `Accept: text/plain`."""
+
+        async def prepare(job: ChatJob) -> tuple[ChatJob, Encoder]:
+            is_plain = wants(ctx.request, TextEncoder.media_type)
+            return job, TextEncoder() if is_plain else ChatEncoder(job.model)
+
+        return await self.answer_api(ctx, body, ChatJob, prepare)
+
+
+cast(bentoml.Service[TextService], TextService).add_asgi_middleware(EnvelopeMiddleware)

@@ -1,0 +1,66 @@
+"""The three tokenizers, each of its architecture's own kind; each knows its whole alphabet and few words or none."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
+
+MAX_CONTEXT = 2048  # tokens of a chat
+MAX_SPEECH = 256  # tokens of a text to speak
+MAX_PROMPT = 77  # tokens of a prompt to draw
+
+SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+CHAT_TEMPLATE = (  # TinyLlama-1.1B-Chat's
+    "{% for message in messages %}\n"
+    "{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
+    "{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
+    "{% endfor %}"
+)
+WORDS = (
+    "a model answers with the words it has learned and this one has learned only these few so that it speaks at once",
+    "the quick brown fox jumps over the lazy dog while you and I make pictures sounds films and things of clay",
+)
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """Return Llama's conventions (a leading `<s>`, padding on the left) over byte-level BPE."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=_byte_letters(), show_progress=False
+    )
+    bpe.train_from_iterator(WORDS, trainer)
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bpe.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        **SPECIAL_TOKENS,
+        padding_side="left",
+        model_max_length=MAX_CONTEXT,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def speech_tokenizer() -> BertTokenizer:
+    """Return WordPiece over single letters: what ISO 8859-1 prints, so English and German at least."""
+    letters = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x100))]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
+    return BertTokenizer(vocab=_numbered(pieces), do_lower_case=False, model_max_length=MAX_SPEECH)
+
+
+def prompt_tokenizer() -> CLIPTokenizer:
+    """Return CLIP's byte-level BPE without any merge: a token for each byte."""
+    letters = _byte_letters()
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab=_numbered(pieces), merges=[], model_max_length=MAX_PROMPT)
+
+
+def _byte_letters() -> list[str]:
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def _numbered(pieces: list[str]) -> dict[str, int]:
+    return {piece: number for number, piece in enumerate(pieces)}

@@ -1,0 +1,93 @@
+"""What the five BentoML services have in common: an engine that loads in the background, and answers that own it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import bentoml
+from PIL.Image import Image
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.encoders import Encoder
+from services.engine.assembly import build_engine
+from services.engine.engine import Generator
+from services.engine.generation import Generation
+from services.errors import InvalidRequest
+from services.media import picture
+from services.registry import Model, Task
+from services.responses import deadline_of, respond
+from services.schema import GenerationRequest, Job, complete
+from services.settings import Settings
+
+
+class Worker:
+    """Base of the services; each adds its routes and says how long one of its requests may take."""
+
+    longest: float  # seconds; BentoML's own time-out is the same
+
+    def __init__(self, task: Task, make: Callable[[Model, Settings], Generator]) -> None:
+        """Wire the engine of `task`; nothing is loaded yet."""
+        self.settings = Settings()
+        self.engine = build_engine(task, make, self.settings)
+
+    @bentoml.on_startup
+    def start(self) -> None:
+        """Load in the background; until that is done `/readyz` says 503, and so do requests."""
+        self.engine.start()
+
+    @bentoml.on_shutdown
+    def stop(self) -> None:
+        """Stop after the current iteration."""
+        self.engine.close()
+
+    async def __is_ready__(self) -> bool:
+        """Whether requests can run."""
+        return self.engine.is_ready
+
+    async def read_picture(self, data: bytes, param: str) -> Image:
+        """Decode a caller's picture beside the event loop.
+
+        Raises:
+            InvalidRequest: it is none, or one that would not fit into memory.
+        """
+        try:
+            return await asyncio.to_thread(picture.read, data, self.settings.max_image_pixels)
+        except picture.PictureError as error:
+            raise InvalidRequest(f"{param}: {error}", param=param) from error
+
+    async def answer(
+        self,
+        request: Request,
+        body: GenerationRequest,
+        job_type: type[Job],
+        prepare: Callable[[Job], Awaitable[tuple[Any, Encoder]]],
+    ) -> Response:
+        """Run `body` on the engine and answer with what comes of it.
+
+        Args:
+            request: whose caller is waited for; its body has been read.
+            body: what the caller sent.
+            job_type: the body with nothing left out.
+            prepare: given the job, what the model takes and the encoder for the answer; may raise a `ServiceError`.
+        """
+
+        async def start() -> tuple[Generation, Encoder]:
+            job = complete(job_type, body, self.engine.defaults(body.model))
+            work, encoder = await prepare(job)
+            deadline = deadline_of(request, self.longest)
+            return self.engine.submit(work, body.model, body.seed, deadline), encoder
+
+        return await respond(request, start)
+
+    async def answer_api(
+        self,
+        ctx: bentoml.Context,
+        body: GenerationRequest,
+        job_type: type[Job],
+        prepare: Callable[[Job], Awaitable[tuple[Any, Encoder]]],
+    ) -> Response:
+        """`answer` for a `@bentoml.api` method, where BentoML puts the context's status over the response's."""
+        response = await self.answer(ctx.request, body, job_type, prepare)
+        ctx.response.status_code = response.status_code
+        return response
