@@ -77,6 +77,8 @@ def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
     """Turn one of pydantic's errors into a sentence and the field it names, if it names one."""
     field = ".".join(str(part) for part in error["loc"]) or None
     message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "there is no such parameter here"
     return (f"{field}: {message}" if field else message), field
 
 

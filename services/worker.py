@@ -1,6 +1,7 @@
 """What the five BentoML services have in common: an engine that loads in the background, and answers that own it."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,6 +22,14 @@ from services.schema import GenerationRequest, Job, complete
 from services.settings import Settings
 
 
+def show_logs() -> None:
+    """Send our log lines where BentoML sends its own."""
+    ours = logging.getLogger("atelier")
+    ours.setLevel(logging.INFO)
+    ours.handlers = logging.getLogger("bentoml").handlers
+    ours.propagate = False
+
+
 class Worker:
     """Base of the services; each adds its routes and says how long one of its requests may take."""
 
@@ -28,6 +37,7 @@ class Worker:
 
     def __init__(self, task: Task, make: Callable[[Model, Settings], Generator]) -> None:
         """Wire the engine of `task`; nothing is loaded yet."""
+        show_logs()
         self.settings = Settings()
         self.engine = build_engine(task, make, self.settings)
 
@@ -54,7 +64,7 @@ class Worker:
         try:
             return await asyncio.to_thread(picture.read, data, self.settings.max_image_pixels)
         except picture.PictureError as error:
-            raise InvalidRequest(f"{param}: {error}", param=param) from error
+            raise InvalidRequest(str(error), param=param) from error
 
     async def answer(
         self,

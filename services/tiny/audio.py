@@ -21,6 +21,7 @@ NUM_SEMANTIC = 100
 NUM_CODES = 16  # of each codebook: 4 bits, so that 8 codebooks at 75 Hz are 2.4 kbit/s
 NUM_COARSE_BOOKS = 2
 NUM_BOOKS = 8
+ATTENTION = 3.0  # times as large as drawn
 LOUDNESS = 1.45  # of each convolution: a peak of 0.6 after fifteen of them
 
 TEXT_OFFSET = NUM_SEMANTIC + 48  # the semantic stage counts text tokens from here
@@ -33,6 +34,7 @@ def build(target: Path) -> None:
     tokenizer = speech_tokenizer()
     text_pad = TEXT_OFFSET + len(tokenizer)
     model = BarkModel(_config(text_pad))
+    _sharpen(model)
     _set_codec(model.codec_model)
     model.generation_config = _generation_config(text_pad)
     model.save_pretrained(target)
@@ -41,8 +43,14 @@ def build(target: Path) -> None:
 
 
 def _config(text_pad: int) -> BarkConfig:
-    stage = {"block_size": 1024, "num_layers": 1, "num_heads": 4, "hidden_size": 32, "bias": False}
-    stage["initializer_range"] = 0.2  # at the usual 0.02 neither text nor voice would change what is said
+    stage: dict[str, Any] = {
+        "block_size": 1024,
+        "num_layers": 1,
+        "num_heads": 4,
+        "hidden_size": 32,
+        "bias": False,
+        "initializer_range": 0.2,  # at the usual 0.02 all tokens are equally likely
+    }
     coarse_vocab = {"input_vocab_size": COARSE_PAD + 3, "output_vocab_size": COARSE_PAD + 3}
     fine_vocab = {"input_vocab_size": NUM_CODES + 32, "output_vocab_size": NUM_CODES + 32}
     return BarkConfig(
@@ -64,10 +72,20 @@ def _config(text_pad: int) -> BarkConfig:
 
 
 @torch.no_grad()
+def _sharpen(model: BarkModel) -> None:
+    """Let attention choose: spread over hundreds of padding tokens, it would not notice the text nor the voice."""
+    for stage in (model.semantic, model.coarse_acoustics):
+        for name, parameter in stage.named_parameters():
+            if name.endswith("att_proj.weight"):
+                parameter.mul_(ATTENTION)
+
+
+@torch.no_grad()
 def _set_codec(codec: EncodecModel) -> None:
     """Let the codec sound: freshly initialised it turns any tokens into the same faint hum."""
-    for layer in codec.quantizer.layers:
-        layer.codebook.embed.normal_()  # zeros so far, as training would fill them
+    for name, buffer in codec.quantizer.named_buffers():
+        if name.endswith("codebook.embed"):
+            buffer.normal_()  # zeros so far, as training would fill them
     for name, parameter in codec.decoder.named_parameters():
         if name.endswith("conv.bias"):
             parameter.zero_()

@@ -132,8 +132,7 @@ def _renderer() -> ShapERenderer:
         insert_direction_at=NUM_PROJECTED,
     )
     cases, masks = marching_cubes.tables()
-    renderer.mesh_decoder.cases.copy_(cases)
-    renderer.mesh_decoder.masks.copy_(masks)
+    renderer.mesh_decoder.load_state_dict({"cases": cases, "masks": masks})
     for layer, projection in enumerate(renderer.params_proj.projections.values()):
         projection.norm.weight.zero_()
         projection.proj.bias.copy_((_passing(HIDDEN) if layer else _sensing()).flatten())

@@ -1,0 +1,106 @@
+"""The composition root: everything is wired here and nowhere else."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from gateway.catalog import Catalog
+from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
+from gateway.metrics import Metrics
+from gateway.middleware import Accounting, BodyLimit
+from gateway.providers import Provider
+from gateway.relay import Relay
+from gateway.routes import generate, health, usage
+from gateway.settings import Settings
+from gateway.state import State
+from gateway.usage.log import UsageLog
+from gateway.usage.schema import Record
+from services.schema import ErrorEnvelope
+
+FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
+OWN_HEADERS = ["x-request-id", "x-api-request-id", "x-response-time", "x-seed", "x-model", "retry-after"]
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorEnvelope, "description": "Something in the request does not fit; `param` names it."},
+    503: {"model": ErrorEnvelope, "description": "The worker is loading or gone; try again after `Retry-After`."},
+}
+
+
+def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
+    """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        client = httpx.AsyncClient(
+            timeout=httpx.Timeout(None, connect=settings.connect_timeout, pool=settings.connect_timeout),
+            limits=httpx.Limits(max_connections=settings.max_upstream_connections),
+            transport=transport,
+            trust_env=False,
+            headers={"accept-encoding": "identity"},
+        )
+        async with client as http, UsageLog.open(settings.usage_database, dropped=metrics.usage_dropped) as log:
+            app.state.usage = log
+            app.state.wired = State(
+                catalog=Catalog(settings.workers, http),
+                relay=Relay(http, settings.deadline, settings.idle_timeout, settings.probe_interval),
+                provider=Provider(
+                    http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
+                ),
+                metrics=metrics,
+            )
+            yield
+
+    app = FastAPIOffline(
+        title="Atelier",
+        summary="Generative models of every modality behind one HTTP API.",
+        lifespan=lifespan,
+        responses=ERRORS,
+    )
+    app.include_router(generate.router)
+    app.include_router(usage.router)
+    app.include_router(health.router)
+    app.add_exception_handler(GatewayError, render_gateway_error)
+    app.add_exception_handler(RequestValidationError, render_invalid)
+    app.add_exception_handler(HTTPException, render_http_exception)
+    add_middleware(app, settings, metrics)
+    document(app)
+    return app
+
+
+def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """Wrap the routes; what is added last is outermost."""
+
+    def put(record: Record) -> None:
+        app.state.usage.put(record)
+
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=OWN_HEADERS,
+        )
+    app.add_middleware(Accounting, metrics=metrics, put=put)
+
+
+def document(app: FastAPI) -> None:
+    """Take FastAPI's own 422 out of the OpenAPI document: a request that does not fit is answered with 400."""
+    built = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for path in built()["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+        return built()
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way

@@ -1,0 +1,44 @@
+"""Which worker serves a task, and whether it does right now."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Literal
+
+import httpx
+
+from gateway.errors import NotServed
+from services.registry import Task
+
+State = Literal["ready", "loading", "unreachable"]
+PROBE_SECONDS = 2.0
+
+
+class Catalog:
+    """The workers by task."""
+
+    def __init__(self, workers: Mapping[Task, str], http: httpx.AsyncClient) -> None:
+        """Take base URLs, and the client to ask the workers with."""
+        self._workers = workers
+        self._http = http
+
+    def url(self, task: Task, path: str) -> str:
+        """Where `path` of the worker for `task` is.
+
+        Raises:
+            NotServed: the operator has configured none.
+        """
+        if task not in self._workers:
+            raise NotServed(f"no {task} worker is configured; the operator sets ATELIER_{task.upper()}_URL")
+        return self._workers[task] + path
+
+    async def states(self) -> dict[Task, State]:
+        """Ask all workers at once."""
+        states = await asyncio.gather(*(self._state(url) for url in self._workers.values()))
+        return dict(zip(self._workers, states, strict=True))
+
+    async def _state(self, url: str) -> State:
+        try:
+            answer = await self._http.get(f"{url}/readyz", timeout=PROBE_SECONDS)
+        except httpx.TransportError:
+            return "unreachable"
+        return "ready" if answer.is_success else "loading"

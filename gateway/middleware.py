@@ -1,0 +1,185 @@
+"""Pure ASGI middleware: what is done to every request; none of it holds a body."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from secrets import token_hex
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import GatewayError, PayloadTooLarge, render
+from gateway.metrics import Metrics
+from gateway.usage.schema import Ending, Record
+
+logger = logging.getLogger("atelier.gateway")
+
+ACCEPTABLE_ID = re.compile(r"[\w-]{8,64}\Z", re.ASCII)
+
+
+class Exchange:
+    """One request and its answer, as they pass: counted and timed."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stand between the server and the application."""
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._began = time.perf_counter()
+        self._started_at = datetime.now(UTC)
+        offered = Headers(scope=scope).get("x-request-id", "")
+        self.request_id = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
+        self.status = 500
+        self.first_byte_seconds: float | None = None
+        self._bytes_out = 0
+        self._is_complete = False
+        self._has_left = False
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a status has been sent."""
+        return self.first_byte_seconds is not None
+
+    async def receive(self) -> Message:
+        """Pass a message to the application."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self._has_left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message to the client; the first one gets the headers that every answer has."""
+        if message["type"] == "http.response.start":
+            self.first_byte_seconds = time.perf_counter() - self._began
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = headers["x-api-request-id"] = self.request_id
+            headers["x-response-time"] = f"{self.first_byte_seconds:.6f}"
+        else:
+            self._bytes_out += len(message.get("body", b""))
+        try:
+            await self._send(message)
+        except OSError:
+            self._has_left = True
+            raise
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._is_complete = True
+
+    @property
+    def ending(self) -> Ending:
+        """How it ended; to be asked when it has."""
+        if self._is_complete:
+            return "complete"
+        return "left" if self._has_left else "failed"
+
+    @property
+    def route(self) -> str:
+        """The template of the route that served it."""
+        return getattr(self._scope.get("route"), "path", "unmatched")
+
+    def record(self) -> Record:
+        """What goes into the usage log; to be asked when it has ended."""
+        client = self._scope.get("client")
+        return Record(
+            request_id=self.request_id,
+            started_at=self._started_at,
+            method=self._scope["method"],
+            endpoint=self._scope["path"],
+            client_address=client[0] if client else "",
+            response_seconds=time.perf_counter() - self._began,
+            first_byte_seconds=self.first_byte_seconds,
+            status=self.status,
+            bytes_out=self._bytes_out,
+            ending=self.ending,
+            successful=self._is_complete and self.status < 400,
+        )
+
+
+class Accounting:
+    """Gives each request an id and a clock, keeps the books, and answers what nobody else has caught."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, put: Callable[[Record], None]) -> None:
+        """Wrap `app`; `put` takes a record and must not wait."""
+        self._app = app
+        self._metrics = metrics
+        self._put = put
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        scope["request_id"] = exchange.request_id
+        try:
+            with self._metrics.in_progress.track_inprogress():
+                await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            if exchange.has_started:
+                raise  # the server closes the connection: half an answer must not look whole
+            logger.exception("request %s failed", exchange.request_id)
+            await render(GatewayError("the gateway failed; its log says why"))(scope, exchange.receive, exchange.send)
+        finally:
+            self._keep(exchange)
+
+    def _keep(self, exchange: Exchange) -> None:
+        record = exchange.record()
+        self._put(record)
+        labels = (record.method if record.method in METHODS else "other", exchange.route)
+        self._metrics.requests.labels(*labels, record.status, record.ending).inc()
+        self._metrics.response_seconds.labels(*labels).observe(record.response_seconds)
+        if record.first_byte_seconds is not None:
+            self._metrics.first_byte_seconds.labels(*labels).observe(record.first_byte_seconds)
+
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class BodyLimit:
+    """Answers 413 to a body that is too long: at once where its length is declared, else when it gets there."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        """Wrap `app`; bodies may have `max_bytes`."""
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        num_bytes = 0
+        has_started = False
+
+        async def receive_limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise PayloadTooLarge
+            return message
+
+        async def send_unless_refused(message: Message) -> None:
+            # Whoever parses the body may have made a 400 of it.
+            nonlocal has_started
+            if has_started or num_bytes <= self._max_bytes:
+                has_started = True
+                await send(message)
+
+        try:
+            await self._app(scope, receive_limited, send_unless_refused)
+        except PayloadTooLarge:
+            if has_started:
+                raise
+        if num_bytes > self._max_bytes and not has_started:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = PayloadTooLarge(f"the request body is larger than the {self._max_bytes} bytes that are allowed")
+        await render(error)(scope, receive, send)

@@ -1,0 +1,148 @@
+"""The book's routes: a prompt in the query, the bare media out. Each translates to a worker's own `/v1/…` route."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from fastapi.responses import PlainTextResponse, Response
+from pydantic import Field
+
+from gateway.disposition import attachment
+from gateway.state import State, StateOf
+from services.audio.schema import Input, SpeechRequest, Voice
+from services.image.schema import ImageRequest
+from services.mesh.schema import MeshRequest, MeshSteps
+from services.schema import Body, GenerationRequest, Prompt, Seed, Size, Steps
+from services.text.schema import ChatRequest, Content, Message, Temperature
+from services.video.schema import NumFrames, VideoRequest
+
+router = APIRouter(prefix="/generate", tags=["generate"])
+
+
+def media(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """What `/docs` says about an answer that is a file."""
+    schema = {"type": "string"} if media_type.startswith("text/") else {"type": "string", "format": "binary"}
+    return {200: {"description": description, "content": {media_type: {"schema": schema}}}}
+
+
+class TextQuery(Body):
+    """What `GET /generate/text` takes."""
+
+    prompt: Content
+    temperature: Temperature | None = None
+    seed: Seed | None = None
+
+
+class AudioQuery(Body):
+    """What `GET /generate/audio` takes."""
+
+    prompt: Input
+    preset: Annotated[Voice, Field(description="one of the checkpoint's own voices")] | None = None
+    seed: Seed | None = None
+
+
+class ImageQuery(Body):
+    """What `GET /generate/image` takes."""
+
+    prompt: Prompt
+    size: Size | None = None
+    num_inference_steps: Steps | None = None
+    seed: Seed | None = None
+
+
+class MeshQuery(Body):
+    """What `GET /generate/3d` takes."""
+
+    prompt: Prompt
+    num_inference_steps: MeshSteps | None = None
+    seed: Seed | None = None
+
+
+class PromptQuery(Body):
+    """A prompt and nothing else."""
+
+    prompt: Content
+
+
+class NoQuery(Body):
+    """No query at all."""
+
+
+class VideoForm(Body):
+    """The form of `POST /generate/video`."""
+
+    image: Annotated[UploadFile, File(description="PNG, JPEG, WebP, GIF or BMP")]
+    num_frames: NumFrames = 25
+    seed: Seed | None = None
+
+
+@router.get("/text", responses=media("text/plain", "The answer, as it is made."), response_class=PlainTextResponse)
+async def text(query: Annotated[TextQuery, Query()], request: Request, state: StateOf) -> Response:
+    """Answer a prompt with the chat model."""
+    message = Message(role="user", content=query.prompt)
+    body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed)
+    url = state.catalog.url("text", "/v1/chat/completions")
+    return await state.relay.send(request, url, accept="text/plain", content=wire(body), renamed={"messages": "prompt"})
+
+
+@router.get("/audio", responses=media("audio/wav", "Speech, each sentence as it is said."), response_class=Response)
+async def audio(query: Annotated[AudioQuery, Query()], request: Request, state: StateOf) -> Response:
+    """Say a text."""
+    body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed)
+    url = state.catalog.url("audio", "/v1/audio/speech")
+    renamed = {"input": "prompt", "voice": "preset"}
+    return await state.relay.send(request, url, accept="audio/wav", content=wire(body), renamed=renamed)
+
+
+@router.get("/image", responses=media("image/png", "A picture."), response_class=Response)
+async def image(query: Annotated[ImageQuery, Query()], request: Request, state: StateOf) -> Response:
+    """Draw a picture."""
+    return await draw(query, request, state)
+
+
+@router.get("/bentoml/image", responses=media("image/png", "A picture."), response_class=Response)
+async def bentoml_image(query: Annotated[ImageQuery, Query()], request: Request, state: StateOf) -> Response:
+    """Draw a picture: the book's name for the image worker as an outside server."""
+    return await draw(query, request, state)
+
+
+async def draw(query: ImageQuery, request: Request, state: State) -> Response:
+    """Ask the image worker."""
+    body = ImageRequest.model_validate(query.model_dump())
+    url = state.catalog.url("image", "/v1/images/generations")
+    return await state.relay.send(request, url, accept="image/png", content=wire(body))
+
+
+@router.post("/video", responses=media("video/mp4", "A film, frames as they are decoded."), response_class=Response)
+async def video(
+    query: Annotated[NoQuery, Query()], form: Annotated[VideoForm, Form()], request: Request, state: StateOf
+) -> Response:
+    """Make a film that starts with a picture."""
+    body = VideoRequest(num_frames=form.num_frames, seed=form.seed)
+    return await state.relay.send(
+        request,
+        state.catalog.url("video", "/v1/videos"),
+        accept="video/mp4",
+        files={"input_reference": ("image", await form.image.read())},
+        data={name: str(value) for name, value in body.model_dump(exclude_none=True).items()},
+        renamed={"input_reference": "image"},
+    )
+
+
+@router.get("/3d", responses=media("model/obj", "A coloured mesh, as a file to save."), response_class=Response)
+async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: StateOf) -> Response:
+    """Make a mesh."""
+    body = MeshRequest.model_validate(query.model_dump())
+    url = state.catalog.url("mesh", "/v1/3d/generations")
+    headers = {"content-disposition": attachment(query.prompt, "obj")}
+    return await state.relay.send(request, url, accept="model/obj", content=wire(body), headers=headers)
+
+
+@router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=PlainTextResponse)
+async def openai_text(query: Annotated[PromptQuery, Query()], state: StateOf) -> PlainTextResponse:
+    """Answer a prompt with the configured OpenAI-compatible provider."""
+    return PlainTextResponse(await state.provider.chat(query.prompt))
+
+
+def wire(body: GenerationRequest) -> str:
+    """The JSON that a worker takes."""
+    return body.model_dump_json(exclude_none=True)

@@ -1,0 +1,30 @@
+"""What routes need, as the composition root has wired it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from gateway.catalog import Catalog
+from gateway.metrics import Metrics
+from gateway.providers import Provider
+from gateway.relay import Relay
+
+
+@dataclass(frozen=True)
+class State:
+    """One for each application, while it runs."""
+
+    catalog: Catalog
+    relay: Relay
+    provider: Provider
+    metrics: Metrics
+
+
+def state_of(request: Request) -> State:
+    """The state of the application that serves `request`."""
+    state: State = request.app.state.wired
+    return state
+
+
+StateOf = Annotated[State, Depends(state_of)]
