@@ -21,11 +21,29 @@ NUM_SEMANTIC = 100
 NUM_CODES = 16  # of each codebook: 4 bits, so that 8 codebooks at 75 Hz are 2.4 kbit/s
 NUM_COARSE_BOOKS = 2
 NUM_BOOKS = 8
-ATTENTION = 3.0  # times as large as drawn
-LOUDNESS = 1.45  # of each convolution: a peak of 0.6 after fifteen of them
+ATTENTION = 3.0  # times the weights as drawn
+LOUDNESS = 1.45  # times the gain of each convolution: the sound peaks at about 0.5
 
 TEXT_OFFSET = NUM_SEMANTIC + 48  # the semantic stage counts text tokens from here
 COARSE_PAD = NUM_SEMANTIC + NUM_COARSE_BOOKS * NUM_CODES
+
+COARSE_DEFAULTS = {
+    "do_sample": True,
+    "temperature": 0.7,
+    "coarse_semantic_pad_token": COARSE_PAD,
+    "coarse_infer_token": COARSE_PAD + 2,
+    "coarse_rate_hz": COARSE_RATE,
+    "n_coarse_codebooks": NUM_COARSE_BOOKS,
+    "max_coarse_input_length": 256,
+    "max_coarse_history": 630,
+    "sliding_window_len": 60,
+}
+FINE_DEFAULTS = {
+    "temperature": 0.5,
+    "max_fine_history_length": 512,
+    "max_fine_input_length": 1024,
+    "n_fine_codebooks": NUM_BOOKS,
+}
 
 
 @workbench()
@@ -109,27 +127,10 @@ def _generation_config(text_pad: int) -> GenerationConfig:
         "semantic_infer_token": text_pad + 4,
         "max_input_semantic_length": MAX_SPEECH,
     }
-    coarse = {
-        "do_sample": True,
-        "temperature": 0.7,
-        "coarse_semantic_pad_token": COARSE_PAD,
-        "coarse_infer_token": COARSE_PAD + 2,
-        "coarse_rate_hz": COARSE_RATE,
-        "n_coarse_codebooks": NUM_COARSE_BOOKS,
-        "max_coarse_input_length": 256,
-        "max_coarse_history": 630,
-        "sliding_window_len": 60,
-    }
-    fine = {
-        "temperature": 0.5,
-        "max_fine_history_length": 512,
-        "max_fine_input_length": 1024,
-        "n_fine_codebooks": NUM_BOOKS,
-    }
     return GenerationConfig(
         semantic_config=semantic,
-        coarse_acoustics_config=coarse,
-        fine_acoustics_config=fine,
+        coarse_acoustics_config=COARSE_DEFAULTS,
+        fine_acoustics_config=FINE_DEFAULTS,
         sample_rate=SAMPLE_RATE,
         codebook_size=NUM_CODES,
     )

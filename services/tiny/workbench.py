@@ -15,7 +15,7 @@ def workbench() -> Iterator[None]:
     hook = logging.set_tqdm_hook(_without_bar)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "__array__ implementation doesn't accept")  # diffusers' Heun schedule
+            warnings.filterwarnings("ignore", "__array__ implementation doesn't accept")  # diffusers' schedules
             torch.default_generator.manual_seed(0)  # torch.manual_seed would set the accelerators' too
             yield
     finally:

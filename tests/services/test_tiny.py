@@ -5,6 +5,7 @@ import logging
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -24,10 +25,19 @@ from services.tiny.__main__ import main
 from services.tiny.build import RECIPES, ensure
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept:DeprecationWarning"  # diffusers' Heun schedule, at each load
+    "ignore:__array__ implementation doesn't accept:DeprecationWarning"  # diffusers' schedules, loaded and run
 )
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small lose by sharing work, above all where others want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
