@@ -1,0 +1,43 @@
+# Atelier's commands. `make` alone lists them. PYTHON=/path/to/python3.11 names the Python that .venv is made with.
+
+PYTHON ?= $(shell for python in python3.11 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$python && exit; done; \
+	echo python3)
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install up down test test-all check tiny build lock
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(MAKEFILE_LIST) | awk -F'~' '{ printf "%-17s %s\n", $$1, $$2 }'
+
+install: ## install into .venv what is missing (make up and the others do it themselves)
+	@$(PYTHON) deploy/install.py
+
+up: install ## serve all five modalities on this machine until Ctrl-C
+	@$(BIN)/python -m cli up
+
+down: ## end a `make up` that runs in another terminal
+	@$(BIN)/python -m cli down
+
+test: install ## run all tests, those with live workers too
+	@$(BIN)/python -m pytest -m "not fresh"
+
+test-all: install ## run all tests, and install and build from nothing (minutes)
+	@$(BIN)/python -m pytest
+
+check: install ## format, lint, types, layers and the fast tests
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/mypy deploy
+	@$(BIN)/python -m pytest -m "not live and not fresh"
+
+tiny: install ## build the tiny checkpoints that are missing
+	@$(BIN)/python -m services.tiny
+
+build: install ## build the five bentos
+	@$(BIN)/python deploy/build.py
+
+lock: install ## write locks/*.txt from pyproject.toml; UPGRADE=1 takes newer versions
+	@$(BIN)/python deploy/lock.py $(if $(UPGRADE),--upgrade)

@@ -1,0 +1,59 @@
+"""The command `atelier`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.errors import CommandError
+from cli.settings import Settings
+
+app = typer.Typer(
+    help="Generative models of every modality behind one HTTP API.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command, and print what stops it as a line."""
+    try:
+        app(prog_name="atelier")
+    except CommandError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"atelier: {line}", err=True)
+        sys.exit(1)
+
+
+@app.command()
+def up() -> None:
+    """Serve all modalities on this machine until Ctrl-C; settings come from ATELIER_* variables."""
+    from cli.up import up as serve  # a client's machine need not have what this looks for
+
+    serve(Settings.read())
+
+
+@app.command()
+def down() -> None:
+    """End the `atelier up` that serves the same data folder."""
+    from cli.up import down as end
+
+    end(Settings.read())
+
+
+@app.command()
+def usage(
+    csv: Annotated[bool, typer.Option("--csv", help="The whole log as a CSV file.")] = False,
+    since: Annotated[str | None, typer.Option(help="Earliest start of a request, as 2026-01-31T12:00; UTC.")] = None,
+    until: Annotated[str | None, typer.Option(help="End of the time, itself not included.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Requests at most, the newest.")] = None,
+    url: Annotated[str, typer.Option(envvar="ATELIER_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
+) -> None:
+    """Show who asked for what and how it went, newest first."""
+    from cli.usage import print_csv, print_table
+
+    asked = {"since": since, "until": until, "limit": str(limit) if limit else None}
+    window = {name: value for name, value in asked.items() if value is not None}
+    (print_csv if csv else print_table)(url.rstrip("/"), window)

@@ -1,0 +1,55 @@
+"""What a user may set about `atelier up`, read once from `ATELIER_*` variables."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cli.errors import Refused
+from services.registry import WORKERS, Profile, Task
+
+
+class Settings(BaseSettings):
+    """Settings of `up`; workers and gateway, which it starts, read their own from the same variables."""
+
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore")
+
+    profile: Profile = "tiny"
+    data_dir: Path = Path(".atelier")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    text_port: int = Field(default=WORKERS["text"].port, ge=1, le=65535)
+    audio_port: int = Field(default=WORKERS["audio"].port, ge=1, le=65535)
+    image_port: int = Field(default=WORKERS["image"].port, ge=1, le=65535)
+    video_port: int = Field(default=WORKERS["video"].port, ge=1, le=65535)
+    mesh_port: int = Field(default=WORKERS["mesh"].port, ge=1, le=65535)
+    min_free_mb: int = Field(default=500, ge=0)  # on the data folder's disk
+    stop_seconds: float = Field(default=10, gt=0)  # what is still running then is killed
+
+    @classmethod
+    def read(cls) -> Self:
+        """Read the environment.
+
+        Raises:
+            Refused: a value does not fit; the message names its variable.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "_".join(map(str, ("ATELIER", *first["loc"]))).upper()
+            raise Refused(f"{name}: {first['msg']}") from error
+
+    @property
+    def worker_ports(self) -> dict[Task, int]:
+        """The port of each worker that runs on this machine: one whose `ATELIER_*_URL` is set runs elsewhere."""
+        ports: dict[Task, int] = {
+            "text": self.text_port,
+            "audio": self.audio_port,
+            "image": self.image_port,
+            "video": self.video_port,
+            "mesh": self.mesh_port,
+        }
+        return {task: port for task, port in ports.items() if f"ATELIER_{task.upper()}_URL" not in os.environ}

@@ -1,0 +1,219 @@
+"""`atelier up` and `down`: workers and gateway on this machine, watched over until told to stop."""
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import typer
+
+import services
+from cli import family
+from cli.child import Program
+from cli.errors import Refused
+from cli.preflight import check
+from cli.settings import Settings
+from cli.supervisor import Supervisor
+from services.registry import WORKERS, load_models, models_of
+
+ROOT = Path(services.__file__).parent.parent  # where the modules are that `bentoml serve` is told to load
+PATIENCE_SECONDS = 10.0  # between two signs of life while the user waits
+
+
+def up(settings: Settings) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        CommandError: something stands in the way.
+    """
+    started = time.monotonic()
+    check_folder_is_free(settings.data_dir)
+    check(settings)
+    with pid_file(settings.data_dir):
+        if settings.profile == "tiny":
+            build_checkpoints(settings)
+        asyncio.run(serve(settings, started))
+
+
+async def serve(settings: Settings, started: float) -> None:
+    """Run everything, and say what is ready."""
+    (settings.data_dir / "logs").mkdir(exist_ok=True)
+    supervisor = Supervisor(programs(settings), typer.echo, settings.stop_seconds)
+    names = ", ".join(program.name for program in supervisor.programs)
+    typer.echo(f"Starting {names}; their logs are in {settings.data_dir / 'logs'}")
+    announcement = asyncio.create_task(announce(supervisor, settings, started))
+    try:
+        await supervisor.run()
+    finally:
+        announcement.cancel()
+    typer.echo("Stopped.")
+
+
+async def announce(supervisor: Supervisor, settings: Settings, started: float) -> None:
+    """Say what is waited for, and in the end what is ready."""
+    while not supervisor.all_ready.is_set():
+        try:
+            await asyncio.wait_for(supervisor.all_ready.wait(), PATIENCE_SECONDS)
+        except TimeoutError:
+            if not supervisor.stopping.is_set():
+                seconds = time.monotonic() - started
+                typer.echo(f"Still waiting for {', '.join(sorted(supervisor.waiting_for))} ({seconds:.0f} s)")
+    typer.echo(summary(settings, time.monotonic() - started))
+
+
+def summary(settings: Settings, seconds: float) -> str:
+    """What is served where, and how to try and to stop it."""
+    url = gateway_url(settings)
+    lines = [f"\nAtelier is ready after {seconds:.1f} s: {url} (its pages: {url}/docs)"]
+    for task, port in settings.worker_ports.items():
+        for model in models_of(task, load_models()):
+            loading = "" if model.is_preloaded_in(settings.profile) else ", loads when first asked for"
+            lines.append(f"  {task:<6} {model.id:<32} http://127.0.0.1:{port}{loading}")
+    if settings.profile == "tiny":
+        lines.append(
+            "\nThe tiny models were never trained: what they make is noise. ATELIER_PROFILE=hub has real ones."
+        )
+    lines.append("\nTry:")
+    lines.append(f"  curl -G '{url}/generate/text' --data-urlencode 'prompt=Tell me a story'")
+    lines.append(f"  curl -G '{url}/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png")
+    lines.append(f"  curl -G '{url}/generate/audio' --data-urlencode 'prompt=Good evening.' -o speech.wav")
+    lines.append("\nCtrl-C stops everything; so does make down, from another terminal.")
+    return "\n".join(lines)
+
+
+def gateway_url(settings: Settings) -> str:
+    """Return the gateway's URL as seen from this machine."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104  recognised, not bound
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def programs(settings: Settings) -> list[Program]:
+    """Return the workers that run here, and the gateway in front of them."""
+    data_dir = settings.data_dir.absolute()
+    ours = {
+        **os.environ,
+        "ATELIER_DATA_DIR": str(data_dir),
+        "ATELIER_PROFILE": settings.profile,
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_CONTAINERIZED": "true",  # a dead inner process is this supervisor's to replace, not BentoML's
+    }
+    ours.setdefault("OMP_NUM_THREADS", str(num_threads()))
+    if settings.profile == "tiny":
+        ours["HF_HUB_OFFLINE"] = "1"
+    urls = {f"ATELIER_{task.upper()}_URL": worker_url(port) for task, port in settings.worker_ports.items()}
+    found = [
+        Program(
+            name=task,
+            command=serve_command(WORKERS[task].target, port),
+            environment={**ours, "BENTOML_HOME": str(data_dir / "bentoml" / task)},
+            folder=ROOT,
+            log=data_dir / "logs" / f"{task}.log",
+            ready_url=f"{worker_url(port)}/readyz",
+            works_inside=True,
+        )
+        for task, port in settings.worker_ports.items()
+    ]
+    gateway = Program(
+        name="gateway",
+        command=(sys.executable, "-m", "gateway"),
+        environment={**ours, **urls},
+        folder=ROOT,
+        log=data_dir / "logs" / "gateway.log",
+        ready_url=f"{gateway_url(settings)}/readyz",
+    )
+    return [*found, gateway]
+
+
+def worker_url(port: int) -> str:
+    """Return where a worker of this machine is."""
+    return f"http://127.0.0.1:{port}"
+
+
+def serve_command(target: str, port: int) -> tuple[str, ...]:
+    """Return the documented way to run one worker; it keeps connections longer than the gateway does."""
+    options = ("--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "75", "--working-dir", str(ROOT))
+    return (sys.executable, "-m", "bentoml", "serve", target, *options)
+
+
+def num_threads() -> int:
+    """Return how many threads each worker computes with, so that two busy ones do not fight for the cores."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def build_checkpoints(settings: Settings) -> None:
+    """Build the tiny checkpoints that are missing, in a process of its own: torch is large.
+
+    Raises:
+        Refused: it failed; its own words were printed.
+    """
+    root = settings.data_dir.absolute() / "tiny"
+    if not root.exists():
+        typer.echo("Building the tiny checkpoints (once, about 20 s)")
+    command = [sys.executable, "-m", "services.tiny", "--root", str(root)]
+    built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if built.returncode:
+        last_line = (built.stdout.strip().splitlines() or ["no reason given"])[-1]
+        raise Refused(f"the tiny checkpoints cannot be built: {last_line}")
+
+
+@contextmanager
+def pid_file(data_dir: Path) -> Iterator[None]:
+    """Hold the lock that says that this data folder is served, with the number of this process in it."""
+    with (data_dir / "up.pid").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused(f"Atelier is running already in {data_dir}; make down ends it") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def check_folder_is_free(data_dir: Path) -> None:
+    """Refuse where an `atelier up` runs in this folder: its ports are taken too, but that says less.
+
+    Raises:
+        Refused: one does.
+    """
+    running = running_up(data_dir)
+    if running:
+        raise Refused(f"Atelier is running already in {data_dir} (process {running.pid}); make down ends it")
+
+
+def running_up(data_dir: Path) -> psutil.Process | None:
+    """Return the process that serves this data folder: the one that holds the lock."""
+    try:
+        with (data_dir / "up.pid").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return psutil.Process(int(file.read()))
+    except (OSError, psutil.NoSuchProcess):
+        pass  # there is no such file, or what it named has just ended
+    return None
+
+
+def down(settings: Settings) -> None:
+    """End the `atelier up` of this data folder and wait until it is gone.
+
+    Raises:
+        Refused: it does not end.
+    """
+    running = running_up(settings.data_dir)
+    if running is None:
+        typer.echo(f"Nothing runs in {settings.data_dir}.")
+        return
+    family.terminate(running)
+    deadline = time.monotonic() + settings.stop_seconds + 5
+    while family.is_alive(running):  # psutil's wait would wait for its parent too
+        if time.monotonic() > deadline:
+            raise Refused(f"process {running.pid} does not end; kill -9 {running.pid} makes it")
+        time.sleep(0.1)
+    typer.echo("Stopped.")

@@ -1,0 +1,150 @@
+"""What `atelier up` and `down` say and decide before and after the processes, which tests/live starts for real."""
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.preflight import missing_weights
+from cli.settings import Settings
+from cli.up import programs, summary
+from services.registry import load_models, models_of
+from tests.cli.supervise import ROOT
+
+ONLY_HELD = """
+import sys, time
+from pathlib import Path
+from cli.up import pid_file
+with pid_file(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def atelier(data_dir: Path, command: str, prelude: str = "", **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user would; `prelude` is Python that runs before it."""
+    environment = {f"ATELIER_{name.upper()}": str(value) for name, value in settings.items()}
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{prelude}\nimport sys; sys.argv[1:] = ['{command}']\nfrom cli.main import main; main()",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "ATELIER_DATA_DIR": str(data_dir), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command printed that stopped before it did anything: lines of its own, no traceback."""
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert all(line.startswith("atelier: ") for line in done.stderr.splitlines())
+    return done.stderr
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_taken_port_names_its_user_and_its_setting(tmp_path: Path, taken_port: int) -> None:
+    line = refusal(atelier(tmp_path, "up", image_port=taken_port))
+    assert f"port {taken_port} is taken by {psutil.Process().name()} (process {os.getpid()})" in line
+    assert "ATELIER_IMAGE_PORT" in line
+
+
+def test_two_settings_with_one_port_are_refused(tmp_path: Path, taken_port: int) -> None:
+    line = refusal(atelier(tmp_path, "up", text_port=taken_port, mesh_port=taken_port))
+    assert f"ATELIER_TEXT_PORT and ATELIER_MESH_PORT are both {taken_port}" in line
+
+
+def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+    assert "203.0.113.1 cannot be listened on" in refusal(atelier(tmp_path, "up", host="203.0.113.1"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = refusal(atelier(tmp_path / "file" / "data", "up"))
+    assert f"the data folder {tmp_path / 'file' / 'data'} cannot be written" in line
+    assert "ATELIER_DATA_DIR" in line
+
+
+def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    line = refusal(atelier(tmp_path, "up", min_free_mb=10**12))
+    assert "MB free and 1000000000000 MB are needed" in line
+    assert not (tmp_path / "logs").exists()
+
+
+def test_room_is_needed_for_weights_that_are_not_there(tmp_path: Path) -> None:
+    everything = missing_weights(["text", "audio", "image", "video", "mesh"], tmp_path)
+    model = models_of("text", load_models())[0]
+    name = f"models--{model.hub.repository.replace('/', '--')}"
+    (tmp_path / name / "snapshots" / model.hub.revision).mkdir(parents=True)
+    assert missing_weights(["text"], tmp_path) == 0
+    assert missing_weights(["text", "audio", "image", "video", "mesh"], tmp_path) == everything - model.hub.size_gb
+
+
+def test_a_missing_library_is_named_with_who_needs_it(tmp_path: Path) -> None:
+    line = refusal(atelier(tmp_path, "up", "import sys; sys.modules['diffusers'] = None"))
+    assert "diffusers is not installed, which image, video, mesh need: make up installs it" in line
+
+
+def test_a_value_that_does_not_fit_names_its_variable(tmp_path: Path) -> None:
+    assert "ATELIER_PORT: " in refusal(atelier(tmp_path, "up", port=99_999))
+
+
+def test_a_folder_is_served_once(tmp_path: Path) -> None:
+    with (tmp_path / "up.pid").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(str(os.getpid()))
+        file.flush()
+        line = refusal(atelier(tmp_path, "up"))
+    assert f"Atelier is running already in {tmp_path} (process {os.getpid()})" in line
+
+
+def test_down_ends_what_up_started(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ONLY_HELD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        assert running.stdout.readline() == "held\n"
+        assert atelier(tmp_path, "down").stdout == "Stopped.\n"
+        assert running.poll() is not None
+
+
+def test_down_touches_nothing_that_only_has_an_old_number(tmp_path: Path) -> None:
+    (tmp_path / "up.pid").write_text(str(os.getpid()))
+    assert atelier(tmp_path, "down").stdout == f"Nothing runs in {tmp_path}.\n"
+
+
+def test_the_gateway_is_told_where_the_workers_are(tmp_path: Path) -> None:
+    *workers, gateway = programs(Settings(data_dir=tmp_path, image_port=4444))
+    assert [worker.name for worker in workers] == ["text", "audio", "image", "video", "mesh"]
+    assert gateway.environment["ATELIER_IMAGE_URL"] == "http://127.0.0.1:4444"
+    assert len({worker.environment["BENTOML_HOME"] for worker in workers}) == 5
+
+
+def test_a_worker_that_runs_elsewhere_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_VIDEO_URL", "http://gpu-2:3004")
+    *workers, gateway = programs(Settings(data_dir=tmp_path))
+    assert [worker.name for worker in workers] == ["text", "audio", "image", "mesh"]
+    assert gateway.environment["ATELIER_VIDEO_URL"] == "http://gpu-2:3004"
+
+
+@pytest.mark.parametrize(("profile", "is_said"), [("tiny", True), ("hub", False)])
+def test_noise_is_called_noise(tmp_path: Path, profile: str, is_said: bool) -> None:
+    settings = Settings.model_validate({"data_dir": tmp_path, "profile": profile, "host": "::"})
+    text = summary(settings, seconds=1)
+    assert ("noise" in text) == is_said
+    assert "http://127.0.0.1:8000/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png" in text
