@@ -14,8 +14,9 @@ from starlette.middleware.cors import CORSMiddleware
 from gateway.catalog import Catalog
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.metrics import Metrics
-from gateway.middleware import Accounting, BodyLimit
+from gateway.middleware import Accounting, BodyLimit, LastResort
 from gateway.providers import Provider
+from gateway.pulse import Pulse
 from gateway.relay import Relay
 from gateway.routes import generate, health, usage
 from gateway.settings import Settings
@@ -25,7 +26,16 @@ from gateway.usage.schema import Record
 from services.schema import ErrorEnvelope
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
-OWN_HEADERS = ["x-request-id", "x-api-request-id", "x-response-time", "x-seed", "x-model", "retry-after"]
+MAX_PROBES = 32  # at once; a question of its own connection never waits for work to end
+OWN_HEADERS = [
+    "x-request-id",
+    "x-api-request-id",
+    "x-response-time",
+    "x-seed",
+    "x-model",
+    "content-disposition",
+    "retry-after",
+]
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "Something in the request does not fit; `param` names it."},
     503: {"model": ErrorEnvelope, "description": "The worker is loading or gone; try again after `Retry-After`."},
@@ -38,18 +48,15 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=settings.connect_timeout, pool=settings.connect_timeout),
-            limits=httpx.Limits(max_connections=settings.max_upstream_connections),
-            transport=transport,
-            trust_env=False,
-            headers={"accept-encoding": "identity"},
-        )
-        async with client as http, UsageLog.open(settings.usage_database, dropped=metrics.usage_dropped) as log:
+        async with (
+            client(settings, settings.max_upstream_connections, transport) as http,
+            client(settings, MAX_PROBES, transport) as probes,
+            UsageLog.open(settings.usage_database, dropped=metrics.usage_dropped) as log,
+        ):
             app.state.usage = log
             app.state.wired = State(
-                catalog=Catalog(settings.workers, http),
-                relay=Relay(http, settings.deadline, settings.idle_timeout, settings.probe_interval),
+                catalog=Catalog(settings.workers, probes),
+                relay=Relay(http, Pulse(probes, settings.probe_interval), settings.deadline, settings.idle_timeout),
                 provider=Provider(
                     http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
                 ),
@@ -74,6 +81,17 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     return app
 
 
+def client(settings: Settings, max_connections: int, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+    """A client for our own side: no proxy and no credentials from the environment, bytes as they are."""
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(None, connect=settings.connect_timeout, pool=settings.connect_timeout),
+        limits=httpx.Limits(max_connections=max_connections),
+        transport=transport,
+        trust_env=False,
+        headers={"accept-encoding": "identity"},
+    )
+
+
 def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """Wrap the routes; what is added last is outermost."""
 
@@ -81,6 +99,7 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
         app.state.usage.put(record)
 
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE)
+    app.add_middleware(LastResort)  # inside CORS, so that a browser may read the error
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -98,9 +117,12 @@ def document(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            for path in built()["paths"].values():
+            document = built()
+            for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
+            for schema in ("HTTPValidationError", "ValidationError"):
+                document["components"]["schemas"].pop(schema, None)
         return built()
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way

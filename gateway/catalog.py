@@ -21,15 +21,15 @@ class Catalog:
         self._workers = workers
         self._http = http
 
-    def url(self, task: Task, path: str) -> str:
-        """Where `path` of the worker for `task` is.
+    def worker(self, task: Task) -> str:
+        """The base URL of the worker for `task`.
 
         Raises:
             NotServed: the operator has configured none.
         """
         if task not in self._workers:
             raise NotServed(f"no {task} worker is configured; the operator sets ATELIER_{task.upper()}_URL")
-        return self._workers[task] + path
+        return self._workers[task]
 
     async def states(self) -> dict[Task, State]:
         """Ask all workers at once."""
@@ -39,6 +39,6 @@ class Catalog:
     async def _state(self, url: str) -> State:
         try:
             answer = await self._http.get(f"{url}/readyz", timeout=PROBE_SECONDS)
-        except httpx.TransportError:
+        except httpx.RequestError:
             return "unreachable"
         return "ready" if answer.is_success else "loading"

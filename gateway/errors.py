@@ -8,7 +8,8 @@ GatewayError
 ├── WorkerDied         502  the worker went away while it worked; what it had done is lost
 ├── WorkerTimedOut     504  no result within the deadline; a repeat would start over
 ├── WorkerRefused      the worker's own status and words
-└── ProviderFailed     502  the outside model server failed, or refused the operator's key
+├── ProviderFailed     502  the outside model server failed, or refused the operator's key
+└── CallerLeft         499  nothing: nobody is there to be told
 """
 
 from http import HTTPStatus
@@ -71,6 +72,12 @@ class ProviderFailed(GatewayError):
     """The outside model server gave no usable answer."""
 
     status, code = 502, "provider_failed"
+
+
+class CallerLeft(GatewayError):
+    """The caller closed the connection before the answer; the status is for the usage log."""
+
+    status, code = 499, "client_closed_request"
 
 
 class WorkerRefused(GatewayError):

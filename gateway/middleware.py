@@ -17,6 +17,7 @@ from gateway.usage.schema import Ending, Record
 logger = logging.getLogger("atelier.gateway")
 
 ACCEPTABLE_ID = re.compile(r"[\w-]{8,64}\Z", re.ASCII)
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # as labels; others are "other"
 
 
 class Exchange:
@@ -33,14 +34,9 @@ class Exchange:
         self.request_id = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
         self.status = 500
         self.first_byte_seconds: float | None = None
-        self._bytes_out = 0
+        self._num_bytes = 0
         self._is_complete = False
         self._has_left = False
-
-    @property
-    def has_started(self) -> bool:
-        """Whether a status has been sent."""
-        return self.first_byte_seconds is not None
 
     async def receive(self) -> Message:
         """Pass a message to the application."""
@@ -52,13 +48,15 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Pass a message to the client; the first one gets the headers that every answer has."""
         if message["type"] == "http.response.start":
-            self.first_byte_seconds = time.perf_counter() - self._began
+            seconds = time.perf_counter() - self._began
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = headers["x-api-request-id"] = self.request_id
-            headers["x-response-time"] = f"{self.first_byte_seconds:.6f}"
-        else:
-            self._bytes_out += len(message.get("body", b""))
+            headers["x-response-time"] = f"{seconds:.6f}"
+            if not self._has_left:
+                self.first_byte_seconds = seconds
+        elif not self._has_left:
+            self._num_bytes += len(message.get("body", b""))
         try:
             await self._send(message)
         except OSError:
@@ -70,14 +68,14 @@ class Exchange:
     @property
     def ending(self) -> Ending:
         """How it ended; to be asked when it has."""
-        if self._is_complete:
-            return "complete"
-        return "left" if self._has_left else "failed"
+        if self._has_left:
+            return "left"
+        return "complete" if self._is_complete else "failed"
 
     @property
     def route(self) -> str:
-        """The template of the route that served it."""
-        return getattr(self._scope.get("route"), "path", "unmatched")
+        """The template of the route that served it; callers choose paths, and a series for each would never end."""
+        return getattr(self._scope.get("route"), "path", "other")
 
     def record(self) -> Record:
         """What goes into the usage log; to be asked when it has ended."""
@@ -91,14 +89,14 @@ class Exchange:
             response_seconds=time.perf_counter() - self._began,
             first_byte_seconds=self.first_byte_seconds,
             status=self.status,
-            bytes_out=self._bytes_out,
+            bytes_out=0 if self._scope["method"] == "HEAD" else self._num_bytes,  # the server drops a HEAD's body
             ending=self.ending,
-            successful=self._is_complete and self.status < 400,
+            successful=self.ending == "complete" and self.status < 400,
         )
 
 
 class Accounting:
-    """Gives each request an id and a clock, keeps the books, and answers what nobody else has caught."""
+    """Gives each request an id and a clock, and keeps the books."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, put: Callable[[Record], None]) -> None:
         """Wrap `app`; `put` takes a record and must not wait."""
@@ -116,11 +114,6 @@ class Accounting:
         try:
             with self._metrics.in_progress.track_inprogress():
                 await self._app(scope, exchange.receive, exchange.send)
-        except Exception:
-            if exchange.has_started:
-                raise  # the server closes the connection: half an answer must not look whole
-            logger.exception("request %s failed", exchange.request_id)
-            await render(GatewayError("the gateway failed; its log says why"))(scope, exchange.receive, exchange.send)
         finally:
             self._keep(exchange)
 
@@ -134,7 +127,32 @@ class Accounting:
             self._metrics.first_byte_seconds.labels(*labels).observe(record.first_byte_seconds)
 
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+class LastResort:
+    """Answers with an error what nobody else has caught, as long as nothing else has been answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_started = False
+
+        async def send_noting(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        except Exception:
+            if has_started:
+                raise  # the server closes the connection: half an answer must not look whole
+            logger.exception("request %s failed", scope.get("request_id"))
+            await render(GatewayError("the gateway failed; its log says why"))(scope, receive, send)
 
 
 class BodyLimit:
@@ -159,24 +177,19 @@ class BodyLimit:
 
         async def receive_limited() -> Message:
             nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise PayloadTooLarge
-            return message
+            if num_bytes <= self._max_bytes:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+            # What is too long is read no further: to the application the caller has left.
+            return message if num_bytes <= self._max_bytes else {"type": "http.disconnect"}
 
         async def send_unless_refused(message: Message) -> None:
-            # Whoever parses the body may have made a 400 of it.
             nonlocal has_started
             if has_started or num_bytes <= self._max_bytes:
                 has_started = True
                 await send(message)
 
-        try:
-            await self._app(scope, receive_limited, send_unless_refused)
-        except PayloadTooLarge:
-            if has_started:
-                raise
+        await self._app(scope, receive_limited, send_unless_refused)
         if num_bytes > self._max_bytes and not has_started:
             await self._refuse(scope, receive, send)
 

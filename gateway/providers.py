@@ -1,5 +1,7 @@
 """Outside model servers: any that speaks OpenAI's chat completions."""
 
+import asyncio
+
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
@@ -49,8 +51,9 @@ class Provider:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         url = f"{self._base_url}/chat/completions"
         try:
-            answer = await self._http.post(url, json=body, headers=headers, timeout=self._deadline)
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(self._deadline):
+                answer = await self._http.post(url, json=body, headers=headers)
+        except (httpx.HTTPError, TimeoutError) as error:
             raise ProviderFailed("the provider does not answer") from error
         if not answer.is_success:
             raise ProviderFailed(f"the provider answered {answer.status_code}")

@@ -1,13 +1,17 @@
 """The book's routes: a prompt in the query, the bare media out. Each translates to a worker's own `/v1/…` route."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gateway.disposition import attachment
 from gateway.state import State, StateOf
+from gateway.waiting import caller_leaves, unless
 from services.audio.schema import Input, SpeechRequest, Voice
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest, MeshSteps
@@ -15,7 +19,26 @@ from services.schema import Body, GenerationRequest, Prompt, Seed, Size, Steps
 from services.text.schema import ChatRequest, Content, Message, Temperature
 from services.video.schema import NumFrames, VideoRequest
 
-router = APIRouter(prefix="/generate", tags=["generate"])
+
+def refuse_repeated(source: str, items: Iterable[tuple[str, object]]) -> None:
+    """Refuse a name that is given twice: which one counts would be a guess."""
+    for name, count in Counter(name for name, _ in items).items():
+        if count > 1:
+            error = {"type": "repeated", "loc": (source, name), "msg": "must be given once only", "input": None}
+            raise RequestValidationError([error])
+
+
+def check_query(request: Request) -> None:
+    """Refuse repeated names in the query."""
+    refuse_repeated("query", request.query_params.multi_items())
+
+
+async def check_form(request: Request) -> None:
+    """Refuse repeated names in the form, and so a second file."""
+    refuse_repeated("body", (await request.form()).multi_items())
+
+
+router = APIRouter(prefix="/generate", tags=["generate"], dependencies=[Depends(check_query)])
 
 
 def media(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
@@ -67,30 +90,40 @@ class NoQuery(Body):
     """No query at all."""
 
 
+def check_is_file(value: object) -> object:
+    """Refuse a field that is text, in the caller's words rather than the library's."""
+    if isinstance(value, str):
+        raise ValueError("must be a file; give the part a filename")
+    return value
+
+
 class VideoForm(Body):
     """The form of `POST /generate/video`."""
 
-    image: Annotated[UploadFile, File(description="PNG, JPEG, WebP, GIF or BMP")]
+    image: Annotated[UploadFile, BeforeValidator(check_is_file), File(description="PNG, JPEG, WebP, GIF or BMP")]
     num_frames: NumFrames = 25
     seed: Seed | None = None
 
 
-@router.get("/text", responses=media("text/plain", "The answer, as it is made."), response_class=PlainTextResponse)
+@router.get("/text", responses=media("text/plain", "The answer, as it is made."), response_class=Response)
 async def text(query: Annotated[TextQuery, Query()], request: Request, state: StateOf) -> Response:
     """Answer a prompt with the chat model."""
     message = Message(role="user", content=query.prompt)
     body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed)
-    url = state.catalog.url("text", "/v1/chat/completions")
-    return await state.relay.send(request, url, accept="text/plain", content=wire(body), renamed={"messages": "prompt"})
+    worker = state.catalog.worker("text")
+    path = "/v1/chat/completions"
+    renamed = {"messages": "prompt"}
+    return await state.relay.send(request, worker, path, accept="text/plain", content=wire(body), renamed=renamed)
 
 
 @router.get("/audio", responses=media("audio/wav", "Speech, each sentence as it is said."), response_class=Response)
 async def audio(query: Annotated[AudioQuery, Query()], request: Request, state: StateOf) -> Response:
     """Say a text."""
     body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed)
-    url = state.catalog.url("audio", "/v1/audio/speech")
+    worker = state.catalog.worker("audio")
+    path = "/v1/audio/speech"
     renamed = {"input": "prompt", "voice": "preset"}
-    return await state.relay.send(request, url, accept="audio/wav", content=wire(body), renamed=renamed)
+    return await state.relay.send(request, worker, path, accept="audio/wav", content=wire(body), renamed=renamed)
 
 
 @router.get("/image", responses=media("image/png", "A picture."), response_class=Response)
@@ -108,19 +141,29 @@ async def bentoml_image(query: Annotated[ImageQuery, Query()], request: Request,
 async def draw(query: ImageQuery, request: Request, state: State) -> Response:
     """Ask the image worker."""
     body = ImageRequest.model_validate(query.model_dump())
-    url = state.catalog.url("image", "/v1/images/generations")
-    return await state.relay.send(request, url, accept="image/png", content=wire(body))
+    worker = state.catalog.worker("image")
+    path = "/v1/images/generations"
+    return await state.relay.send(request, worker, path, accept="image/png", content=wire(body))
 
 
-@router.post("/video", responses=media("video/mp4", "A film, frames as they are decoded."), response_class=Response)
+@router.post(
+    "/video",
+    responses=media("video/mp4", "A film, frames as they are decoded."),
+    response_class=Response,
+    dependencies=[Depends(check_form)],
+)
 async def video(
-    query: Annotated[NoQuery, Query()], form: Annotated[VideoForm, Form()], request: Request, state: StateOf
+    query: Annotated[NoQuery, Query()],
+    form: Annotated[VideoForm, Form(media_type="multipart/form-data")],
+    request: Request,
+    state: StateOf,
 ) -> Response:
     """Make a film that starts with a picture."""
     body = VideoRequest(num_frames=form.num_frames, seed=form.seed)
     return await state.relay.send(
         request,
-        state.catalog.url("video", "/v1/videos"),
+        state.catalog.worker("video"),
+        "/v1/videos",
         accept="video/mp4",
         files={"input_reference": ("image", await form.image.read())},
         data={name: str(value) for name, value in body.model_dump(exclude_none=True).items()},
@@ -132,15 +175,17 @@ async def video(
 async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: StateOf) -> Response:
     """Make a mesh."""
     body = MeshRequest.model_validate(query.model_dump())
-    url = state.catalog.url("mesh", "/v1/3d/generations")
+    worker = state.catalog.worker("mesh")
+    path = "/v1/3d/generations"
     headers = {"content-disposition": attachment(query.prompt, "obj")}
-    return await state.relay.send(request, url, accept="model/obj", content=wire(body), headers=headers)
+    return await state.relay.send(request, worker, path, accept="model/obj", content=wire(body), headers=headers)
 
 
-@router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=PlainTextResponse)
-async def openai_text(query: Annotated[PromptQuery, Query()], state: StateOf) -> PlainTextResponse:
+@router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
+async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
-    return PlainTextResponse(await state.provider.chat(query.prompt))
+    answer = state.provider.chat(query.prompt)
+    return PlainTextResponse(await unless(answer, caller_leaves(request.receive)))
 
 
 def wire(body: GenerationRequest) -> str:

@@ -1,0 +1,47 @@
+"""Whether a worker that has not answered yet still lives."""
+
+import asyncio
+from typing import Never
+
+import httpx
+
+from gateway.errors import WorkerUnreachable
+
+NUM_PROBES = 2  # unanswered in a row, and the worker counts as gone
+
+
+class Pulse:
+    """Asks workers whether they live: one question for all who wait for the same worker."""
+
+    def __init__(self, http: httpx.AsyncClient, interval: float) -> None:
+        """Ask over `http` every `interval` seconds.
+
+        The client must be another than the one that carries the work: where all connections work, a question would
+        wait for one of them to end, and a full worker would look like a dead one.
+        """
+        self._http = http
+        self._interval = interval
+        self._asked: dict[str, tuple[float, asyncio.Task[bool]]] = {}  # when, and what came of it
+
+    async def stops(self, worker: str) -> Never:
+        """Raise `WorkerUnreachable` once the worker at this base URL no longer answers."""
+        unanswered = 0
+        while unanswered < NUM_PROBES:
+            await asyncio.sleep(self._interval)
+            unanswered = 0 if await self._is_alive(worker) else unanswered + 1
+        raise WorkerUnreachable("the worker for this does not answer; it may be restarting")
+
+    async def _is_alive(self, worker: str) -> bool:
+        now = asyncio.get_running_loop().time()
+        asked_at, answer = self._asked.get(worker, (0.0, None))
+        if answer is None or now >= asked_at + self._interval:
+            answer = asyncio.create_task(self._ask(worker))
+            self._asked[worker] = now, answer
+        return await asyncio.shield(answer)  # others may wait for it too
+
+    async def _ask(self, worker: str) -> bool:
+        try:
+            await self._http.get(f"{worker}/livez", timeout=self._interval)
+        except httpx.RequestError:
+            return False
+        return True

@@ -1,0 +1,83 @@
+"""What the gateway says about itself and its workers."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.gateway.conftest import TASKS, Gateway, Workers
+
+Start = Callable[..., Gateway]
+
+
+def test_ready_when_all_workers_are(gateway: Gateway) -> None:
+    response = gateway.client.get("/readyz")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "workers": dict.fromkeys(TASKS, "ready")}
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_worker_that_is_not_ready_is_loading(gateway: Gateway, workers: Workers, status: int) -> None:
+    workers.readiness = status
+    response = gateway.client.get("/readyz")
+    assert response.status_code == 503
+    assert response.json() == {"status": "not_ready", "workers": dict.fromkeys(TASKS, "loading")}
+
+
+def test_each_worker_is_asked_where_it_is(start: Start, workers: Workers) -> None:
+    health = workers.health
+
+    async def by_host(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/readyz"
+        if request.url.host == "dead.test":
+            raise httpx.ConnectError("refused")
+        workers.readiness = 503 if request.url.host == "loading.test" else 200
+        return await health(request)
+
+    workers.health = by_host  # type: ignore[method-assign]
+    gateway = start(text_url="http://dead.test", image_url="http://loading.test", video_url="")
+    response = gateway.client.get("/readyz")
+
+    assert response.status_code == 503
+    assert response.json()["workers"] == {
+        "text": "unreachable",
+        "audio": "ready",
+        "image": "loading",
+        "mesh": "ready",
+    }
+
+
+def test_alive_while_all_workers_are_dead(start: Start, workers: Workers) -> None:
+    workers.is_alive = False
+    client = start().client
+    assert client.get("/livez").json() == {"status": "alive"}
+    assert client.get("/readyz").json()["workers"] == dict.fromkeys(TASKS, "unreachable")
+    assert client.get("/metrics").is_success
+
+
+def test_alive_while_a_worker_keeps_all_others_waiting(gateway: Gateway, workers: Workers) -> None:
+    workers.never_answers()
+    connection = gateway.connect()
+    connection.request("GET", "/generate/text?prompt=a")
+    assert workers.is_asked.wait(20)
+    assert gateway.client.get("/livez").is_success
+    connection.close()
+
+
+def test_metrics_count_what_was_left_and_what_failed(gateway: Gateway, workers: Workers) -> None:
+    workers.streams_once(b"half", httpx.ReadError("killed"))
+    with pytest.raises(httpx.RemoteProtocolError):
+        gateway.client.get("/generate/text?prompt=a")
+
+    families = text_string_to_metric_families(gateway.client.get("/metrics").text)
+
+    [sample] = [sample for family in families for sample in family.samples if sample.name == "atelier_requests_total"]
+    assert sample.labels == {"method": "GET", "route": "/generate/text", "status": "200", "ending": "failed"}
+
+
+def test_metrics_say_what_they_are(gateway: Gateway) -> None:
+    response = gateway.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    names = {family.name for family in text_string_to_metric_families(response.text)}
+    assert {"atelier_requests", "atelier_response_seconds", "atelier_usage_records_dropped"} <= names

@@ -1,0 +1,49 @@
+"""What an operator sets, and what comes of it."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ATELIER_CORS_ORIGINS", "ATELIER_OPENAI_API_KEY", "ATELIER_DATA_DIR", "ATELIER_TEXT_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_by_default_all_workers_are_on_this_machine_and_no_browser_is_let_in() -> None:
+    settings = Settings()
+    assert settings.workers["text"] == "http://127.0.0.1:3001"
+    assert settings.workers["mesh"] == "http://127.0.0.1:3005"
+    assert len(set(settings.workers.values())) == 5
+    assert settings.host == "127.0.0.1"
+    assert settings.cors_origins == frozenset()
+
+
+def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ATELIER_CORS_ORIGINS", "https://a.example, https://b.example,")
+    monkeypatch.setenv("ATELIER_TEXT_URL", "http://gpu:3001/")
+    monkeypatch.setenv("ATELIER_DATA_DIR", str(tmp_path))
+    settings = Settings()
+    assert settings.cors_origins == {"https://a.example", "https://b.example"}
+    assert settings.workers["text"] == "http://gpu:3001"
+    assert settings.usage_database == f"sqlite+aiosqlite:///{tmp_path}/usage.sqlite3"
+
+
+def test_a_modality_without_a_url_is_not_served() -> None:
+    assert set(Settings(video_url="", mesh_url="").workers) == {"text", "audio", "image"}
+
+
+def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_OPENAI_API_KEY", "sk-secret")
+    assert "sk-secret" not in repr(Settings())
+    assert "sk-secret" not in str(Settings().model_dump())
+
+
+@pytest.mark.parametrize("wrong", [{"port": 70_000}, {"deadline": 0}, {"probe_interval": -1}, {"max_upload_bytes": 0}])
+def test_what_cannot_be_is_refused_at_the_start(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**wrong)  # type: ignore[arg-type]
