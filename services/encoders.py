@@ -98,7 +98,7 @@ class Mp4Encoder:
             return self._encoder.close()
 
     def abort(self) -> None:
-        """Free the codec."""
+        """Free the codec, as soon as no thread is in it."""
         with self._lock:
             self._encoder.abort()
 

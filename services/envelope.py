@@ -67,5 +67,8 @@ def translated(status: int, content: Any) -> dict[str, Any]:
     if isinstance(details, list) and details:
         message, field = explain(details[0])
         return envelope(status, message, "invalid_value", field).model_dump()
-    message = str(content.get("error") or HTTPStatus(status).phrase)
-    return envelope(status, message, HTTPStatus(status).name.lower()).model_dump()
+    try:
+        words = HTTPStatus(status)
+    except ValueError:  # 499, say, which nobody reads; an error here would leave BentoML waiting for its time-out
+        words = HTTPStatus.INTERNAL_SERVER_ERROR
+    return envelope(status, str(content.get("error") or words.phrase), words.name.lower()).model_dump()

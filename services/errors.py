@@ -90,6 +90,10 @@ class DeadlineExceeded(ServiceError):
 
     status, code = 504, "deadline_exceeded"
 
+    def __init__(self) -> None:
+        """Say it in the same words wherever it is noticed."""
+        super().__init__("the deadline passed before the result was there; ask for less or allow more time")
+
 
 class Cancelled(Exception):
     """The caller left: the model stops at its next iteration."""

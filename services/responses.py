@@ -1,40 +1,86 @@
 """Answers that own what they stream: a generation's events out, and word back to the model when the caller leaves."""
 
 import asyncio
+import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import anyio
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from services.encoders import Encoder
 from services.engine.events import Done, Output
 from services.engine.generation import Generation
-from services.errors import Cancelled, InvalidRequest, ServiceError, render
+from services.errors import Cancelled, GenerationFailed, InvalidRequest, ServiceError, render
 from services.schema import DEADLINE_HEADER
 
 T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it
 
+logger = logging.getLogger("atelier.responses")
+
+
+class Delivery:
+    """A generation on its way to its caller as bytes. Close it however that ends."""
+
+    def __init__(self, generation: Generation, encoder: Encoder) -> None:
+        """Encode `generation` with `encoder`, and own both."""
+        self._generation = generation
+        self._encoder = encoder
+        self.streams = encoder.streams
+        self.media_type = encoder.media_type
+        self.headers = {"x-seed": str(generation.seed), "x-model": generation.model}
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield bytes as they are made; all in one piece where the encoder does not stream.
+
+        Raises:
+            ServiceError: what ended the generation.
+        """
+        pieces: list[bytes] = []
+        async for event in self._generation:
+            match event:
+                case Output(data):
+                    pieces.append(await asyncio.to_thread(self._encoder.add, data))
+                case Done() as done:
+                    pieces.append(await asyncio.to_thread(self._encoder.close, done))
+                    yield b"".join(pieces)
+                    return
+            if self.streams and any(pieces):
+                yield b"".join(pieces)
+                pieces.clear()
+
+    async def close(self) -> None:
+        """Stop the model and free the encoder, once no thread is in it any more."""
+        self._generation.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.to_thread(self._encoder.abort)
+
 
 class OwningResponse(StreamingResponse):
-    """Streams a generator and closes it however the stream ends."""
+    """Streams a delivery and closes it however the stream ends, also when it never began."""
 
-    def __init__(self, body: AsyncGenerator[bytes, None], media_type: str, headers: dict[str, str]) -> None:
-        """Own `body`."""
-        super().__init__(body, headers=headers, media_type=media_type)
-        self._body = body
+    def __init__(self, delivery: Delivery, first: bytes, rest: AsyncIterator[bytes]) -> None:
+        """Own `delivery`, of whose pieces `first` has been made already."""
+        super().__init__(chain(first, rest), headers=delivery.headers, media_type=delivery.media_type)
+        self._delivery = delivery
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; close."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._body.aclose()
+            await self._delivery.close()
+
+
+async def chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield `first`, then `rest`."""
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 async def respond(request: Request, start: Callable[[], Awaitable[tuple[Generation, Encoder]]]) -> Response:
@@ -46,56 +92,39 @@ async def respond(request: Request, start: Callable[[], Awaitable[tuple[Generati
     Args:
         request: its `receive` tells when the caller leaves; its body has been read.
         start: admits the request to the engine.
+
+    Raises:
+        ServiceError: the request cannot be served.
+        Cancelled: the caller left.
+    """
+    delivery = Delivery(*await start())
+    pieces = delivery.pieces()
+    try:
+        first = await until_gone(anext(pieces), request.receive)
+    except BaseException:
+        await delivery.close()
+        raise
+    if delivery.streams:
+        return OwningResponse(delivery, first, pieces)
+    await pieces.aclose()
+    await delivery.close()
+    return Response(first, headers=delivery.headers, media_type=delivery.media_type)
+
+
+async def rendered(answer: Awaitable[Response]) -> Response:
+    """Wait for `answer`, and answer with the error if it comes to one.
+
+    Nothing escapes: BentoML's time-out middleware would leave the caller waiting for the whole time-out.
     """
     try:
-        generation, encoder = await start()
-        body = encode(generation, encoder)
-        try:
-            first = await until_gone(anext(body), request.receive)
-        except BaseException:
-            await body.aclose()
-            raise
+        return await answer
     except ServiceError as error:
         return render(error)
-    except Cancelled:
+    except (Cancelled, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    headers = {"x-seed": str(generation.seed), "x-model": generation.model}
-    if encoder.streams:
-        return OwningResponse(prepend(first, body), encoder.media_type, headers)
-    return Response(first, headers=headers, media_type=encoder.media_type)
-
-
-async def encode(generation: Generation, encoder: Encoder) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of a generation; cancel it and free the encoder however the iteration ends.
-
-    An encoder that does not stream gives all its bytes in one piece.
-    """
-    pieces: list[bytes] = []
-    try:
-        async for event in generation:
-            match event:
-                case Output(data):
-                    pieces.append(await asyncio.to_thread(encoder.add, data))
-                case Done() as done:
-                    pieces.append(await asyncio.to_thread(encoder.close, done))
-                    yield b"".join(pieces)
-                    return
-            if encoder.streams and any(pieces):
-                yield b"".join(pieces)
-                pieces.clear()
-    finally:
-        generation.cancel()
-        encoder.abort()
-
-
-async def prepend(first: bytes, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Yield `first` and the rest of `body`, and close it."""
-    try:
-        yield first
-        async for piece in body:
-            yield piece
-    finally:
-        await body.aclose()
+    except Exception:
+        logger.exception("a request failed")
+        return render(GenerationFailed("the worker failed on this request; its log says why"))
 
 
 async def until_gone(work: Awaitable[T], receive: Callable[[], Awaitable[Message]]) -> T:

@@ -1,5 +1,6 @@
 """What all workers' contracts share: the kinds of field, the error envelope, the headers between gateway and worker."""
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeVar
@@ -9,22 +10,25 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 DEADLINE_HEADER: Final = "x-atelier-deadline"  # seconds that the caller still waits
 MAX_SEED: Final = 2**53 - 1  # the largest integer that every JSON reader keeps
 
-ALLOWED_CONTROLS = frozenset("\n\r\t")
+# Control characters but tab, line feed and carriage return; surrogates; what broken UTF-8 is decoded to.
+UNTYPED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\N{REPLACEMENT CHARACTER}]")
+INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode's control, format and space characters
+SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
 def check_is_text(value: str) -> str:
-    """Refuse what nobody typed: only blanks, control characters, halves of characters."""
-    if not value.strip():
+    """Refuse what nobody typed: nothing that can be seen, control characters, halves of characters."""
+    if UNTYPED.search(value):
+        raise ValueError("must be text; it holds control characters or bytes that are not UTF-8")
+    if all(unicodedata.category(character) in INVISIBLE for character in value):
         raise ValueError("must not be empty")
-    for character in value:
-        is_control = unicodedata.category(character) in {"Cc", "Cs"} and character not in ALLOWED_CONTROLS
-        if is_control or character == "\N{REPLACEMENT CHARACTER}":
-            raise ValueError("must be text; it holds control characters or bytes that are not UTF-8")
     return value
 
 
 def check_size(value: str) -> str:
     """Refuse a size that the models' eight-fold downsampling cannot halve three times, or that no one can pay for."""
+    if not SIZE.fullmatch(value):
+        raise ValueError("must be width x height in pixels, such as 512x512")
     width, height = parse_size(value)
     if width % 8 or height % 8:
         raise ValueError("width and height must be divisible by 8")
@@ -43,9 +47,8 @@ Prompt = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterV
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, description="the same seed gives the same result on the same build")]
 Size = Annotated[
     str,
-    StringConstraints(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$"),
     AfterValidator(check_size),
-    Field(description="width x height in pixels, both divisible by 8", examples=["512x512"]),
+    Field(description="width x height in pixels, both divisible by 8 and at most 2048", examples=["512x512"]),
 ]
 Steps = Annotated[int, Field(ge=1, le=200, description="denoising steps; more take longer")]
 Guidance = Annotated[float, Field(ge=0, le=50, description="how strictly the prompt is followed")]
@@ -73,13 +76,34 @@ def complete(job: type[Job], request: GenerationRequest, defaults: Mapping[str, 
     return job.model_validate({**defaults, **request.model_dump(exclude_none=True)})
 
 
+SHOULD = re.compile(r"^[A-Z][a-z]+ should")
+SENTENCES: Final = {  # what pydantic says in words that only Python programmers know
+    "missing": "is required",
+    "extra_forbidden": "there is no such parameter here",
+    "json_invalid": "must be JSON",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dict_type": "must be an object",
+    "tuple_type": "must be a list",
+    "string_type": "must be a string",
+    "string_unicode": "must be text; it holds bytes that are not UTF-8",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+}
+
+
 def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
     """Turn one of pydantic's errors into a sentence and the field it names, if it names one."""
     field = ".".join(str(part) for part in error["loc"]) or None
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "there is no such parameter here"
-    return (f"{field}: {message}" if field else message), field
+    said = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    message = SENTENCES.get(error["type"]) or SHOULD.sub("must", said)
+    if field is not None:
+        return f"{field}: {message}", field
+    return f"the body {message}" if message.startswith("must") else message, None
 
 
 class ErrorDetail(BaseModel):

@@ -19,8 +19,7 @@ class Settings(BaseSettings):
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     accept_licences: Annotated[frozenset[str], NoDecode] = frozenset()
-    queue_size: int = Field(default=64, ge=1)  # requests that may wait; one more is refused
-    deadline: float = Field(default=600, gt=0)  # seconds, where the caller sets none
+    queue_size: int = Field(default=32, ge=1)  # requests that may wait; one more is refused
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)
 

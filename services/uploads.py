@@ -16,10 +16,12 @@ async def read_form(request: Request, file_field: str, max_bytes: int) -> tuple[
     """Return the file in `file_field` and the other fields.
 
     Raises:
-        PayloadTooLarge: the body is longer than `max_bytes` and a little; no more of it than that is read.
+        PayloadTooLarge: the body is longer than `max_bytes` and a little; no more of it than that is read, and nothing
+            where its length is announced.
         InvalidRequest: no multipart body, no such file, or a second one.
+        ClientDisconnect: the caller left.
     """
-    receive = limited(request.receive, max_bytes + FIELDS_ALLOWANCE)
+    receive = limited(request, max_bytes + FIELDS_ALLOWANCE)
     try:
         async with Request(request.scope, receive).form(max_files=1, max_part_size=FIELDS_ALLOWANCE) as form:
             upload = form.get(file_field)
@@ -30,16 +32,24 @@ async def read_form(request: Request, file_field: str, max_bytes: int) -> tuple[
         raise InvalidRequest(f"the multipart form cannot be read: {error.detail}", param=file_field) from error
 
 
-def limited(receive: Receive, max_bytes: int) -> Receive:
-    """Wrap `receive` so that it raises `PayloadTooLarge` once more than `max_bytes` of body have come."""
+def limited(request: Request, max_bytes: int) -> Receive:
+    """Return the request's `receive`, raising once it is sure that more than `max_bytes` of body come.
+
+    Raises:
+        PayloadTooLarge: here, or from what is returned.
+    """
+    too_large = PayloadTooLarge(f"the upload is larger than {max_bytes} bytes")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes:
+        raise too_large
     num_bytes = 0
 
     async def receive_limited() -> Message:
         nonlocal num_bytes
-        message = await receive()
+        message = await request.receive()
         num_bytes += len(message.get("body", b""))
         if num_bytes > max_bytes:
-            raise PayloadTooLarge(f"the upload is larger than {max_bytes} bytes")
+            raise too_large
         return message
 
     return receive_limited

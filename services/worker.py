@@ -17,9 +17,11 @@ from services.engine.generation import Generation
 from services.errors import InvalidRequest
 from services.media import picture
 from services.registry import Model, Task
-from services.responses import deadline_of, respond
+from services.responses import deadline_of, rendered, respond
 from services.schema import GenerationRequest, Job, complete
 from services.settings import Settings
+
+SPARE = 60  # seconds that BentoML waits longer than the engine: for the upload, and so that our own answer comes first
 
 
 def show_logs() -> None:
@@ -33,7 +35,7 @@ def show_logs() -> None:
 class Worker:
     """Base of the services; each adds its routes and says how long one of its requests may take."""
 
-    longest: float  # seconds; BentoML's own time-out is the same
+    longest: float  # seconds
 
     def __init__(self, task: Task, make: Callable[[Model, Settings], Generator]) -> None:
         """Wire the engine of `task`; nothing is loaded yet."""
@@ -80,12 +82,16 @@ class Worker:
             body: what the caller sent.
             job_type: the body with nothing left out.
             prepare: given the job, what the model takes and the encoder for the answer; may raise a `ServiceError`.
+
+        Raises:
+            ServiceError: the request cannot be served.
+            Cancelled: the caller left.
         """
 
         async def start() -> tuple[Generation, Encoder]:
+            deadline = deadline_of(request, self.longest)
             job = complete(job_type, body, self.engine.defaults(body.model))
             work, encoder = await prepare(job)
-            deadline = deadline_of(request, self.longest)
             return self.engine.submit(work, body.model, body.seed, deadline), encoder
 
         return await respond(request, start)
@@ -98,6 +104,6 @@ class Worker:
         prepare: Callable[[Job], Awaitable[tuple[Any, Encoder]]],
     ) -> Response:
         """`answer` for a `@bentoml.api` method, where BentoML puts the context's status over the response's."""
-        response = await self.answer(ctx.request, body, job_type, prepare)
+        response = await rendered(self.answer(ctx.request, body, job_type, prepare))
         ctx.response.status_code = response.status_code
         return response

@@ -14,9 +14,9 @@ from services.audio.schema import SpeechRequest
 from services.audio.sentences import split_sentences
 from services.engine.engine import Result
 from services.engine.generation import Run
-from services.engine.outputs import Sound
+from services.engine.outputs import Sound, finite
 from services.engine.weights import open_weights
-from services.errors import InvalidRequest
+from services.errors import GenerationFailed, InvalidRequest
 from services.registry import Model
 from services.settings import Settings
 
@@ -58,6 +58,7 @@ class AudioGenerator:
 
         Raises:
             InvalidRequest: the voice is none of the checkpoint's presets.
+            GenerationFailed: the model said nothing, or its numbers overflowed.
         """
         history = self._preset(request.voice)
         sentences = split_sentences(request.input)
@@ -66,9 +67,12 @@ class AudioGenerator:
         for number, sentence in enumerate(sentences):
             with torch.inference_mode():
                 samples, history = self._say(sentence, history, run, (number, len(sentences)))
+            if len(samples):
+                run.emit(Sound(finite(samples.float().cpu().numpy()), self._sample_rate))
             num_samples += len(samples)
-            run.emit(Sound(samples.float().cpu().numpy(), self._sample_rate))
             run.advance(number + 1, len(sentences))
+        if not num_samples:
+            raise GenerationFailed("the model said nothing; try another text or seed")
         return Result({"input_characters": len(request.input), "output_samples": num_samples})
 
     def _preset(self, voice: str | None) -> History | None:
@@ -82,8 +86,8 @@ class AudioGenerator:
 
     def _say(
         self, sentence: str, history: History | None, run: Run, progress: tuple[int, int]
-    ) -> tuple[torch.Tensor, History]:
-        """Return the samples of a sentence, and what the next one needs to sound like it."""
+    ) -> tuple[torch.Tensor, History | None]:
+        """Return the samples of a sentence, none where the model keeps silent, and the voice for the next."""
         network = self._network
         inputs = self._processor(sentence, truncation=True).to(network.device)
         watch = StoppingCriteriaList([TokenWatch(run, *progress)])
@@ -94,6 +98,9 @@ class AudioGenerator:
             semantic_generation_config=self._semantic,
             stopping_criteria=watch,
         )
+        spoken = semantic[0][semantic[0] != self._semantic.semantic_pad_token]  # which is also the end mark
+        if not len(spoken):
+            return spoken, history
         configs: dict[str, Any] = {
             "history_prompt": history,
             "semantic_generation_config": self._semantic,
@@ -105,4 +112,4 @@ class AudioGenerator:
         fine = network.fine_acoustics.generate(coarse, **configs, fine_generation_config=self._fine)
         run.advance(*progress)
         samples = network.codec_decode(fine)[0]
-        return samples, {"semantic_prompt": semantic[0], "coarse_prompt": fine[0, :2], "fine_prompt": fine[0]}
+        return samples, {"semantic_prompt": spoken, "coarse_prompt": fine[0, :2], "fine_prompt": fine[0]}

@@ -3,8 +3,8 @@
 import re
 
 # A sentence ends at its mark (with closing quotes) before a blank, at a line break, or at a CJK mark, which needs no
-# blank: the ideographic full stop and the full-width ! and ?.
-SENTENCE = re.compile(r".+?(?:[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s)|[\u3002\uff01\uff1f]+|\n+|$)", re.DOTALL)
+# blank: the ideographic full stop and the full-width ! and ?. (`++` and `*+` never give back: no text takes long.)
+SENTENCE = re.compile(r".+?(?:[.!?\u2026]++[\"'\u201d\u2019)\]]*+(?=\s)|[\u3002\uff01\uff1f]+|\n+|$)", re.DOTALL)
 LONGEST = 200  # characters: about 13 s of speech, more than which Bark does not say in one go
 
 

@@ -10,7 +10,7 @@ from services.engine.engine import Generator
 from services.envelope import EnvelopeMiddleware
 from services.registry import WORKERS, Model
 from services.settings import Settings
-from services.worker import Worker
+from services.worker import SPARE, Worker
 
 TIMEOUT = 600  # seconds
 
@@ -26,7 +26,7 @@ def make_generator(model: Model, settings: Settings) -> Generator:
     name="audio",
     workers=1,
     resources={"cpu": "2", "memory": "6Gi"},
-    traffic={"timeout": TIMEOUT, "max_concurrency": 64},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 64},
     http={"port": WORKERS["audio"].port},
 )
 class AudioService(Worker):

@@ -6,7 +6,7 @@ Requests run one after the other. Issue by issue the loop may change (iteration 
 
 import contextlib
 import logging
-import random
+import secrets
 import threading
 import time
 from collections import deque
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from services.engine.generation import Generation, Run
+from services.engine.generation import Generation, Run, restarting
 from services.engine.metrics import EngineMetrics
 from services.errors import (
     Cancelled,
@@ -61,12 +61,21 @@ class Slot:
     is_preloaded: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     generator: Generator | None = None
-    failure: ModelUnavailable | None = None
+    failure: str | None = None  # a sentence for whoever asks for the model
 
     @property
     def is_loaded(self) -> bool:
         """Whether requests can run at once."""
         return self.generator is not None
+
+    def check(self) -> None:
+        """Raise when the model could not be loaded.
+
+        Raises:
+            ModelUnavailable: the operator has to act.
+        """
+        if self.failure is not None:
+            raise ModelUnavailable(self.failure)
 
 
 class Engine:
@@ -94,20 +103,28 @@ class Engine:
         """Start the thread; it loads the preloaded models first."""
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop after the current iteration; everyone who still waits is told."""
+    def close(self, patience: float = 10) -> None:
+        """Stop after the current iteration; everyone who still waits is told.
+
+        Args:
+            patience: seconds to wait for an iteration, or for a load, which nothing can interrupt.
+        """
         with self._wake:
             self._is_closing = True
-            for generation in (*self._queue, *filter(None, (self._current,))):
-                generation.cancel()
             self._wake.notify()
+            unfinished = (*self._queue, *filter(None, (self._current,)))
+        for generation in unfinished:
+            generation.cancel()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(patience)
+        if self._thread.is_alive():
+            logger.warning("the engine is still busy after %.0f s; the process ends without waiting for it", patience)
 
     @property
     def is_ready(self) -> bool:
-        """Whether every preloaded model is in memory; a model that failed to load keeps the worker unready."""
-        return all(slot.is_loaded for slot in self._slots.values() if slot.is_preloaded)
+        """Whether requests can run: a preloaded model that failed to load keeps the worker unready."""
+        is_loaded = all(slot.is_loaded for slot in self._slots.values() if slot.is_preloaded)
+        return is_loaded and self._thread.is_alive() and not self._is_closing
 
     def defaults(self, model: str | None) -> Mapping[str, Any]:
         """What a request to `model` may leave out.
@@ -128,24 +145,22 @@ class Engine:
 
         Raises:
             UnknownModel: no such model here.
-            ModelLoading: a preloaded model is not in memory yet.
+            ModelLoading: a preloaded model is not in memory yet, or the worker is going down.
             ModelUnavailable: the model could not be loaded.
             QueueFull: too many wait already.
         """
         name, slot = self._find(model)
-        if slot.failure is not None:
-            raise slot.failure
+        slot.check()
         if slot.is_preloaded and not slot.is_loaded:
             raise ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=5)
-        seed = seed if seed is not None else random.randint(0, MAX_SEED)
-        generation = Generation(request, name, seed, deadline, self._metrics[name])
+        seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
+        generation = Generation(request, name, seed, deadline, self._metrics[name], self._withdraw)
         with self._wake:
             if self._is_closing:
-                raise ModelLoading("the worker is restarting; try again in a few seconds", retry_after=5)
-            waiting = sum(not other.is_cancelled for other in self._queue)
-            if waiting >= self._queue_size:
-                raise QueueFull(f"{waiting} requests wait already; try again later", retry_after=5)
-            generation.queue(position=waiting + (self._current is not None))
+                raise restarting()
+            if len(self._queue) >= self._queue_size:
+                raise QueueFull(f"{len(self._queue)} requests wait already; try again later", retry_after=5)
+            generation.queue(position=len(self._queue) + (self._current is not None))
             self._queue.append(generation)
             self._queue_length.set(len(self._queue))
             self._wake.notify()
@@ -159,36 +174,47 @@ class Engine:
             raise UnknownModel(f"model '{name}' is not served here; choose one of: {served}", param="model")
         return name, slot
 
+    def _withdraw(self, generation: Generation) -> None:
+        """Let a request that nobody wants any more leave the queue at once: it would keep others out, and memory."""
+        with self._wake:
+            if generation not in self._queue:
+                return
+            self._queue.remove(generation)
+            self._queue_length.set(len(self._queue))
+        self._serve(generation)  # which ends at its first check
+
     def _work(self) -> None:
         for name, slot in self._slots.items():
-            if slot.is_preloaded:
+            if slot.is_preloaded and not self._is_closing:
                 with contextlib.suppress(ServiceError):  # remembered in the slot, told to whoever asks
                     self._load(name, slot)
         while (generation := self._next()) is not None:
             self._serve(generation)
+            del generation  # the next may be long in coming, and this one's request may be large
 
     def _next(self) -> Generation | None:
         with self._wake:
             self._current = None
             self._wake.wait_for(lambda: self._queue or self._is_closing)
-            if not self._queue:
+            if self._is_closing:
                 return None
             self._current = self._queue.popleft()
             self._queue_length.set(len(self._queue))
             return self._current
 
     def _load(self, name: str, slot: Slot) -> Generator:
+        slot.check()
         started = time.monotonic()
         try:
             slot.generator = slot.make()
         except ModelUnavailable as error:
-            logger.error("model %s cannot be loaded: %s", name, error)
-            slot.failure = error
+            logger.error("model %s cannot be loaded: %s", name, error, exc_info=error.__cause__)
+            slot.failure = error.message
             raise
         except Exception as error:
             logger.exception("model %s failed to load", name)
-            slot.failure = ModelUnavailable(f"model '{name}' could not be loaded; the worker's log says why")
-            raise slot.failure from error
+            slot.failure = f"model '{name}' could not be loaded; the worker's log says why"
+            raise ModelUnavailable(slot.failure) from error
         logger.info("model %s is loaded after %.1f s", name, time.monotonic() - started)
         return slot.generator
 
@@ -197,9 +223,9 @@ class Engine:
         try:
             generation.check()
             generator = slot.generator or self._load(generation.model, slot)
+            generation.check()  # loading takes its time
             generation.start()
             result = generator.generate(generation.request, generation.seed, generation)
-            generation.finish(result.usage, result.finish_reason)
         except Cancelled:
             generation.leave()
         except ServiceError as error:
@@ -207,3 +233,5 @@ class Engine:
         except Exception:
             logger.exception("model %s failed on a request", generation.model)
             generation.fail(GenerationFailed("the model failed on this request; another request may well succeed"))
+        else:
+            generation.finish(result.usage, result.finish_reason)

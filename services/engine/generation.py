@@ -1,15 +1,19 @@
 """One request on its way through the engine: followed from the event loop, advanced from the engine's thread."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, Self
 
 from services.engine.events import Done, Event, Output, Progress, Queued, Started
 from services.engine.metrics import Ending, GenerationMetrics
-from services.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError
+from services.errors import Cancelled, DeadlineExceeded, ModelLoading, ServiceError
 
-TOO_LATE = "the deadline passed before the result was there; ask for less or allow more time"
+
+def restarting() -> ModelLoading:
+    """What those are told who come, or still wait, while the worker goes down."""
+    return ModelLoading("the worker is restarting; try again in a few seconds", retry_after=5)
 
 
 class Run(Protocol):
@@ -33,7 +37,15 @@ class Generation:
     The iterator ends after `Done`, and raises the `ServiceError` that ended the generation otherwise.
     """
 
-    def __init__(self, request: Any, model: str, seed: int, deadline: float, metrics: GenerationMetrics) -> None:
+    def __init__(
+        self,
+        request: Any,
+        model: str,
+        seed: int,
+        deadline: float,
+        metrics: GenerationMetrics,
+        withdraw: Callable[["Generation"], None],
+    ) -> None:
         """Take a request that was admitted; must be called from the event loop that follows it.
 
         Args:
@@ -42,44 +54,46 @@ class Generation:
             seed: the seed in use, drawn where the caller gave none.
             deadline: seconds from now after which the result is of no use.
             metrics: where its iterations are counted.
+            withdraw: called when it stops early, so that it does not go on waiting for its turn.
         """
         self.request = request
         self.model = model
         self.seed = seed
         self._expires_at = time.monotonic() + deadline
         self._metrics = metrics
-        self.is_cancelled = False
+        self._withdraw = withdraw
+        self._stopped_by: type[Cancelled | DeadlineExceeded] | None = None
         self._iteration_began = 0.0
+        self._is_over = False
         self._events: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
     def cancel(self) -> None:
         """Let the model stop at its next iteration; nothing happens when it is through."""
-        self.is_cancelled = True
+        self._stop(Cancelled)
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events until `Done`."""
-        while True:
-            try:
-                async with asyncio.timeout(self._expires_at - time.monotonic()):
-                    event = await self._events.get()
-            except TimeoutError:  # also while it still waits behind others
-                self.cancel()
-                raise DeadlineExceeded(TOO_LATE) from None
-            if isinstance(event, ServiceError):
-                raise event
-            yield event
-            if isinstance(event, Done):
-                return
+    def __aiter__(self) -> Self:
+        """Follow it; there is one follower."""
+        return self
+
+    async def __anext__(self) -> Event:
+        """Wait for the next event."""
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            async with asyncio.timeout(self._expires_at - time.monotonic()):
+                event = await self._events.get()
+        except TimeoutError:  # also while it still waits behind others
+            self._stop(DeadlineExceeded)
+            event = DeadlineExceeded()
+        self._is_over = isinstance(event, Done | ServiceError)
+        if isinstance(event, ServiceError):
+            raise event
+        return event
 
     def queue(self, position: int) -> None:
         """Say that it is accepted, with `position` requests ahead."""
         self._post(Queued(position))
-
-    def start(self) -> None:
-        """Say that the model works on it from now on."""
-        self._iteration_began = time.monotonic()
-        self._post(Started())
 
     def check(self) -> None:
         """Raise when nobody wants the result any more.
@@ -88,10 +102,15 @@ class Generation:
             Cancelled: the caller left.
             DeadlineExceeded: the caller's deadline has passed.
         """
-        if self.is_cancelled:
-            raise Cancelled
-        if time.monotonic() > self._expires_at:
-            raise DeadlineExceeded(TOO_LATE)
+        if self._stopped_by is None and time.monotonic() > self._expires_at:
+            self._stopped_by = DeadlineExceeded
+        if self._stopped_by is not None:
+            raise self._stopped_by
+
+    def start(self) -> None:
+        """Say that the model works on it from now on."""
+        self._iteration_began = time.monotonic()
+        self._post(Started())
 
     def emit(self, data: Any) -> None:
         """Hand on a piece of the result."""
@@ -103,27 +122,31 @@ class Generation:
         self._metrics.iterations.inc()
         self._metrics.iteration_seconds.observe(now - self._iteration_began)
         self._iteration_began = now
-        if self.is_cancelled:
+        if self._stopped_by is Cancelled:
             self._metrics.iterations_after_leave.inc()
         self.check()
         self._post(Progress(step, steps))
 
     def finish(self, usage: Mapping[str, int], finish_reason: str) -> None:
         """Say that the result is whole."""
-        self._metrics.endings[Ending.COMPLETE].inc()
-        self._post(Done(usage, finish_reason))
+        self._end(Ending.COMPLETE, Done(usage, finish_reason))
 
     def leave(self) -> None:
         """Say that it stopped because its caller left, or because the worker is going down."""
-        self._metrics.endings[Ending.LEFT].inc()
-        self._post(GenerationFailed("the worker is stopping; try again"))
+        self._end(Ending.LEFT, restarting())
 
     def fail(self, error: ServiceError) -> None:
         """Say what ended it."""
-        self._metrics.endings[Ending.FAILED].inc()
-        self._post(error)
+        self._end(Ending.FAILED, error.with_traceback(None))  # whose frames hold the model's tensors
+
+    def _stop(self, reason: type[Cancelled | DeadlineExceeded]) -> None:
+        self._stopped_by = self._stopped_by or reason
+        self._withdraw(self)
+
+    def _end(self, ending: Ending, event: Done | ServiceError) -> None:
+        self._metrics.endings[ending].inc()
+        self._post(event)
 
     def _post(self, event: Event | ServiceError) -> None:
-        # From any thread, and also when the follower's loop is gone.
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the follower's loop is closed: nobody is there to be told
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)

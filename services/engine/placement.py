@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -18,6 +19,7 @@ class Placement:
     dtype: torch.dtype
 
 
+@cache
 def choose_placement(device: str, dtype: str) -> Placement:
     """Resolve `auto`: the first accelerator there is, in half precision; else the CPU in float32.
 
@@ -28,12 +30,14 @@ def choose_placement(device: str, dtype: str) -> Placement:
     Raises:
         ModelUnavailable: this build of torch cannot use that device.
     """
-    chosen = torch.device(best_device() if device == "auto" else device)
     try:
-        torch.zeros(1, device=chosen)
+        chosen = torch.device(best_device() if device == "auto" else device)
+        torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
-        reason = f"ATELIER_DEVICE={device} cannot be used: this torch build is {torch.__version__}"
-        raise ModelUnavailable(reason) from error
+        raise ModelUnavailable(
+            f"ATELIER_DEVICE={device} cannot be used: it is no device of this machine, or none that its torch build "
+            f"({torch.__version__}) can use"
+        ) from error
     automatic = torch.float32 if chosen.type == "cpu" else torch.float16
     placement = Placement(chosen, automatic if dtype == "auto" else getattr(torch, dtype))
     logger.info("models run on %s in %s, %d threads", chosen, placement.dtype, torch.get_num_threads())

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from services.engine.placement import choose_placement
 from services.errors import ModelUnavailable
@@ -48,10 +47,8 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
     from diffusers import DiffusionPipeline  # text and speech do without it
 
     weights = open_weights(model, settings)
-    # `device=` would be ignored in silence, and `dtype` is called `torch_dtype` here.
-    pipeline = DiffusionPipeline.from_pretrained(weights.folder, torch_dtype=weights.dtype, **weights.arguments)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(weights.device)
+    pipeline = DiffusionPipeline.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
+    return pipeline.to(weights.device)  # `device=` above would be ignored in silence
 
 
 def check_licence(model: Model, accepted: Collection[str]) -> None:
@@ -67,8 +64,8 @@ def download(model_id: str, hub: HubSource) -> Path:
     """Fetch the files of a pinned revision that loading needs; what is in the cache is not fetched again."""
     try:
         return Path(snapshot_download(hub.repository, revision=hub.revision, allow_patterns=list(hub.files)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except OSError as error:  # the hub's own errors are OSErrors too
         raise ModelUnavailable(
             f"model '{model_id}' could not be fetched from the hub ({hub.repository} at {hub.revision[:7]}, "
-            f"{hub.size_gb} GB): {type(error).__name__}; check the network, the disk and HF_HUB_OFFLINE"
+            f"{hub.size_gb} GB); check the network, the disk and HF_HUB_OFFLINE"
         ) from error

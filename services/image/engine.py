@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from services.engine.engine import Result
 from services.engine.generation import Run
+from services.engine.outputs import pixels
 from services.engine.weights import load_pipeline
 from services.errors import ContentRefused
 from services.image.schema import ImageJob
@@ -27,6 +27,7 @@ class ImageGenerator:
 
         Raises:
             ContentRefused: the checkpoint's safety checker flagged it.
+            GenerationFailed: the model's numbers overflowed.
         """
         steps = request.num_inference_steps
         width, height = parse_size(request.size)
@@ -48,5 +49,5 @@ class ImageGenerator:
         )
         if made.nsfw_content_detected and any(made.nsfw_content_detected):
             raise ContentRefused("the model's safety checker refused the picture; change the prompt or the seed")
-        run.emit((made.images[0] * 255).round().astype(np.uint8))
+        run.emit(pixels(made.images[0]))
         return Result({"images": 1, "pixel_steps": width * height * steps})

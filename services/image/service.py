@@ -11,7 +11,7 @@ from services.image.schema import ImageJob, ImageRequest
 from services.registry import WORKERS, Model
 from services.responses import wants
 from services.settings import Settings
-from services.worker import Worker
+from services.worker import SPARE, Worker
 
 TIMEOUT = 600  # seconds
 
@@ -27,7 +27,7 @@ def make_generator(model: Model, settings: Settings) -> Generator:
     name="image",
     workers=1,
     resources={"cpu": "2", "memory": "6Gi"},
-    traffic={"timeout": TIMEOUT, "max_concurrency": 64},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 64},
     http={"port": WORKERS["image"].port},
 )
 class ImageService(Worker):

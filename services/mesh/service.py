@@ -13,7 +13,7 @@ from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
 from services.responses import wants
 from services.settings import Settings
-from services.worker import Worker
+from services.worker import SPARE, Worker
 
 TIMEOUT = 900  # seconds
 IMAGE_MODEL = "shap-e-img2img"  # the default where the source is a picture
@@ -30,7 +30,7 @@ def make_generator(model: Model, settings: Settings) -> Generator:
     name="mesh",
     workers=1,
     resources={"cpu": "2", "memory": "8Gi"},
-    traffic={"timeout": TIMEOUT, "max_concurrency": 48},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 48},
     http={"port": WORKERS["mesh"].port},
 )
 class MeshService(Worker):

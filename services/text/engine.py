@@ -3,15 +3,28 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from services.engine.engine import Result
 from services.engine.generation import Run
+from services.engine.outputs import overflowed
 from services.engine.weights import open_weights
 from services.errors import InvalidRequest
 from services.registry import Model
 from services.settings import Settings
 from services.text.schema import ChatJob
+
+COLDEST = 1e-3  # below this temperature the likeliest token is as good as certain, and dividing by it overflows
+
+
+class NumberCheck(LogitsProcessor):
+    """Stops at scores that are no numbers: the likeliest of them would be any token."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores`."""
+        if scores.isnan().any():
+            raise overflowed()
+        return scores
 
 
 class TokenStream(TextStreamer):
@@ -54,6 +67,7 @@ class TextGenerator:
 
         Raises:
             InvalidRequest: the chat does not fit into the model's context.
+            GenerationFailed: the model's numbers overflowed.
         """
         inputs = self._encode(request)
         room = self._context - inputs["input_ids"].shape[1]
@@ -69,7 +83,12 @@ class TextGenerator:
         torch.manual_seed(seed)  # the engine's thread is the only one that draws
         with torch.inference_mode():
             tokens = self._network.generate(
-                **inputs, **sampling(request), max_new_tokens=max_tokens, max_length=None, streamer=stream
+                **inputs,
+                **sampling(request),
+                max_new_tokens=max_tokens,
+                max_length=None,
+                logits_processor=LogitsProcessorList([NumberCheck()]),
+                streamer=stream,
             )
         ended = int(tokens[0, -1]) in self._end_tokens
         usage = {"prompt_tokens": inputs["input_ids"].shape[1], "completion_tokens": stream.num_tokens}
@@ -90,7 +109,7 @@ class TextGenerator:
 
 def sampling(request: ChatJob) -> dict[str, Any]:
     """What `generate` is told about choosing tokens; temperature 0 is greedy."""
-    if not request.temperature:
+    if request.temperature < COLDEST:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     return {
         "do_sample": True,

@@ -11,7 +11,7 @@ from services.registry import WORKERS, Model
 from services.responses import wants
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest
-from services.worker import Worker
+from services.worker import SPARE, Worker
 
 TIMEOUT = 300  # seconds
 
@@ -27,7 +27,7 @@ def make_generator(model: Model, settings: Settings) -> Generator:
     name="text",
     workers=1,
     resources={"cpu": "2", "memory": "6Gi"},
-    traffic={"timeout": TIMEOUT, "max_concurrency": 128},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 128},
     http={"port": WORKERS["text"].port},
 )
 class TextService(Worker):

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from services.engine.engine import Result
 from services.engine.generation import Run
+from services.engine.outputs import pixels
 from services.engine.weights import load_pipeline
 from services.registry import Model
 from services.schema import parse_size
@@ -25,7 +26,11 @@ class VideoGenerator:
         self._pipeline = load_pipeline(model, settings)
 
     def generate(self, request: tuple[VideoJob, Image.Image], seed: int, run: Run) -> Result:
-        """Emit the film's frames one by one, uint8 of shape (height, width, 3)."""
+        """Emit the film's frames one by one, uint8 of shape (height, width, 3).
+
+        Raises:
+            GenerationFailed: the model's numbers overflowed.
+        """
         job, picture = request
         width, height = parse_size(job.size)
         pieces = -(-job.num_frames // job.decode_chunk_size)
@@ -60,5 +65,4 @@ class VideoGenerator:
         for piece in latents.split(size, dim=1):
             with torch.inference_mode():
                 frames = pipeline.decode_latents(piece, piece.shape[1], piece.shape[1])
-            pixels = pipeline.video_processor.postprocess_video(frames, output_type="np")[0]
-            yield (pixels * 255).round().astype(np.uint8)
+            yield pixels(pipeline.video_processor.postprocess_video(frames, output_type="np")[0])

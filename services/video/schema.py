@@ -6,7 +6,7 @@ from pydantic import Field
 
 from services.schema import GenerationRequest, Size, Steps
 
-NumFrames = Annotated[int, Field(ge=1, le=64)]
+NumFrames = Annotated[int, Field(ge=2, le=64)]  # of one frame the pipeline makes none: its guidance ramp is empty
 
 
 class VideoRequest(GenerationRequest):

@@ -1,6 +1,5 @@
 """The video worker: `bentoml serve services.video.service:VideoService`."""
 
-import logging
 from typing import cast
 
 import bentoml
@@ -14,18 +13,17 @@ from starlette.routing import Route
 from services.encoders import Encoder, Mp4Encoder
 from services.engine.engine import Generator
 from services.envelope import EnvelopeMiddleware
-from services.errors import GenerationFailed, InvalidRequest, ServiceError, render
+from services.errors import InvalidRequest
 from services.registry import WORKERS, Model
+from services.responses import rendered
 from services.schema import explain
 from services.settings import Settings
 from services.uploads import read_form
 from services.video.schema import VideoJob, VideoRequest
-from services.worker import Worker
+from services.worker import SPARE, Worker
 
 TIMEOUT = 1800  # seconds
 FILE_FIELD = "input_reference"
-
-logger = logging.getLogger("atelier.video")
 
 
 def make_generator(model: Model, settings: Settings) -> Generator:
@@ -35,27 +33,29 @@ def make_generator(model: Model, settings: Settings) -> Generator:
     return VideoGenerator(model, settings)
 
 
-async def film(request: Request) -> Response:
+async def generate(request: Request) -> Response:
     """Make a film that starts with the uploaded picture: MP4, frames as they are decoded.
 
     A Starlette route, because BentoML's own multipart parsing changes what it reads (`"123"` becomes a number, a URL is
-    downloaded). What escapes here would hang until the time-out, so nothing does.
+    downloaded).
     """
-    worker: VideoService = request.app.state.worker
-    try:
-        data, fields = await read_form(request, FILE_FIELD, worker.settings.max_upload_bytes)
-        body = parse_fields(fields)
-        picture = await worker.read_picture(data, FILE_FIELD)
+    return await rendered(film(request, request.app.state.worker))
 
-        async def prepare(job: VideoJob) -> tuple[tuple[VideoJob, Image], Encoder]:
-            return (job, picture), Mp4Encoder(job.fps)
 
-        return await worker.answer(request, body, VideoJob, prepare)
-    except ServiceError as error:
-        return render(error)
-    except Exception:
-        logger.exception("a video request failed")
-        return render(GenerationFailed("the worker failed on this request; its log says why"))
+async def film(request: Request, worker: "VideoService") -> Response:
+    """Read the form and answer it.
+
+    Raises:
+        ServiceError: the request cannot be served.
+        Cancelled: the caller left.
+    """
+    data, fields = await read_form(request, FILE_FIELD, worker.settings.max_upload_bytes)
+    body = parse_fields(fields)
+
+    async def prepare(job: VideoJob) -> tuple[tuple[VideoJob, Image], Encoder]:
+        return (job, await worker.read_picture(data, FILE_FIELD)), Mp4Encoder(job.fps)
+
+    return await worker.answer(request, body, VideoJob, prepare)
 
 
 def parse_fields(fields: object) -> VideoRequest:
@@ -71,14 +71,14 @@ def parse_fields(fields: object) -> VideoRequest:
         raise InvalidRequest(message, param=field) from error
 
 
-routes = Starlette(routes=[Route("/v1/videos", film, methods=["POST"])])
+routes = Starlette(routes=[Route("/v1/videos", generate, methods=["POST"])])
 
 
 @bentoml.service(
     name="video",
     workers=1,
     resources={"cpu": "2", "memory": "12Gi"},
-    traffic={"timeout": TIMEOUT, "max_concurrency": 48},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 48},
     http={"port": WORKERS["video"].port},
 )
 @bentoml.asgi_app(routes)

@@ -1,0 +1,146 @@
+"""The registry: every model in it can be served as it stands there."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from services.audio.schema import SpeechRequest
+from services.image.schema import ImageJob, ImageRequest
+from services.mesh.schema import MeshJob, MeshRequest
+from services.mesh.service import IMAGE_MODEL
+from services.registry import MODELS_FILE, WORKERS, Model, Profile, Task, load_models, models_of
+from services.schema import GenerationRequest, complete
+from services.settings import Settings
+from services.text.schema import ChatJob, ChatRequest, Message
+from services.tiny.build import RECIPES
+from services.video.schema import VideoJob, VideoRequest
+
+MODELS = load_models()
+TASKS: tuple[Task, ...] = get_args(Task)
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+LEAST: Mapping[Task, tuple[GenerationRequest, type[GenerationRequest]]] = {
+    "text": (ChatRequest(messages=(Message(role="user", content="Hi"),)), ChatJob),
+    "audio": (SpeechRequest(input="Hi"), SpeechRequest),
+    "image": (ImageRequest(prompt="a cat"), ImageJob),
+    "video": (VideoRequest(), VideoJob),
+    "mesh": (MeshRequest(prompt="a cat"), MeshJob),
+}
+
+by_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
+by_task = pytest.mark.parametrize("task", TASKS)
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "models.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@by_model
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_least_request_is_whole_with_the_models_defaults(model: Model, profile: Profile) -> None:
+    request, job_type = LEAST[model.task]
+    defaults = {"model": model.id, **model.defaults_in(profile)}
+    job = complete(job_type, request, defaults).model_dump()
+
+    assert {name: job[name] for name in defaults} == defaults
+    assert job_type.model_validate(job).model_dump() == job
+
+
+@by_model
+def test_a_models_recipe_exists(model: Model) -> None:
+    assert model.tiny.recipe in RECIPES
+
+
+@by_model
+def test_a_tiny_checkpoint_overrides_only_what_the_model_has(model: Model) -> None:
+    assert set(model.tiny.defaults) <= set(model.defaults)
+    assert model.defaults_in("hub") == model.defaults
+
+
+@by_model
+def test_a_models_files_are_named_by_patterns_that_fetch_no_more_than_its_format(model: Model) -> None:
+    patterns = " ".join(model.hub.files)
+
+    assert "*" not in model.hub.files
+    assert (".bin" in patterns) is not model.hub.safetensors  # pickles only where there is nothing else
+    assert model.hub.licence_url.startswith("https://")
+
+
+@by_model
+def test_tiny_models_are_all_in_memory_from_the_start(model: Model) -> None:
+    assert model.is_preloaded_in("tiny")
+    assert model.is_preloaded_in("hub") is (model.hub.strategy == "preload")
+
+
+@by_task
+def test_a_task_has_a_model_and_a_worker(task: Task) -> None:
+    served = models_of(task, MODELS)
+
+    assert served
+    assert served[0] == next(model for model in MODELS if model.task == task)
+    assert {model.task for model in served} == {task}
+    assert task in WORKERS
+
+
+def test_video_weights_need_their_licence_accepted() -> None:
+    assert [model.id for model in MODELS if not model.hub.commercial_use] == ["stable-video-diffusion-img2vid"]
+
+
+def test_the_mesh_workers_model_for_pictures_exists() -> None:
+    assert IMAGE_MODEL in {model.id for model in models_of("mesh", MODELS)}
+
+
+def test_workers_have_ports_of_their_own() -> None:
+    assert {task: worker.port for task, worker in WORKERS.items()} == {
+        "text": 3001, "audio": 3002, "image": 3003, "video": 3004, "mesh": 3005,
+    }  # fmt: skip
+
+
+@by_task
+def test_a_workers_target_is_a_service_that_answers_before_bentoml_does(task: Task) -> None:
+    module, name = WORKERS[task].target.split(":")
+    service: Any = getattr(importlib.import_module(module), name)
+    traffic = service.config["traffic"]
+
+    assert service.name == task
+    assert service.config["http"]["port"] == WORKERS[task].port
+    assert service.config["workers"] == 1  # the engine owns the model
+    assert traffic["timeout"] > service.inner.longest  # else BentoML's 504, without our envelope, comes first
+    assert traffic["max_concurrency"] > Settings().queue_size + 1  # else its 429, without Retry-After, does
+    assert service.config["resources"]
+
+
+# --- a registry that is wrong ---
+
+TEXT = MODELS_FILE.read_text(encoding="utf-8")
+
+
+def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="appears twice"):
+        load_models(write(tmp_path, TEXT.replace('id = "shap-e-img2img"', 'id = "shap-e"')))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "field"),
+    [
+        ('task = "text"', 'task = "txt"', "task"),
+        ("fe8a4ea1ffedaf415f4da2f062534de366a451e6", "main", "hub.revision"),
+        ("size_gb = 2.2", "size_gb = 0", "hub.size_gb"),
+        ('strategy = "preload"', 'strategy = "swap"', "hub.strategy"),
+        ('recipe = "text"', 'receipt = "text"', "tiny.rec"),
+        ("[models.tiny]", "[models.small]", "tiny"),
+    ],
+)
+def test_an_entry_that_does_not_fit_names_its_field(tmp_path: Path, right: str, wrong: str, field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        load_models(write(tmp_path, TEXT.replace(right, wrong, 1)))
+
+
+def test_a_file_that_is_no_toml_is_a_value_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at line"):
+        load_models(write(tmp_path, "[[models]"))
