@@ -5,7 +5,7 @@ GatewayError
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
 ├── WorkerUnreachable  503  nothing was sent to a model; safe to retry after `retry_after`
-├── WorkerDied         502  the worker went away while it worked; what it had done is lost
+├── WorkerDied         503  the worker went away while it worked; a repeat starts over, and may bring it down again
 ├── WorkerTimedOut     504  no result within the deadline; a repeat would start over
 ├── WorkerRefused      the worker's own status and words
 ├── ProviderFailed     502  the outside model server failed, or refused the operator's key
@@ -59,7 +59,7 @@ class WorkerUnreachable(GatewayError):
 class WorkerDied(GatewayError):
     """The connection broke after the request was sent and before the answer began."""
 
-    status, code = 502, "worker_died"
+    status, code, retry_after = 503, "worker_died", 3
 
 
 class WorkerTimedOut(GatewayError):

@@ -34,7 +34,8 @@ class Pulse:
     async def _is_alive(self, worker: str) -> bool:
         now = asyncio.get_running_loop().time()
         asked_at, answer = self._asked.get(worker, (0.0, None))
-        if answer is None or now >= asked_at + self._interval:
+        # Half the interval: timers are not exact, and nobody may count the same silence twice.
+        if answer is None or now >= asked_at + self._interval / 2:
             answer = asyncio.create_task(self._ask(worker))
             self._asked[worker] = now, answer
         return await asyncio.shield(answer)  # others may wait for it too

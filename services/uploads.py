@@ -38,10 +38,10 @@ def limited(request: Request, max_bytes: int) -> Receive:
     Raises:
         PayloadTooLarge: here, or from what is returned.
     """
-    too_large = PayloadTooLarge(f"the upload is larger than {max_bytes} bytes")
+    complaint = f"the upload is larger than {max_bytes} bytes"
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
-        raise too_large
+        raise PayloadTooLarge(complaint)
     num_bytes = 0
 
     async def receive_limited() -> Message:
@@ -49,7 +49,7 @@ def limited(request: Request, max_bytes: int) -> Receive:
         message = await request.receive()
         num_bytes += len(message.get("body", b""))
         if num_bytes > max_bytes:
-            raise too_large
+            raise PayloadTooLarge(complaint)
         return message
 
     return receive_limited

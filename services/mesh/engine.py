@@ -89,7 +89,7 @@ class MeshGenerator:
         with torch.inference_mode(), renderer.mlp.register_forward_hook(watch.advance):
             try:
                 made = renderer.decode_to_mesh(latents[:1], latents.device, grid_size, query_batch_size=PIECE)
-            except RuntimeError as error:
+            except ValueError as error:  # torch.cat of no vertices
                 if "non-empty list" not in str(error):
                     raise
                 raise GenerationFailed("the model made an empty shape; try another prompt or seed") from error

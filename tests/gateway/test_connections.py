@@ -179,10 +179,10 @@ class TestBreaking:
     @pytest.mark.parametrize(
         "answer", [b"", b"HTTP/1.1 20", b"SSH-2.0-OpenSSH_9.6\r\n"], ids=["nothing", "half a line", "another protocol"]
     )
-    def test_a_worker_that_dies_before_it_answers_is_a_bad_gateway(self, start: Start, answer: bytes) -> None:
+    def test_a_worker_that_dies_before_it_answers_is_unavailable(self, start: Start, answer: bytes) -> None:
         with raw_worker(answer) as worker:
             response = start(worker.url).client.get(SPEECH)
-            assert (response.status_code, error_of(response)["code"]) == (502, "worker_died")
+            assert (response.status_code, error_of(response)["code"]) == (503, "worker_died")
             assert worker.num_requests == 1, "work must not be sent twice"
 
     def test_a_connection_that_the_worker_has_closed_is_not_used_again(self, start: Start) -> None:

@@ -145,7 +145,7 @@ class TestWait:
 
         workers.answer = answer
         response = gateway.client.get(SPEECH)
-        assert (response.status_code, error_of(response)["code"]) == (502, "worker_died")
+        assert (response.status_code, error_of(response)["code"]) == (503, "worker_died")
         assert response.headers["x-should-retry"] == "false"
 
     def test_a_worker_that_is_silent_and_dead_is_given_up(

@@ -29,7 +29,7 @@ def test_a_worker_killed_midway_aborts_the_body_and_comes_back(system: System, c
     if while_down.status_code != 200:
         assert while_down.status_code == 503
         assert int(while_down.headers["retry-after"]) > 0
-        assert while_down.json()["error"]["code"] in {"worker_unavailable", "model_loading"}
+        assert while_down.json()["error"]["code"] in {"worker_unavailable", "worker_died", "model_loading"}
     system.wait(system.is_ready)
     assert client.get("/generate/audio", params={"prompt": "Hello."}).status_code == 200
     rows = client.get("/v1/usage", params={"limit": 50}).json()["data"]
