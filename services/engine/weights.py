@@ -48,6 +48,7 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
 
     weights = open_weights(model, settings)
     pipeline = DiffusionPipeline.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
+    pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(weights.device)  # `device=` above would be ignored in silence
 
 

@@ -1,0 +1,622 @@
+"""The models on their tiny checkpoints: they make what the libraries would, and stop whenever that is wanted."""
+
+import gc
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+
+from services.audio.engine import AudioGenerator
+from services.audio.schema import SpeechRequest
+from services.engine.engine import Generator, Result, Slot
+from services.engine.events import Done, Output, Progress, Queued, Started
+from services.engine.outputs import Mesh, Sound
+from services.engine.weights import load_pipeline
+from services.errors import Cancelled, GenerationFailed, InvalidRequest
+from services.image.engine import ImageGenerator
+from services.image.schema import ImageJob, ImageRequest
+from services.mesh.engine import MeshGenerator
+from services.mesh.schema import MeshJob, MeshRequest
+from services.registry import Model, load_models
+from services.schema import MAX_SEED, check_is_text, complete
+from services.settings import Settings
+from services.text.engine import TextGenerator
+from services.text.schema import ChatJob, ChatRequest, Message
+from services.video.engine import VideoGenerator
+from services.video.schema import VideoJob, VideoRequest
+from tests.services.conftest import MakeBench
+
+MODELS = {model.id: model for model in load_models()}
+PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+MAKERS: dict[str, Callable[[Model, Settings], Generator]] = {
+    "tinyllama-1.1b-chat": TextGenerator,
+    "bark-small": AudioGenerator,
+    "tiny-sd": ImageGenerator,
+    "stable-video-diffusion-img2vid": VideoGenerator,
+    "shap-e": MeshGenerator,
+    "shap-e-img2img": MeshGenerator,
+}
+VOICE = "v2/en_speaker_0"
+
+by_model = pytest.mark.parametrize("model", MAKERS)
+
+
+@dataclass
+class Recorder:
+    """Follows a model on its own thread, and leaves after iteration `stop_after`."""
+
+    stop_after: int | None = None
+    outputs: list[Any] = field(default_factory=list)
+    progress: list[tuple[int, int]] = field(default_factory=list)
+
+    def emit(self, data: Any) -> None:
+        self.outputs.append(data)
+
+    def advance(self, step: int, steps: int) -> None:
+        assert self.stop_after is None or len(self.progress) < self.stop_after, "the model went on"
+        self.progress.append((step, steps))
+        if len(self.progress) == self.stop_after:
+            raise Cancelled
+
+
+@dataclass(frozen=True)
+class Made:
+    """All that a model made of a request."""
+
+    outputs: list[Any]
+    progress: list[tuple[int, int]]
+    result: Result
+
+    @property
+    def bytes(self) -> bytes:
+        return b"".join(map(as_bytes, self.outputs))
+
+
+def as_bytes(output: Any) -> bytes:
+    match output:
+        case str():
+            return output.encode()
+        case Sound(samples):
+            return samples.tobytes()
+        case Mesh(vertices, faces, colours):
+            return vertices.tobytes() + faces.tobytes() + colours.tobytes()
+        case _:
+            return bytes(output.tobytes())
+
+
+class Shelf:
+    """The generators by model, each loaded once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._made: dict[str, Generator] = {}
+        self._known: dict[str, Made] = {}
+
+    def __getitem__(self, model: str) -> Generator:
+        if model not in self._made:
+            self._made[model] = MAKERS[model](MODELS[model], self.settings)
+        return self._made[model]
+
+    def known(self, model: str) -> Made:
+        """What `model` made of its small request when it was first asked."""
+        if model not in self._known:
+            self._known[model] = self.make(model)
+        return self._known[model]
+
+    def make(self, model: str, seed: int = 0, **fields: Any) -> Made:
+        recorder = Recorder()
+        result = self[model].generate(job(model, **fields), seed, recorder)
+        return Made(recorder.outputs, recorder.progress, result)
+
+
+@pytest.fixture(scope="session")
+def shelf(worker_settings: Settings) -> Shelf:
+    return Shelf(worker_settings)
+
+
+def job(model: str, **fields: Any) -> Any:
+    """What the worker hands to `model`, small by default."""
+    defaults = {"model": model, **MODELS[model].defaults_in("tiny")}
+    match model:
+        case "tinyllama-1.1b-chat":
+            text = fields.pop("prompt", "Hello")
+            chat = ChatRequest(messages=(Message(role="user", content=text),), **{"max_tokens": 12, **fields})
+            return complete(ChatJob, chat, defaults)
+        case "bark-small":
+            return complete(SpeechRequest, SpeechRequest(**{"input": "Hi.", **fields}), defaults)
+        case "tiny-sd":
+            small = {"prompt": "a cat", "num_inference_steps": 3}
+            return complete(ImageJob, ImageRequest(**{**small, **fields}), defaults)
+        case "stable-video-diffusion-img2vid":
+            small_film = {"num_frames": 3, "num_inference_steps": 2}
+            return complete(VideoJob, VideoRequest(**{**small_film, **fields}), defaults), PICTURE
+        case "shap-e":
+            lump = {"prompt": "a cat", "num_inference_steps": 3, "grid_size": 16}
+            return complete(MeshJob, MeshRequest(**{**lump, **fields}), defaults), None
+        case _:
+            lump = {"image": "AAAA", "num_inference_steps": 3, "grid_size": 16}
+            return complete(MeshJob, MeshRequest(**{**lump, **fields}), defaults), PICTURE
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- what holds for all ---
+
+
+@by_model
+def test_the_same_seed_makes_the_same_and_another_another(shelf: Shelf, model: str) -> None:
+    assert shelf.make(model, seed=0).bytes == shelf.known(model).bytes
+    assert shelf.make(model, seed=MAX_SEED).bytes != shelf.known(model).bytes
+
+
+@by_model
+def test_progress_rises_to_its_end(shelf: Shelf, model: str) -> None:
+    made = shelf.known(model)
+    steps = [step for step, _ in made.progress]
+
+    assert steps == sorted(steps)
+    assert len({of for _, of in made.progress}) == 1
+    if model == "tinyllama-1.1b-chat":
+        assert steps[-1] == made.result.usage["completion_tokens"]
+    else:
+        assert made.progress[-1][0] == made.progress[-1][1]
+
+
+@by_model
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_a_model_stops_at_the_iteration_after_which_its_caller_is_gone(shelf: Shelf, model: str, where: str) -> None:
+    before = shelf.known(model)
+    num_iterations = len(before.progress)
+    stop_after = {"first": 1, "middle": (num_iterations + 1) // 2, "last": num_iterations}[where]
+    recorder = Recorder(stop_after)
+
+    with pytest.raises(Cancelled):
+        shelf[model].generate(job(model), 0, recorder)
+
+    assert len(recorder.progress) == stop_after
+    again = shelf.make(model)
+    assert (again.bytes, again.progress, again.result) == (before.bytes, before.progress, before.result)
+
+
+@by_model
+def test_a_finished_request_is_kept_by_nothing(shelf: Shelf, model: str) -> None:
+    for stop_after in (None, 2):
+        recorder = Recorder(stop_after)
+        gone = weakref.ref(recorder)
+        try:
+            shelf[model].generate(job(model), 0, recorder)
+        except Cancelled:
+            assert stop_after is not None
+        del recorder
+        gc.collect()
+        assert gone() is None
+
+
+@pytest.mark.parametrize("model", ["tiny-sd", "stable-video-diffusion-img2vid", "shap-e", "shap-e-img2img"])
+def test_a_model_with_a_generator_of_its_own_leaves_the_global_one_alone(shelf: Shelf, model: str) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    made = shelf.make(model)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert shelf.make(model).bytes == made.bytes
+
+
+@by_model
+@pytest.mark.anyio
+async def test_a_model_runs_in_the_engine(shelf: Shelf, make_bench: MakeBench, model: str) -> None:
+    bench = make_bench({"model": Slot(lambda: shelf[model], is_preloaded=False)})
+    events = [event async for event in bench.engine.submit(job(model), None, 0, deadline=600)]
+    made = shelf.known(model)
+
+    assert events[:2] == [Queued(0), Started()]
+    assert events[-1] == Done(made.result.usage, made.result.finish_reason)
+    assert b"".join(as_bytes(event.data) for event in events if isinstance(event, Output)) == made.bytes
+    assert [(event.step, event.steps) for event in events if isinstance(event, Progress)] == made.progress
+    assert bench.count("iterations_total") == len(made.progress)
+
+
+@by_model
+def test_numbers_that_are_none_are_a_failure_and_not_an_answer(shelf: Shelf, model: str, tmp_path: Path) -> None:
+    weights = {
+        "tinyllama-1.1b-chat": ["model.safetensors:lm_head.weight"],
+        "bark-small": ["model.safetensors:codec_model.decoder.layers.0.conv.bias"],
+        "tiny-sd": ["unet/diffusion_pytorch_model.safetensors:conv_in.bias"],
+        "stable-video-diffusion-img2vid": ["unet/diffusion_pytorch_model.safetensors:conv_in.bias"],
+        "shap-e": ["prior/diffusion_pytorch_model.safetensors:proj_in.bias"],
+        "shap-e-img2img": ["prior/diffusion_pytorch_model.safetensors:proj_in.bias"],
+    }[model]
+    settings = damaged(shelf.settings, tmp_path, MODELS[model].tiny.recipe, *weights)
+    recorder = Recorder()
+
+    with pytest.raises(GenerationFailed, match="overflowed"):
+        MAKERS[model](MODELS[model], settings).generate(job(model), 0, recorder)
+    assert recorder.outputs == []
+
+
+def damaged(settings: Settings, folder: Path, recipe: str, *weights: str) -> Settings:
+    """Copy a checkpoint and make some of its weights NaN."""
+    shutil.copytree(settings.data_dir / "tiny" / recipe, folder / "tiny" / recipe)
+    for weight in weights:
+        file, name = weight.split(":")
+        path = folder / "tiny" / recipe / file
+        tensors = load_file(path)
+        tensors[name].fill_(torch.nan)
+        save_file(tensors, path, {"format": "pt"})
+    return settings.model_copy(update={"data_dir": folder})
+
+
+# --- text ---
+
+
+@pytest.fixture(scope="session")
+def llama(data_dir: Path) -> Any:
+    """The library's own greedy answer to a prompt: tokens and text."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(data_dir / "tiny" / "text")
+    network: Any = AutoModelForCausalLM.from_pretrained(data_dir / "tiny" / "text")
+
+    def answer(prompt: str, max_tokens: int, **sampling: Any) -> tuple[int, str]:
+        chat = [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": prompt},
+        ]
+        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        tokens = network.generate(**inputs, **sampling, max_new_tokens=max_tokens, max_length=None)
+        made = tokens[0, inputs["input_ids"].shape[1] :]
+        return len(made), tokenizer.decode(made, skip_special_tokens=True)
+
+    return answer
+
+
+@pytest.mark.parametrize("prompt", ["Hello", "Wie heißt du? 世界 🐈"])
+@pytest.mark.parametrize("temperature", [0, 1e-9])
+def test_text_at_temperature_zero_is_the_librarys_greedy_answer(
+    shelf: Shelf, llama: Any, prompt: str, temperature: float
+) -> None:
+    made = shelf.make("tinyllama-1.1b-chat", seed=3, prompt=prompt, temperature=temperature, max_tokens=40)
+    num_tokens, text = llama(prompt, 40, do_sample=False)
+
+    assert "".join(made.outputs) == text
+    assert made.result.usage["completion_tokens"] == num_tokens
+    assert shelf.make("tinyllama-1.1b-chat", seed=4, prompt=prompt, temperature=0, max_tokens=40).bytes == made.bytes
+
+
+def test_sampled_text_is_the_librarys_at_the_same_seed(shelf: Shelf, llama: Any) -> None:
+    made = shelf.make("tinyllama-1.1b-chat", seed=7, max_tokens=40)
+    torch.manual_seed(7)
+    num_tokens, text = llama("Hello", 40, do_sample=True, temperature=0.7, top_k=50, top_p=0.95)
+
+    assert "".join(made.outputs) == text
+    assert made.result.usage["completion_tokens"] == num_tokens
+
+
+def test_text_ends_where_it_was_told_to_or_by_itself(shelf: Shelf, tmp_path: Path) -> None:
+    cut = shelf.make("tinyllama-1.1b-chat", max_tokens=1)
+    assert (cut.result.usage["completion_tokens"], cut.result.finish_reason) == (1, "length")
+
+    shutil.copytree(shelf.settings.data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
+    file = tmp_path / "tiny" / "text" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": list(range(2, 300))}))
+    curt = TextGenerator(MODELS["tinyllama-1.1b-chat"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
+    ended = curt.generate(job("tinyllama-1.1b-chat"), 0, Recorder())
+    assert (ended.usage["completion_tokens"], ended.finish_reason) == (1, "stop")
+
+
+def test_text_comes_in_pieces(shelf: Shelf) -> None:
+    assert len(shelf.make("tinyllama-1.1b-chat", max_tokens=60, temperature=2).outputs) > 1
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 2}, {"top_p": 1e-300}, {"top_k": 1000}, {"top_k": 1}, {"top_p": 1}])
+def test_text_takes_the_extremes_of_its_parameters(shelf: Shelf, fields: dict[str, Any]) -> None:
+    assert shelf.make("tinyllama-1.1b-chat", **fields).outputs
+
+
+def test_a_chat_beyond_the_context_is_refused_by_naming_messages(shelf: Shelf) -> None:
+    recorder = Recorder()
+    with pytest.raises(InvalidRequest, match="2048") as refusal:
+        shelf["tinyllama-1.1b-chat"].generate(job("tinyllama-1.1b-chat", prompt="\u4e16" * 2000), 0, recorder)
+
+    assert refusal.value.code == "context_length_exceeded"
+    assert refusal.value.param == "messages"
+    assert recorder.progress == []
+
+
+def test_an_answer_ends_with_the_context(shelf: Shelf) -> None:
+    empty = shelf.make("tinyllama-1.1b-chat", prompt="x", max_tokens=1).result.usage["prompt_tokens"]
+    room = 5
+    prompt = "x " * ((2048 - empty - room) // 2)
+    made = shelf.make("tinyllama-1.1b-chat", prompt=prompt, max_tokens=100)
+
+    left = 2048 - made.result.usage["prompt_tokens"]
+    assert 0 < left < 100
+    assert made.result.usage["completion_tokens"] <= left
+    assert made.progress[-1][1] == left
+
+
+def test_a_callers_system_prompt_replaces_the_models(shelf: Shelf) -> None:
+    own = (Message(role="system", content="Say no."), Message(role="user", content="Hello"))
+    chat = complete(
+        ChatJob,
+        ChatRequest(messages=own, max_tokens=5),
+        {"model": "m", **MODELS["tinyllama-1.1b-chat"].defaults_in("tiny")},
+    )
+    recorder = Recorder()
+    usage = shelf["tinyllama-1.1b-chat"].generate(chat, 0, recorder).usage
+
+    assert usage["prompt_tokens"] < shelf.known("tinyllama-1.1b-chat").result.usage["prompt_tokens"]
+
+
+# --- audio ---
+
+
+@pytest.fixture(scope="session")
+def bark(data_dir: Path, worker_settings: Settings) -> Callable[[str, str | None, int], Any]:
+    """The library's own speech."""
+    from transformers import BarkModel, BarkProcessor
+
+    processor: Any = BarkProcessor.from_pretrained(data_dir / "tiny" / "audio")
+    network: Any = BarkModel.from_pretrained(data_dir / "tiny" / "audio")
+
+    def speak(text: str, voice: str | None, seed: int) -> Any:
+        torch.manual_seed(seed)
+        return network.generate(**processor(text, voice_preset=voice))[0].numpy()
+
+    return speak
+
+
+@pytest.mark.parametrize("voice", [None, VOICE])
+def test_a_sentence_is_the_librarys_own_sound(shelf: Shelf, bark: Any, voice: str | None) -> None:
+    made = shelf.make("bark-small", seed=4, input="My dog is cute. He barks.", voice=voice)
+
+    assert [sound.sample_rate for sound in made.outputs] == [24_000, 24_000]
+    assert np.array_equal(made.outputs[0].samples, bark("My dog is cute.", voice, 4))
+    assert made.result.usage == {
+        "input_characters": 25,
+        "output_samples": sum(len(sound.samples) for sound in made.outputs),
+    }
+
+
+def test_a_voice_is_heard(shelf: Shelf) -> None:
+    voices = ("v2/en_speaker_0", "v2/de_speaker_0", None)
+
+    assert len({shelf.make("bark-small", input="Hi.", voice=voice).bytes for voice in voices}) == len(voices)
+
+
+@pytest.mark.parametrize("voice", ["no one", "../../etc/passwd", "repo_or_path", " v2/en_speaker_0", "{canary}"])
+def test_a_voice_that_is_none_is_refused_and_never_opened(shelf: Shelf, tmp_path: Path, voice: str) -> None:
+    canary = tmp_path / "canary"  # the library would take it for a voice
+    np.savez(
+        canary.with_suffix(".npz"),
+        semantic_prompt=np.zeros(9, int),
+        coarse_prompt=np.zeros((2, 9), int),
+        fine_prompt=np.zeros((8, 9), int),
+    )
+    recorder = Recorder()
+
+    with pytest.raises(InvalidRequest, match=VOICE) as refusal:
+        shelf["bark-small"].generate(job("bark-small", voice=voice.format(canary=canary)), 0, recorder)
+    assert refusal.value.param == "voice"
+    assert recorder.progress == []
+
+
+@pytest.mark.parametrize("text", ["\u4e16\u754c", "...", "Hi.\n\n\nYou."])
+def test_any_text_is_said(shelf: Shelf, text: str) -> None:
+    assert shelf.make("bark-small", input=text).result.usage["output_samples"] > 0
+
+
+def with_semantic(settings: Settings, folder: Path, **changes: Any) -> Settings:
+    """Copy the Bark checkpoint and change how its first stage generates."""
+    checkpoint = folder / "tiny" / "audio"
+    shutil.copytree(settings.data_dir / "tiny" / "audio", checkpoint)
+    file = checkpoint / "generation_config.json"
+    config = json.loads(file.read_text())
+    config["semantic_config"].update(changes)
+    file.write_text(json.dumps(config))
+    return settings.model_copy(update={"data_dir": folder})
+
+
+def test_a_model_that_says_nothing_is_a_failure(shelf: Shelf, tmp_path: Path) -> None:
+    silent = with_semantic(shelf.settings, tmp_path, min_new_tokens=0, begin_suppress_tokens=list(range(100)))
+
+    with pytest.raises(GenerationFailed, match="said nothing"):
+        AudioGenerator(MODELS["bark-small"], silent).generate(job("bark-small"), 0, Recorder())
+
+
+def test_the_shortest_sound_is_said_and_carries_its_voice_on(shelf: Shelf, tmp_path: Path) -> None:
+    terse = with_semantic(shelf.settings, tmp_path, min_new_tokens=1, max_new_tokens=1)
+    recorder = Recorder()
+    AudioGenerator(MODELS["bark-small"], terse).generate(job("bark-small", input="Hi. You."), 0, recorder)
+
+    assert [len(sound.samples) for sound in recorder.outputs] == [320, 320]
+
+
+# --- image ---
+
+
+@pytest.mark.parametrize("fields", [{}, {"size": "72x64", "guidance_scale": 1}, {"negative_prompt": "a dog"}])
+def test_a_picture_is_the_pipelines_own(shelf: Shelf, fields: dict[str, Any]) -> None:
+    made = shelf.make("tiny-sd", seed=5, **fields)
+    request = job("tiny-sd", **fields)
+    width, height = map(int, request.size.split("x"))
+    pipeline = load_pipeline(MODELS["tiny-sd"], shelf.settings)
+    (picture,) = pipeline(
+        request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=width,
+        height=height,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        generator=seeded(5),
+    ).images
+
+    assert made.outputs[0].shape == (height, width, 3)
+    assert np.array_equal(made.outputs[0], np.asarray(picture))
+    assert made.result.usage == {"images": 1, "pixel_steps": width * height * request.num_inference_steps}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_inference_steps": 1},
+        {"guidance_scale": 0},
+        {"guidance_scale": 50},
+        {"size": "64x2048", "num_inference_steps": 1},
+        {"prompt": "\U0001f408" * 2000},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_picture_takes_the_extremes_of_its_parameters(shelf: Shelf, fields: dict[str, Any]) -> None:
+    (picture,) = shelf.make("tiny-sd", **fields).outputs
+
+    assert picture.dtype == np.uint8
+    assert picture.std() > 1
+
+
+# --- video ---
+
+
+def test_a_film_is_the_pipelines_own(shelf: Shelf) -> None:
+    made = shelf.make("stable-video-diffusion-img2vid", seed=6, num_frames=5, size="72x64", fps=9, motion_bucket_id=30)
+    pipeline = load_pipeline(MODELS["stable-video-diffusion-img2vid"], shelf.settings)
+    film = pipeline(
+        ImageOps.fit(PICTURE, (72, 64)),
+        width=72,
+        height=64,
+        num_frames=5,
+        fps=9,
+        motion_bucket_id=30,
+        num_inference_steps=2,
+        generator=seeded(6),
+        decode_chunk_size=2,
+    ).frames[0]
+
+    assert [frame.shape for frame in made.outputs] == [(64, 72, 3)] * 5
+    assert np.array_equal(made.outputs, [np.asarray(frame) for frame in film])
+    assert made.result.usage == {"frames": 5, "pixel_steps": 72 * 64 * (2 + 3)}
+    assert made.progress == [(step, 5) for step in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_frames": 2},
+        {"num_frames": 2, "num_inference_steps": 1},
+        {"fps": 1},
+        {"fps": 30},
+        {"motion_bucket_id": 1},
+        {"motion_bucket_id": 255},
+        {"size": "64x128"},
+        {"size": "80x72"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_film_takes_the_extremes_of_its_parameters(shelf: Shelf, fields: dict[str, Any]) -> None:
+    made = shelf.make("stable-video-diffusion-img2vid", **fields)
+
+    assert len(made.outputs) == fields.get("num_frames", 3)
+    assert all(frame.dtype == np.uint8 for frame in made.outputs)
+
+
+# --- mesh ---
+
+
+@pytest.mark.parametrize("model", ["shap-e", "shap-e-img2img"])
+def test_a_mesh_is_the_pipelines_own(shelf: Shelf, model: str) -> None:
+    (mesh,) = shelf.make(model, seed=7).outputs
+    request, picture = job(model)
+    pipeline = load_pipeline(MODELS[model], shelf.settings)
+    latents = pipeline(
+        picture or request.prompt,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        generator=seeded(7),
+        output_type="latent",
+    ).images
+    made = pipeline.shap_e_renderer.decode_to_mesh(latents, "cpu", grid_size=request.grid_size)
+
+    assert np.array_equal(mesh.vertices, made.verts.detach().numpy())
+    assert np.array_equal(mesh.faces, made.faces.numpy())
+    colours = torch.stack([made.vertex_channels[name] for name in "RGB"], dim=1)
+    assert np.array_equal(mesh.colours, colours.detach().clamp(0, 1).numpy())
+
+
+def test_a_text_is_not_for_the_picture_model_nor_the_reverse(shelf: Shelf) -> None:
+    for model, other, wanted in (("shap-e", "shap-e-img2img", "prompt"), ("shap-e-img2img", "shap-e", "image")):
+        recorder = Recorder()
+        with pytest.raises(InvalidRequest, match=f"'{model}' needs '{wanted}'") as refusal:
+            shelf[model].generate(job(other), 0, recorder)
+        assert refusal.value.param == wanted
+        assert recorder.progress == []
+
+
+@pytest.mark.parametrize("model", ["shap-e", "shap-e-img2img"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_inference_steps": 2},
+        {"grid_size": 8},
+        {"grid_size": 33},
+        {"guidance_scale": 0},
+        {"guidance_scale": 50},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_mesh_takes_the_extremes_of_its_parameters(shelf: Shelf, model: str, fields: dict[str, Any]) -> None:
+    made = shelf.make(model, **fields)
+
+    assert len(made.outputs[0].faces) == made.result.usage["faces"] > 100
+    assert np.isfinite(made.outputs[0].vertices).all()
+
+
+def test_an_empty_shape_is_a_failure_with_advice(shelf: Shelf, tmp_path: Path) -> None:
+    shutil.copytree(shelf.settings.data_dir / "tiny" / "mesh", tmp_path / "tiny" / "mesh")
+    path = tmp_path / "tiny" / "mesh" / "shap_e_renderer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    last = max(name for name in tensors if name.startswith("mlp.mlp.") and name.endswith("bias"))
+    tensors[last][0] = -1e6  # a signed distance that is outside everywhere
+    save_file(tensors, path, {"format": "pt"})
+    hollow = MeshGenerator(MODELS["shap-e"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
+
+    with pytest.raises(GenerationFailed, match="empty shape; try another"):
+        hollow.generate(job("shap-e"), 0, Recorder())
+
+
+# --- texts that nobody expected ---
+
+
+def passes(text: str) -> bool:
+    try:
+        return bool(check_is_text(text))
+    except ValueError:
+        return False
+
+
+ODD_TEXTS = st.text(min_size=1, max_size=60).filter(passes)
+quickly = examples(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@quickly
+@given(text=ODD_TEXTS)
+def test_any_text_that_passes_can_be_drawn_said_and_answered(shelf: Shelf, text: str) -> None:
+    assert shelf.make("tiny-sd", prompt=text, num_inference_steps=1).outputs
+    assert shelf.make("shap-e", prompt=text, num_inference_steps=2, grid_size=8).outputs
+    assert shelf.make("tinyllama-1.1b-chat", prompt=text, max_tokens=2).result.usage["prompt_tokens"] > 0
+    with pytest.raises(Cancelled):
+        shelf["bark-small"].generate(job("bark-small", input=text), 0, Recorder(stop_after=3))
