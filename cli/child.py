@@ -65,6 +65,11 @@ class Child:
             )
         return cls(program, process)
 
+    def look_once(self) -> None:
+        """Look, unless something was found before: a look goes through all processes of the machine."""
+        if self.program.works_inside and not self._inside:
+            self.look()
+
     def look(self) -> None:
         """Remember what it has started: once it is dead nobody can tell any more."""
         with suppress(psutil.NoSuchProcess):
@@ -73,11 +78,8 @@ class Child:
     @property
     def is_hollow(self) -> bool:
         """Whether it runs on without the process that does its work."""
-        if not self.program.works_inside:
-            return False
-        if not self._inside:
-            self.look()
-        return bool(self._inside) and not any(map(family.is_alive, self._inside))
+        self.look_once()
+        return self.program.works_inside and bool(self._inside) and not any(map(family.is_alive, self._inside))
 
     @property
     def ending(self) -> str:

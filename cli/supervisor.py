@@ -92,9 +92,10 @@ class Supervisor:
             await self._sleep(TICK_SECONDS, ended)
             bound(child.program.log, MAX_LOG_BYTES)
             if not (is_ready or ended.done()):
-                child.look()
+                child.look_once()
                 is_ready = await is_answering(child.program.ready_url, http)
                 if is_ready:
+                    child.look()
                     self._note_ready(child.program, time.monotonic() - started)
         ended.cancel()
         return is_ready

@@ -24,6 +24,7 @@ from services.registry import WORKERS, load_models, models_of
 
 ROOT = Path(services.__file__).parent.parent  # where the modules are that `bentoml serve` is told to load
 PATIENCE_SECONDS = 10.0  # between two signs of life while the user waits
+LONG_WAIT_SECONDS = 60.0
 
 
 def up(settings: Settings) -> None:
@@ -63,7 +64,8 @@ async def announce(supervisor: Supervisor, settings: Settings, started: float) -
         except TimeoutError:
             if not supervisor.stopping.is_set():
                 seconds = time.monotonic() - started
-                typer.echo(f"Still waiting for {', '.join(sorted(supervisor.waiting_for))} ({seconds:.0f} s)")
+                hint = "; their logs say why" if seconds > LONG_WAIT_SECONDS else ""
+                typer.echo(f"Still waiting for {', '.join(sorted(supervisor.waiting_for))} ({seconds:.0f} s{hint})")
     typer.echo(summary(settings, time.monotonic() - started))
 
 
@@ -103,7 +105,7 @@ def programs(settings: Settings) -> list[Program]:
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_CONTAINERIZED": "true",  # a dead inner process is this supervisor's to replace, not BentoML's
     }
-    ours.setdefault("OMP_NUM_THREADS", str(num_threads()))
+    ours.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy workers: threads that spin while they wait halve both
     if settings.profile == "tiny":
         ours["HF_HUB_OFFLINE"] = "1"
     urls = {f"ATELIER_{task.upper()}_URL": worker_url(port) for task, port in settings.worker_ports.items()}
@@ -139,11 +141,6 @@ def serve_command(target: str, port: int) -> tuple[str, ...]:
     """Return the documented way to run one worker; it keeps connections longer than the gateway does."""
     options = ("--host", "127.0.0.1", "--port", str(port), "--timeout-keep-alive", "75", "--working-dir", str(ROOT))
     return (sys.executable, "-m", "bentoml", "serve", target, *options)
-
-
-def num_threads() -> int:
-    """Return how many threads each worker computes with, so that two busy ones do not fight for the cores."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def build_checkpoints(settings: Settings) -> None:

@@ -100,7 +100,7 @@ def check_python() -> None:
 def install(lock: Path, *, has_torch: bool) -> None:
     """Bring .venv to what `lock` and the settings say, unless it is there already."""
     source = torch_source(os.environ) if has_torch else None
-    wanted = {"python": sys.version, "lock": digest(lock), "project": digest(ROOT / "pyproject.toml")}
+    wanted = {"python": sys.version, "lock": digest(lock.read_bytes()), "project": digest(project_metadata())}
     wanted["torch"] = source.name if source else ""
     before = read_stamp()
     if before == wanted:
@@ -142,9 +142,17 @@ def torch_source(environment: Mapping[str, str]) -> Source:
     return Source("pip's configuration")
 
 
-def digest(file: Path) -> str:
-    """Return a hash of the file's bytes."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def digest(content: bytes) -> str:
+    """Return a hash of it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def project_metadata() -> bytes:
+    """Return the part of pyproject.toml that the project is installed from: the tools' settings change more often."""
+    import tomllib  # 3.11's own; an older Python gets this far only to be told so
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    return json.dumps([settings.get("build-system"), settings["project"]]).encode()
 
 
 def read_stamp() -> dict[str, str]:
