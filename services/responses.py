@@ -172,5 +172,9 @@ def deadline_of(request: Request, longest: float) -> float:
 
 
 def wants(request: Request, media_type: str) -> bool:
-    """Whether the caller asked for the raw media by its type."""
-    return media_type in request.headers.get("accept", "")
+    """Whether the caller asked for the raw media by its type, and did not name JSON before it."""
+    for accepted in request.headers.get("accept", "").lower().split(","):
+        name = accepted.partition(";")[0].strip()
+        if name in {media_type, "application/json"}:
+            return name == media_type
+    return False

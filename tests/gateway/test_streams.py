@@ -142,7 +142,7 @@ class TestHalf:
         assert not [record for record in caplog.records if record.exc_info]
 
     def test_a_worker_that_falls_silent_midway_is_cut_off(
-        self, start: Callable[..., Gateway], workers: Workers
+        self, start: Callable[..., Gateway], workers: Workers, caplog: pytest.LogCaptureFixture
     ) -> None:
         gateway = start(idle_timeout=0.05)
         workers.streams_once(b"half", opened(Future()))
@@ -152,6 +152,7 @@ class TestHalf:
 
         assert gateway.rows()[0]["ending"] == "failed"
         assert workers.num_open == 0
+        assert not [record for record in caplog.records if record.exc_info]
 
     def test_what_fails_in_the_gateway_itself_does_not_look_whole_either(
         self, gateway: Gateway, workers: Workers, caplog: pytest.LogCaptureFixture

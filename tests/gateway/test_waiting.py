@@ -120,9 +120,11 @@ class TestPulse:
     async def test_whoever_stops_waiting_leaves_the_question_to_the_others(self) -> None:
         worker = Worker(repeat(False))
         async with httpx.AsyncClient(transport=worker) as http:
-            pulse = Pulse(http, interval=0.001)
+            pulse = Pulse(http, interval=0.05)
             first, second = (asyncio.create_task(pulse.stops("http://worker")) for _ in range(2))
             while not worker.asked:  # noqa: ASYNC110 (the question is what is waited for)
+                await asyncio.sleep(0)
+            for _ in range(10):  # by now the second waits for the same answer
                 await asyncio.sleep(0)
             first.cancel()
             worker.gate.set()

@@ -1,6 +1,5 @@
 """Engines whose models do what a test tells them, applications on a port of their own, and the tiny checkpoints."""
 
-import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -174,6 +173,4 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def worker_settings(data_dir: Path) -> Settings:
-    # Bark's own use of transformers' `generate` is outdated, and it says so with every sentence.
-    logging.getLogger("transformers.generation.utils").setLevel(logging.ERROR)
     return Settings(data_dir=data_dir)

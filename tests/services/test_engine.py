@@ -436,6 +436,7 @@ async def test_a_seed_is_kept_or_drawn_in_range_whatever_the_global_generator(be
 
     assert len(drawn) == 3
     assert all(0 <= seed <= MAX_SEED for seed in drawn)
+    assert max(drawn) > 2**32  # all of the range
 
 
 # --- loading ---
@@ -569,6 +570,35 @@ async def test_closing_ends_everyone_and_joins_the_thread(make_bench: MakeBench)
     assert bench.endings() == {"complete": 0, "left": 2, "failed": 0}
     with pytest.raises(ModelLoading, match="restarting"):
         bench.submit()
+
+
+async def test_closing_waits_for_the_iteration_and_is_not_ready_meanwhile(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    gate, is_closed = Gate(), threading.Event()
+    seen: list[bool] = []
+
+    def script(run: Run) -> Result:
+        gate()
+        seen.extend((is_closed.wait(10 * SOON), bench.engine.is_ready))  # a long iteration
+        run.advance(1, 2)
+        return Result({})
+
+    def close() -> None:
+        bench.engine.close()
+        is_closed.set()
+
+    running = bench.submit(script)
+    await reach(gate.reached)
+    waiting = bench.submit()
+    closing = asyncio.create_task(asyncio.to_thread(close))
+    with pytest.raises(ModelLoading):
+        await follow(waiting)  # the engine is closing from here on
+    gate.opened.set()
+    with pytest.raises(ModelLoading):
+        await follow(running)
+    await closing
+
+    assert seen == [False, False]
 
 
 async def test_closing_an_idle_engine_joins_the_thread(make_bench: MakeBench) -> None:

@@ -173,7 +173,7 @@ def test_an_error_in_the_envelope_stays_as_it_is(url: str) -> None:
 def test_an_errors_other_headers_stay(url: str) -> None:
     assert httpx.get(f"{url}/full").headers["retry-after"] == "5"
     assert echoed(url, 400, {"error": "no"}).headers["x-kept"] == "yes"
-    assert httpx.post(f"{url}/own").headers["allow"] == "GET, HEAD"
+    assert set(httpx.post(f"{url}/own").headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 def test_a_head_request_gets_the_headers_alone(url: str) -> None:

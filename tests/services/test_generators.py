@@ -206,6 +206,18 @@ def test_a_finished_request_is_kept_by_nothing(shelf: Shelf, model: str) -> None
         assert gone() is None
 
 
+@by_model
+def test_a_model_draws_no_progress_bar_into_the_log(
+    shelf: Shelf, model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shelf.known(model)
+    capfd.readouterr()
+    with pytest.raises(Cancelled):
+        shelf[model].generate(job(model), 0, Recorder(stop_after=2))
+
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("model", ["tiny-sd", "stable-video-diffusion-img2vid", "shap-e", "shap-e-img2img"])
 def test_a_model_with_a_generator_of_its_own_leaves_the_global_one_alone(shelf: Shelf, model: str) -> None:
     torch.manual_seed(5)

@@ -530,6 +530,27 @@ async def test_a_server_that_cancels_inside_the_start_stops_the_model(bench: Ben
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("cancels", [1, 2])
+async def test_a_server_that_cancels_a_stream_stops_the_model(bench: Bench, turns: int, cancels: int) -> None:
+    gate, encoder = Gate(), Watched()
+    response = await streaming(bench, encoder, gate)
+    answering = asyncio.create_task(response(SCOPE, connected, accept))
+    for _ in range(1 + turns):
+        await asyncio.sleep(0)
+    for _ in range(cancels):
+        answering.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await answering
+
+    assert await asyncio.to_thread(encoder.freed.wait, LONG)
+    gate.opened.set()
+    await bench.serve()
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+
+
+@pytest.mark.anyio
 async def test_a_delivery_may_be_closed_twice(bench: Bench) -> None:
     encoder = Watched()
     delivery = Delivery(bench.submit(steps(1)), encoder)
@@ -587,5 +608,8 @@ def test_a_deadline_that_is_no_time_is_refused(value: str) -> None:
 def test_media_is_asked_for_by_its_type() -> None:
     assert wants(request_with(accept="image/png"), "image/png")
     assert wants(request_with(accept="text/html, image/png;q=0.9"), "image/png")
+    assert wants(request_with(accept="Image/PNG, application/json"), "image/png")
+    assert not wants(request_with(accept="application/json, text/plain, */*"), "text/plain")  # many a browser library
     assert not wants(request_with(accept="*/*"), "image/png")
+    assert not wants(request_with(accept="text/plainer"), "text/plain")
     assert not wants(request_with(), "image/png")

@@ -1,0 +1,190 @@
+"""A worker without BentoML around it: from a multipart form to a film, and every refusal on the way."""
+
+import io
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from services.engine.engine import Generator, Result
+from services.engine.generation import Run
+from services.registry import Model
+from services.responses import rendered
+from services.schema import DEADLINE_HEADER
+from services.settings import Settings
+from services.video.schema import VideoJob
+from services.video.service import film
+from services.worker import Worker
+from tests.services.conftest import LONG, Gate, served
+
+MODEL = "stable-video-diffusion-img2vid"
+
+
+class Projector:
+    """Shows the picture it is given as often as it is told; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[VideoJob, Image.Image, int]] = []
+        self.is_stopped = threading.Event()
+
+    def generate(self, request: tuple[VideoJob, Image.Image], seed: int, run: Run) -> Result:
+        job, picture = request
+        self.asked.append((job, picture, seed))
+        try:
+            for number in range(1, job.num_frames + 1):
+                run.advance(number, job.num_frames)
+                run.emit(np.asarray(picture.resize((64, 64))))
+            while job.fps == 30:  # a film that never ends
+                run.advance(job.num_frames, job.num_frames)
+        finally:
+            self.is_stopped.set()
+        return Result({"frames": job.num_frames})
+
+
+class FilmWorker(Worker):
+    longest = LONG
+
+
+class Cinema:
+    def __init__(self) -> None:
+        self.projector = Projector()
+        self.loading = Gate()
+        self.worker = FilmWorker("video", self._make)
+
+    def _make(self, model: Model, settings: Settings) -> Generator:
+        self.loading()
+        return self.projector
+
+    async def __call__(self, request: Request) -> Response:
+        return await rendered(film(request, self.worker))  # type: ignore[arg-type] # the service is this with a route
+
+
+@pytest.fixture(scope="module")
+def cinema() -> Iterator[tuple[str, Cinema]]:
+    logger = logging.getLogger("atelier")
+    before = (logger.level, logger.handlers, logger.propagate)
+    cinema = Cinema()  # sends our log where BentoML's goes
+    logger.level, logger.handlers, logger.propagate = before
+    cinema.worker.start()
+    with served(Starlette(routes=[Route("/v1/videos", cinema.__call__, methods=["POST"])])) as url:
+        assert cinema.loading.reached.wait(LONG)
+        refusal = post(url)
+        assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
+        assert error_of(refusal)["code"] == "model_loading"
+        cinema.loading.opened.set()
+        while not cinema.worker.engine.is_ready:
+            post(url)  # what a client does that is told to come back
+        yield url, cinema
+    cinema.worker.stop()
+    assert not cinema.worker.engine.is_ready
+
+
+def png(size: tuple[int, int] = (64, 64), colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def post(
+    url: str, picture: bytes | None = None, headers: dict[str, str] | None = None, **fields: str
+) -> httpx.Response:
+    files = {"input_reference": png() if picture is None else picture}
+    return httpx.post(f"{url}/v1/videos", files=files, data=fields, headers=headers, timeout=LONG)
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
+def test_a_form_becomes_a_film(cinema: tuple[str, Cinema]) -> None:
+    url, booth = cinema
+    answer = post(url, num_frames="3", seed="123", fps="9")
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "video/mp4"
+    assert (answer.headers["x-seed"], answer.headers["x-model"]) == ("123", MODEL)
+    with av.open(io.BytesIO(answer.content), "r") as container:
+        assert container.streams.video[0].average_rate == 9
+        colours = [frame.to_ndarray(format="rgb24").mean(axis=(0, 1)) for frame in container.decode(video=0)]
+    assert len(colours) == 3
+    assert np.allclose(colours, [255, 0, 0], atol=6)
+
+    job, picture, seed = booth.projector.asked[-1]
+    assert (job.num_frames, job.fps, job.model, seed) == (3, 9, MODEL, 123)
+    assert (job.size, job.num_inference_steps, job.decode_chunk_size) == ("64x64", 4, 2)  # the tiny model's defaults
+    assert picture.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"num_frames": "1"}, "num_frames"),
+        ({"num_frames": "1e6"}, "num_frames"),
+        ({"seed": "-1"}, "seed"),
+        ({"size": "65x64"}, "size"),
+        ({"prompt": "a cat"}, "prompt"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(cinema: tuple[str, Cinema], fields: dict[str, str], param: str) -> None:
+    url, booth = cinema
+    num_asked = len(booth.projector.asked)
+    answer = post(url, **fields)
+
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == param
+    assert len(booth.projector.asked) == num_asked
+
+
+@pytest.mark.parametrize("picture", [b"", b"no picture", png()[:-20], png((200, 1))], ids=len)
+def test_a_file_that_is_no_picture_is_named(cinema: tuple[str, Cinema], picture: bytes) -> None:
+    answer = post(cinema[0], picture)
+
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "input_reference"
+
+
+def test_a_model_that_is_not_served_is_refused_before_its_picture_is_read(cinema: tuple[str, Cinema]) -> None:
+    answer = post(cinema[0], b"no picture", model="another")
+
+    assert answer.status_code == 404
+    assert (error_of(answer)["param"], error_of(answer)["code"]) == ("model", "model_not_found")
+
+
+def test_a_deadline_that_is_no_time_is_refused_first(cinema: tuple[str, Cinema]) -> None:
+    answer = post(cinema[0], b"no picture", headers={DEADLINE_HEADER: "soon"}, model="another")
+
+    assert error_of(answer)["param"] == DEADLINE_HEADER
+
+
+def test_a_callers_deadline_stops_the_model(cinema: tuple[str, Cinema]) -> None:
+    url, booth = cinema
+    booth.projector.is_stopped.clear()
+    with pytest.raises(httpx.RemoteProtocolError):  # its first frames were on their way
+        assert post(url, headers={DEADLINE_HEADER: "1"}, fps="30", num_frames="2").status_code == 504
+        raise httpx.RemoteProtocolError("or they were not")
+
+    assert booth.projector.is_stopped.wait(LONG)
+
+
+def test_a_file_that_is_too_large_is_refused(cinema: tuple[str, Cinema]) -> None:
+    url, booth = cinema
+    answer = post(url, bytes(booth.worker.settings.max_upload_bytes + 100_000))
+
+    assert answer.status_code == 413
+    assert error_of(answer)["code"] == "payload_too_large"
+
+
+@pytest.mark.anyio
+async def test_a_worker_is_ready_when_its_engine_is(cinema: tuple[str, Cinema]) -> None:
+    assert await cinema[1].worker.__is_ready__()
