@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install up down test test-all check tiny build lock
+.PHONY: help install up down test test-all check bench tiny build lock
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(MAKEFILE_LIST) | awk -F'~' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ check: install ## format, lint, types, layers and the fast tests
 	@$(BIN)/mypy
 	@$(BIN)/mypy deploy
 	@$(BIN)/python -m pytest -m "not live and not fresh"
+
+bench: install ## measure the start: seconds until all is ready, and memory
+	@$(BIN)/python -m benchmarks.start
 
 tiny: install ## build the tiny checkpoints that are missing
 	@$(BIN)/python -m services.tiny
