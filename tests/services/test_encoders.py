@@ -26,7 +26,7 @@ from services.encoders import (
 from services.engine.events import Done
 from services.engine.outputs import Mesh, Sound, finite, pixels
 from services.errors import GenerationFailed
-from tests.services.conftest import LONG
+from tests.services.conftest import LONG, Gate
 
 DONE = Done({"prompt_tokens": 3, "completion_tokens": 4}, "length")
 GRADIENT = np.arange(16 * 8 * 3, dtype=np.uint8).reshape(16, 8, 3)
@@ -152,30 +152,35 @@ def test_a_film_that_was_aborted_takes_no_more_frames() -> None:
         film.add(GRADIENT)
 
 
-def test_a_film_may_be_aborted_while_threads_add_to_it() -> None:
-    film, is_full = Mp4Encoder(7), threading.Event()
-    failures: list[Exception] = []
+class SlowFrame(np.ndarray[Any, Any]):
+    """A frame at which the codec's thread is held."""
 
-    def add_until_it_is_over() -> None:
-        frame = np.zeros((256, 256, 3), np.uint8)
-        try:
-            while True:
-                film.add(frame)
-                is_full.set()
-        except ValueError:
-            return
-        except Exception as error:
-            failures.append(error)
+    gate = Gate()
 
-    threads = [threading.Thread(target=add_until_it_is_over) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    assert is_full.wait(LONG)
-    film.abort()
-    for thread in threads:
-        thread.join(LONG)
+    @property  # type: ignore[misc] # nobody sets it
+    def shape(self) -> Any:
+        self.gate()
+        return np.ndarray.shape.__get__(self)
 
-    assert failures == []
+
+def test_a_film_is_not_freed_while_a_thread_is_in_it() -> None:
+    film, is_freed = Mp4Encoder(7), threading.Event()
+
+    def free() -> None:
+        film.abort()
+        is_freed.set()
+
+    adding = threading.Thread(target=film.add, args=(GRADIENT.view(SlowFrame),))
+    freeing = threading.Thread(target=free)
+    adding.start()
+    assert SlowFrame.gate.reached.wait(LONG)
+    freeing.start()
+    was_freed = is_freed.wait(0.2)  # it must not happen, however long one waits
+    SlowFrame.gate.opened.set()
+    adding.join(LONG)
+    freeing.join(LONG)
+
+    assert (was_freed, is_freed.is_set()) == (False, True)
 
 
 def test_colours_are_rounded_to_eight_bits() -> None:
