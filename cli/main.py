@@ -44,6 +44,14 @@ def down() -> None:
 
 
 @app.command()
+def serve(task: Annotated[str, typer.Argument(help="text, audio, image, video or mesh")]) -> None:
+    """Run one worker alone, in the foreground: `bentoml serve` with a BENTOML_HOME of its own, on its port."""
+    from cli.up import become_worker
+
+    become_worker(Settings.read(), task)
+
+
+@app.command()
 def usage(
     csv: Annotated[bool, typer.Option("--csv", help="The whole log as a CSV file.")] = False,
     since: Annotated[str | None, typer.Option(help="Earliest start of a request, as 2026-01-31T12:00; UTC.")] = None,

@@ -132,6 +132,20 @@ def programs(settings: Settings) -> list[Program]:
     return [*found, gateway]
 
 
+def become_worker(settings: Settings, task: str) -> None:
+    """Become the worker of `task`, alone in the foreground, as `up` would start it; does not return.
+
+    Raises:
+        Refused: there is no such worker here.
+    """
+    program = next((program for program in programs(settings) if program.name == task and task in WORKERS), None)
+    if program is None:
+        raise Refused(f"there is no worker '{task}' to start here; there are: {', '.join(settings.worker_ports)}")
+    Path(program.environment["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)
+    environment = {name: value for name, value in program.environment.items() if name != "BENTOML_CONTAINERIZED"}
+    os.execve(program.command[0], program.command, environment)  # noqa: S606  our own command, and no shell
+
+
 def worker_url(port: int) -> str:
     """Return where a worker of this machine is."""
     return f"http://127.0.0.1:{port}"

@@ -7,6 +7,8 @@ import uvicorn
 from gateway.app import create_app
 from gateway.settings import Settings
 
+STOP_SECONDS = 5  # a stream may last longer: it is cut then, and its usage row is still written
+
 
 def main() -> None:
     """Run until SIGINT or SIGTERM."""
@@ -18,6 +20,7 @@ def main() -> None:
         host=settings.host,
         port=settings.port,
         timeout_keep_alive=75,
+        timeout_graceful_shutdown=STOP_SECONDS,
         proxy_headers=False,  # nobody may choose the address in the usage log
         server_header=False,
         access_log=False,  # the usage log has it, without the prompts

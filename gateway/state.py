@@ -21,8 +21,8 @@ class State:
     metrics: Metrics
 
 
-def state_of(request: Request) -> State:
-    """The state of the application that serves `request`."""
+async def state_of(request: Request) -> State:
+    """The state of the application that serves `request`; async, as FastAPI gives a plain function a thread."""
     state: State = request.app.state.wired
     return state
 

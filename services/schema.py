@@ -10,14 +10,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 DEADLINE_HEADER: Final = "x-atelier-deadline"  # seconds that the caller still waits
 MAX_SEED: Final = 2**53 - 1  # the largest integer that every JSON reader keeps
 
-# Control characters but tab, line feed and carriage return; surrogates; what broken UTF-8 is decoded to.
-UNTYPED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\N{REPLACEMENT CHARACTER}]")
+# Control characters but tab, line feed and carriage return; what broken UTF-8 is decoded to.
+UNTYPED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\N{REPLACEMENT CHARACTER}]")
 INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})  # Unicode's control, format and space characters
 SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
 def check_is_text(value: str) -> str:
-    """Refuse what nobody typed: nothing that can be seen, control characters, halves of characters."""
+    """Refuse what nobody typed: nothing that can be seen, control characters, the debris of another encoding."""
     if UNTYPED.search(value):
         raise ValueError("must be text; it holds control characters or bytes that are not UTF-8")
     if all(unicodedata.category(character) in INVISIBLE for character in value):

@@ -1,13 +1,13 @@
-"""Reads a multipart body without letting it grow beyond a limit."""
+"""Lets no body grow beyond a limit, and reads multipart ones."""
 
 from collections.abc import Mapping
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import Message, Receive
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.errors import InvalidRequest, PayloadTooLarge
+from services.errors import InvalidRequest, PayloadTooLarge, render
 
 FIELDS_ALLOWANCE = 64_000  # bytes for what surrounds the file
 
@@ -53,3 +53,45 @@ def limited(request: Request, max_bytes: int) -> Receive:
         return message
 
     return receive_limited
+
+
+class BodyLimit:
+    """Answers 413 to a body that is too long for any of a worker's routes: BentoML itself takes all that comes."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        """Wrap `app`; bodies may have `max_bytes`."""
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refused: PayloadTooLarge | None = None
+        has_started = False
+
+        async def receive_limited() -> Message:
+            nonlocal refused
+            try:
+                return await within()
+            except PayloadTooLarge as error:
+                refused = error
+                raise
+
+        async def send_unless_refused(message: Message) -> None:
+            # BentoML has made a 500 of it.
+            nonlocal has_started
+            if refused is None or has_started:
+                has_started = True
+                await send(message)
+
+        try:
+            within = limited(Request(scope, receive), self._max_bytes)
+            await self._app(scope, receive_limited, send_unless_refused)
+        except PayloadTooLarge as error:
+            refused = error
+        if refused is not None and not has_started:
+            response = render(refused)
+            response.headers["connection"] = "close"  # the rest of the body is not read
+            await response(scope, receive, send)

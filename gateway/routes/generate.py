@@ -28,7 +28,7 @@ def refuse_repeated(source: str, items: Iterable[tuple[str, object]]) -> None:
             raise RequestValidationError([error])
 
 
-def check_query(request: Request) -> None:
+async def check_query(request: Request) -> None:
     """Refuse repeated names in the query."""
     refuse_repeated("query", request.query_params.multi_items())
 

@@ -10,9 +10,11 @@ from services.engine.engine import Generator
 from services.envelope import EnvelopeMiddleware
 from services.registry import WORKERS, Model
 from services.settings import Settings
+from services.uploads import BodyLimit
 from services.worker import SPARE, Worker
 
 TIMEOUT = 600  # seconds
+MAX_BODY_BYTES = 1_000_000
 
 
 def make_generator(model: Model, settings: Settings) -> Generator:
@@ -48,4 +50,6 @@ class AudioService(Worker):
         return await self.answer_api(ctx, body, SpeechRequest, prepare)
 
 
-cast(bentoml.Service[AudioService], AudioService).add_asgi_middleware(EnvelopeMiddleware)
+service = cast(bentoml.Service[AudioService], AudioService)
+service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)

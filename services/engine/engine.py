@@ -221,7 +221,8 @@ class Engine:
                 slot.generator = slot.make()
         except ModelUnavailable as error:
             logger.error("model %s cannot be loaded: %s", name, error, exc_info=error.__cause__)
-            slot.failure = error.message
+            if slot.is_preloaded or error.retry_after is None:
+                slot.failure = error.message
             raise
         except Exception as error:
             logger.exception("model %s failed to load", name)

@@ -68,5 +68,6 @@ def download(model_id: str, hub: HubSource) -> Path:
     except OSError as error:  # the hub's own errors are OSErrors too
         raise ModelUnavailable(
             f"model '{model_id}' could not be fetched from the hub ({hub.repository} at {hub.revision[:7]}, "
-            f"{hub.size_gb} GB); check the network, the disk and HF_HUB_OFFLINE"
+            f"{hub.size_gb} GB); check the network, the disk and HF_HUB_OFFLINE",
+            retry_after=30,
         ) from error

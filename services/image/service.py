@@ -11,9 +11,11 @@ from services.image.schema import ImageJob, ImageRequest
 from services.registry import WORKERS, Model
 from services.responses import wants
 from services.settings import Settings
+from services.uploads import BodyLimit
 from services.worker import SPARE, Worker
 
 TIMEOUT = 600  # seconds
+MAX_BODY_BYTES = 1_000_000
 
 
 def make_generator(model: Model, settings: Settings) -> Generator:
@@ -50,4 +52,6 @@ class ImageService(Worker):
         return await self.answer_api(ctx, body, ImageJob, prepare)
 
 
-cast(bentoml.Service[ImageService], ImageService).add_asgi_middleware(EnvelopeMiddleware)
+service = cast(bentoml.Service[ImageService], ImageService)
+service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)

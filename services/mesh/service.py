@@ -13,9 +13,11 @@ from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
 from services.responses import wants
 from services.settings import Settings
+from services.uploads import BodyLimit
 from services.worker import SPARE, Worker
 
 TIMEOUT = 900  # seconds
+MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
 IMAGE_MODEL = "shap-e-img2img"  # the default where the source is a picture
 
 
@@ -56,4 +58,6 @@ class MeshService(Worker):
         return await self.answer_api(ctx, body, MeshJob, prepare)
 
 
-cast(bentoml.Service[MeshService], MeshService).add_asgi_middleware(EnvelopeMiddleware)
+service = cast(bentoml.Service[MeshService], MeshService)
+service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)

@@ -11,9 +11,11 @@ from services.registry import WORKERS, Model
 from services.responses import wants
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest
+from services.uploads import BodyLimit
 from services.worker import SPARE, Worker
 
 TIMEOUT = 300  # seconds
+MAX_BODY_BYTES = 10_000_000
 
 
 def make_generator(model: Model, settings: Settings) -> Generator:
@@ -50,4 +52,6 @@ class TextService(Worker):
         return await self.answer_api(ctx, body, ChatJob, prepare)
 
 
-cast(bentoml.Service[TextService], TextService).add_asgi_middleware(EnvelopeMiddleware)
+service = cast(bentoml.Service[TextService], TextService)
+service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)

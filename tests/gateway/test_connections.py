@@ -213,13 +213,13 @@ class TestSilence:
     def test_a_full_gateway_does_not_take_a_slow_worker_for_a_dead_one(self, start: Start) -> None:
         """The one connection is taken by the work: the questions go over others."""
         with served(slow_worker(3)) as url:
-            gateway = start(url, max_upstream_connections=1, probe_interval=0.05)
+            gateway = start(url, max_upstream_connections=1, probe_interval=0.2)
             assert gateway.client.get(SPEECH).content == b"at last"
 
     def test_who_finds_no_connection_free_is_told_to_come_back(self, start: Start) -> None:
         worker = Watcher(starts=True)
         with served(worker) as url:
-            gateway = start(url, max_upstream_connections=1, connect_timeout=0.1)
+            gateway = start(url, max_upstream_connections=1, connect_timeout=0.3)
             with gateway.client.stream("GET", SPEECH) as busy:
                 assert busy.status_code == 200
                 response = gateway.client.get(SPEECH)

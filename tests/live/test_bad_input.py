@@ -1,6 +1,9 @@
 """Bad input is refused by name before a model runs, and leaves the worker as it was."""
 
+import http.client
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -111,3 +114,23 @@ def test_a_worker_alone_refuses_in_the_same_words(system: System) -> None:
     assert_refused(httpx.post(url, json={"prompt": 5}), "prompt")
     assert_refused(httpx.post(url, content=b"{", headers={"content-type": "application/json"}), None)
     assert_refused(httpx.post(url, json={"prompt": "a", "model": "none"}), "model", status=404)
+
+
+@pytest.mark.parametrize(
+    ("task", "path"),
+    [
+        ("text", "/v1/chat/completions"),
+        ("audio", "/v1/audio/speech"),
+        ("image", "/v1/images/generations"),
+        ("video", "/v1/videos"),
+        ("mesh", "/v1/3d/generations"),
+    ],
+)
+def test_a_worker_alone_reads_no_body_of_200_megabytes(system: System, task: str, path: str) -> None:
+    parts = urlsplit(system.worker(task))
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
+        head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 200000000\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 413

@@ -526,6 +526,21 @@ async def test_why_a_model_is_unavailable_is_told_in_its_own_words(make_bench: M
         bench.submit()
 
 
+async def test_a_load_that_may_do_better_later_is_tried_again(make_bench: MakeBench) -> None:
+    outcomes = iter([ModelUnavailable("no network", retry_after=30), None])
+
+    def make() -> Generator:
+        if (error := next(outcomes)) is not None:
+            raise error
+        return Scripted()
+
+    bench = make_bench({"model": on_demand(make)})
+
+    with pytest.raises(ModelUnavailable, match="no network"):
+        await bench.serve()
+    assert isinstance((await bench.serve())[-1], Done)
+
+
 async def test_a_failed_load_frees_what_it_had_loaded(make_bench: MakeBench, caplog: pytest.LogCaptureFixture) -> None:
     is_freed = threading.Event()
 

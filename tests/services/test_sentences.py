@@ -1,7 +1,7 @@
 """Splitting a text to speak: nothing gets lost, and no piece is too long to be said."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.audio.sentences import LONGEST, split_sentences
@@ -45,11 +45,13 @@ def test_a_long_word_is_cut_anywhere() -> None:
     assert [len(piece) for piece in split_sentences("a" * 450)] == [LONGEST, LONGEST, 50]
 
 
+@settings(deadline=None)
 @given(text=st.one_of(st.text(max_size=1000), MARKS))
 def test_nothing_but_blanks_gets_lost(text: str) -> None:
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
 
 
+@settings(deadline=None)
 @given(text=st.one_of(st.text(max_size=1000), MARKS))
 def test_every_piece_can_be_said(text: str) -> None:
     for piece in split_sentences(text):

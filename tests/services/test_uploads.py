@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from services.responses import rendered
-from services.uploads import FIELDS_ALLOWANCE, read_form
+from services.uploads import FIELDS_ALLOWANCE, BodyLimit, read_form
 from tests.services.conftest import LONG, connect, served
 
 MAX_BYTES = 100_000
@@ -161,3 +161,29 @@ def test_who_leaves_while_uploading_is_no_error(url: str, upload: Upload, caplog
 
     assert upload.statuses == [499]
     assert [record for record in caplog.records if record.name.startswith("atelier")] == []
+
+
+async def swallow(request: Request) -> Response:
+    """A route as BentoML has them: whatever goes wrong with the body is a 500."""
+    try:
+        return JSONResponse({"num_bytes": len(await request.body())})
+    except Exception:
+        return JSONResponse({"error": "unexpected"}, 500)
+
+
+@pytest.fixture(scope="module")
+def limited_url() -> Iterator[str]:
+    with served(BodyLimit(Starlette(routes=[Route("/", swallow, methods=["POST"])]), max_bytes=1000)) as url:
+        yield url
+
+
+def test_a_body_up_to_the_limit_reaches_the_route(limited_url: str) -> None:
+    assert httpx.post(limited_url, content=b"x" * 1000).json() == {"num_bytes": 1000}
+
+
+@pytest.mark.parametrize("body", [b"x" * 1001, iter([b"x" * 600, b"x" * 600])], ids=["announced", "chunked"])
+def test_a_body_beyond_the_limit_is_refused_whatever_the_route_makes_of_it(limited_url: str, body: Any) -> None:
+    answer = httpx.post(limited_url, content=body)
+
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
+    assert answer.headers["connection"] == "close"
