@@ -14,6 +14,8 @@ import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 
 from gateway.app import create_app
@@ -193,6 +195,15 @@ class Gateway:
         """A connection to do with as a test likes."""
         host, port = self.url.removeprefix("http://").split(":")
         return self._stack.enter_context(closing(http.client.HTTPConnection(host, int(port), timeout=LONG)))
+
+    def metrics(self) -> dict[str, Metric]:
+        """The series by name, when all other requests have ended: a caller has the last byte before the books do."""
+        for _ in range(1000):
+            text = self.client.get("/metrics").text
+            families = {family.name: family for family in text_string_to_metric_families(text)}
+            if families["atelier_requests_in_progress"].samples[0].value == 1:  # the one that asks
+                return families
+        raise AssertionError("a request never ended")
 
     def close(self) -> None:
         """Wait for all requests to end, and stop."""

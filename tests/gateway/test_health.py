@@ -70,9 +70,8 @@ def test_metrics_count_what_was_left_and_what_failed(gateway: Gateway, workers: 
     with pytest.raises(httpx.RemoteProtocolError):
         gateway.client.get("/generate/text?prompt=a")
 
-    families = text_string_to_metric_families(gateway.client.get("/metrics").text)
-
-    [sample] = [sample for family in families for sample in family.samples if sample.name == "atelier_requests_total"]
+    samples = gateway.metrics()["atelier_requests"].samples
+    [sample] = [sample for sample in samples if sample.name.endswith("_total") and sample.labels["route"] != "/metrics"]
     assert sample.labels == {"method": "GET", "route": "/generate/text", "status": "200", "ending": "failed"}
 
 
