@@ -122,13 +122,18 @@ WITH_BENTOML = {
     "services/errors.py",
 }
 
+MIDDLEWARES = (
+    ".add_asgi_middleware(EnvelopeMiddleware)",
+    ".add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)",
+)
+
 
 def effects(path: PurePosixPath, tree: ast.Module) -> Iterator[tuple[int, str]]:
     """Yield what an import would do beyond defining names."""
     for statement in tree.body:
         if isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant):
             text = ast.unparse(statement)
-            if not (path.name == "service.py" and ".add_asgi_middleware(" in text):
+            if not (path.name == "service.py" and text.endswith(MIDDLEWARES)):
                 yield statement.lineno, text
     for node in at_import(tree):
         if isinstance(node, ast.Attribute | ast.Call) and is_effect(node):
