@@ -405,6 +405,35 @@ def test_a_sentence_is_the_librarys_own_sound(shelf: Shelf, bark: Any, voice: st
     }
 
 
+def test_the_next_sentence_goes_on_from_what_was_said_without_its_end_mark(shelf: Shelf, data_dir: Path) -> None:
+    from transformers import BarkModel, BarkProcessor
+    from transformers.models.bark import generation_configuration_bark as configurations
+
+    processor: Any = BarkProcessor.from_pretrained(data_dir / "tiny" / "audio")
+    bark: Any = BarkModel.from_pretrained(data_dir / "tiny" / "audio")
+    semantic = configurations.BarkSemanticGenerationConfig(**bark.generation_config.semantic_config)
+    coarse = configurations.BarkCoarseGenerationConfig(**bark.generation_config.coarse_acoustics_config)
+    common = {
+        "semantic_generation_config": semantic,
+        "coarse_generation_config": coarse,
+        "codebook_size": bark.generation_config.codebook_size,
+    }
+    fine = configurations.BarkFineGenerationConfig(**bark.generation_config.fine_acoustics_config)
+
+    for seed in range(100):
+        torch.manual_seed(seed)
+        tokens = bark.semantic.generate(**processor("Hi."), semantic_generation_config=semantic)
+        if tokens[0, -1] == semantic.semantic_pad_token:
+            break  # it ended by itself
+    codes = bark.coarse_acoustics.generate(tokens.clone(), **common)
+    codes = bark.fine_acoustics.generate(codes, **common, fine_generation_config=fine)
+    voice = {"semantic_prompt": tokens[0, :-1], "coarse_prompt": codes[0, :2], "fine_prompt": codes[0]}
+
+    second = bark.generate(**processor("You."), history_prompt=voice)[0].detach().numpy()
+
+    assert np.array_equal(shelf.make("bark-small", seed=seed, input="Hi. You.").outputs[1].samples, second)
+
+
 @pytest.mark.parametrize("voice", ["no one", "../../etc/passwd", "repo_or_path", " v2/en_speaker_0", "{canary}"])
 def test_a_voice_that_is_none_is_refused_and_never_opened(shelf: Shelf, tmp_path: Path, voice: str) -> None:
     canary = tmp_path / "canary"  # the library would take it for a voice

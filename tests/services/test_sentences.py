@@ -1,7 +1,7 @@
 """Splitting a text to speak: nothing gets lost, and no piece is too long to be said."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.audio.sentences import LONGEST, split_sentences
@@ -53,6 +53,7 @@ def test_nothing_but_blanks_gets_lost(text: str) -> None:
 
 @settings(deadline=None)
 @given(text=st.one_of(st.text(max_size=1000), MARKS))
+@example(text="word  " * 100)
 def test_every_piece_can_be_said(text: str) -> None:
     for piece in split_sentences(text):
         assert piece == piece.strip()
