@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from gateway.catalog import Catalog
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.metrics import Metrics
-from gateway.middleware import Accounting, BodyLimit, LastResort
+from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
@@ -26,6 +26,7 @@ from gateway.usage.schema import Record
 from services.schema import ErrorEnvelope
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
+LAST_SECONDS = 3  # for requests that are cut when the gateway stops
 MAX_PROBES = 32  # at once; a question of its own connection never waits for work to end
 OWN_HEADERS = [
     "x-request-id",
@@ -45,6 +46,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
     metrics = Metrics()
+    under_way = UnderWay()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,6 +65,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 metrics=metrics,
             )
             yield
+            await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
 
     app = FastAPIOffline(
         title="Atelier",
@@ -76,7 +79,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.add_exception_handler(GatewayError, render_gateway_error)
     app.add_exception_handler(RequestValidationError, render_invalid)
     app.add_exception_handler(HTTPException, render_http_exception)
-    add_middleware(app, settings, metrics)
+    add_middleware(app, settings, metrics, under_way)
     document(app)
     return app
 
@@ -92,7 +95,7 @@ def client(settings: Settings, max_connections: int, transport: httpx.AsyncBaseT
     )
 
 
-def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way: UnderWay) -> None:
     """Wrap the routes; what is added last is outermost."""
 
     def put(record: Record) -> None:
@@ -108,7 +111,7 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
             allow_headers=["*"],
             expose_headers=OWN_HEADERS,
         )
-    app.add_middleware(Accounting, metrics=metrics, put=put)
+    app.add_middleware(Accounting, metrics=metrics, put=put, under_way=under_way)
 
 
 def document(app: FastAPI) -> None:

@@ -1,9 +1,11 @@
 """Pure ASGI middleware: what is done to every request; none of it holds a body."""
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from secrets import token_hex
 
@@ -95,11 +97,38 @@ class Exchange:
         )
 
 
+class UnderWay:
+    """Counts the requests under way, and tells when there are none."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._number = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        """One more."""
+        self._number += 1
+        self._none.clear()
+
+    def __exit__(self, *error: object) -> None:
+        """One less."""
+        self._number -= 1
+        if not self._number:
+            self._none.set()
+
+    async def end(self, patience: float) -> None:
+        """Wait until there are none, at most `patience` seconds."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), patience)
+
+
 class Accounting:
     """Gives each request an id and a clock, and keeps the books."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, put: Callable[[Record], None]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, put: Callable[[Record], None], under_way: UnderWay) -> None:
         """Wrap `app`; `put` takes a record and must not wait."""
+        self._under_way = under_way
         self._app = app
         self._metrics = metrics
         self._put = put
@@ -111,11 +140,12 @@ class Accounting:
             return
         exchange = Exchange(scope, receive, send)
         scope["request_id"] = exchange.request_id
-        try:
-            with self._metrics.in_progress.track_inprogress():
-                await self._app(scope, exchange.receive, exchange.send)
-        finally:
-            self._keep(exchange)
+        with self._under_way:
+            try:
+                with self._metrics.in_progress.track_inprogress():
+                    await self._app(scope, exchange.receive, exchange.send)
+            finally:
+                self._keep(exchange)
 
     def _keep(self, exchange: Exchange) -> None:
         record = exchange.record()

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from gateway.metrics import Metrics
-from gateway.middleware import Accounting
+from gateway.middleware import Accounting, UnderWay
 from gateway.relay import RelayResponse
 from gateway.usage.schema import Record
 from tests.gateway.conftest import LONG, Gateway, Workers, opened
@@ -108,7 +108,7 @@ class TestOwnership:
 
             last = httpx.ReadError("killed") if end == "worker broke" else b"end"
             upstream = workers.stream(b"a", b"b", last)
-            app = Accounting(RelayResponse(upstream, LONG, {}), Metrics(), records.append)
+            app = Accounting(RelayResponse(upstream, LONG, {}), Metrics(), records.append, UnderWay())
             scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": spec}}
             with suppress(ClientDisconnect):
                 await app(scope, receive, send)
