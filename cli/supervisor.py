@@ -16,6 +16,7 @@ TICK_SECONDS = 0.5
 FIRST_DELAY, LONGEST_DELAY = 0.1, 30.0  # seconds before a program is started again; doubled from failure to failure
 MAX_FALSE_STARTS = 3  # a program that was never ready is not started more often
 MAX_LOG_BYTES = 10_000_000
+FAILED = "model_unavailable"  # the code of a server that waits for its operator
 
 
 class Supervisor:
@@ -31,7 +32,8 @@ class Supervisor:
         self.programs = programs
         self.waiting_for = {program.name for program in programs}
         self.stopping = asyncio.Event()
-        self.all_ready = asyncio.Event()
+        self.failures: dict[str, str] = {}
+        self.settled = asyncio.Event()  # every program is ready, or has said why it will not be
         self._report = report
         self._grace_seconds = grace_seconds
         self._at_once = asyncio.Event()
@@ -93,10 +95,12 @@ class Supervisor:
             bound(child.program.log, MAX_LOG_BYTES)
             if not (is_ready or ended.done()):
                 child.look_once()
-                is_ready = await is_answering(child.program.ready_url, http)
+                is_ready, failure = await ask(child.program.ready_url, http)
                 if is_ready:
                     child.look()
                     self._note_ready(child.program, time.monotonic() - started)
+                elif failure is not None:
+                    self._note_failure(child.program, failure)
         ended.cancel()
         return is_ready
 
@@ -115,13 +119,27 @@ class Supervisor:
     def _note_ready(self, program: Program, seconds: float) -> None:
         self._report(f"{program.name} is ready after {seconds:.1f} s")
         self.waiting_for.discard(program.name)
-        if not self.waiting_for:
-            self.all_ready.set()
+        self.failures.pop(program.name, None)
+        self._settle()
+
+    def _note_failure(self, program: Program, failure: str) -> None:
+        if self.failures.get(program.name) != failure:
+            self._report(f"{program.name} cannot serve: {failure} (log: {program.log})")
+        self.failures[program.name] = failure
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.waiting_for <= self.failures.keys():
+            self.settled.set()
 
 
-async def is_answering(url: str | None, http: httpx.AsyncClient) -> bool:
-    """Whether a GET there gives 200; no URL does always."""
+async def ask(url: str | None, http: httpx.AsyncClient) -> tuple[bool, str | None]:
+    """Whether a GET there gives 200 (no URL does always), and what the server says if it has failed for good."""
+    if url is None:
+        return True, None
     try:
-        return url is None or (await http.get(url)).status_code == httpx.codes.OK
-    except httpx.TransportError:
-        return False
+        answer = await http.get(url)
+        error = {} if answer.is_success else answer.json()["error"]
+    except (httpx.TransportError, ValueError, KeyError, TypeError):
+        return False, None
+    return answer.status_code == httpx.codes.OK, error["message"] if error.get("code") == FAILED else None

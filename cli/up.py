@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,25 +58,27 @@ async def serve(settings: Settings, started: float) -> None:
 
 async def announce(supervisor: Supervisor, settings: Settings, started: float) -> None:
     """Say what is waited for, and in the end what is ready."""
-    while not supervisor.all_ready.is_set():
+    while not supervisor.settled.is_set():
         try:
-            await asyncio.wait_for(supervisor.all_ready.wait(), PATIENCE_SECONDS)
+            await asyncio.wait_for(supervisor.settled.wait(), PATIENCE_SECONDS)
         except TimeoutError:
             if not supervisor.stopping.is_set():
                 seconds = time.monotonic() - started
-                hint = "; their logs say why" if seconds > LONG_WAIT_SECONDS else ""
+                hint = "; what they do is in their logs" if seconds > LONG_WAIT_SECONDS else ""
                 typer.echo(f"Still waiting for {', '.join(sorted(supervisor.waiting_for))} ({seconds:.0f} s{hint})")
-    typer.echo(summary(settings, time.monotonic() - started))
+    typer.echo(summary(settings, time.monotonic() - started, supervisor.failures))
 
 
-def summary(settings: Settings, seconds: float) -> str:
+def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> str:
     """What is served where, and how to try and to stop it."""
     url = gateway_url(settings)
     lines = [f"\nAtelier is ready after {seconds:.1f} s: {url} (its pages: {url}/docs)"]
     for task, port in settings.worker_ports.items():
         for model in models_of(task, load_models()):
             loading = "" if model.is_preloaded_in(settings.profile) else ", loads when first asked for"
-            lines.append(f"  {task:<6} {model.id:<32} http://127.0.0.1:{port}{loading}")
+            state = ", not ready" if task in failures else loading
+            lines.append(f"  {task:<6} {model.id:<32} http://127.0.0.1:{port}{state}")
+    lines.extend(f"\n{task} cannot serve: {failure}" for task, failure in failures.items())
     if settings.profile == "tiny":
         lines.append(
             "\nThe tiny models were never trained: what they make is noise. ATELIER_PROFILE=hub has real ones."
@@ -127,7 +129,7 @@ def programs(settings: Settings) -> list[Program]:
         environment={**ours, **urls},
         folder=ROOT,
         log=data_dir / "logs" / "gateway.log",
-        ready_url=f"{gateway_url(settings)}/readyz",
+        ready_url=f"{gateway_url(settings)}/livez",  # its /readyz asks the workers, who are asked here already
     )
     return [*found, gateway]
 

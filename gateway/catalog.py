@@ -9,8 +9,9 @@ import httpx
 from gateway.errors import NotServed
 from services.registry import Task
 
-State = Literal["ready", "loading", "unreachable"]
+State = Literal["ready", "loading", "failed", "unreachable"]
 PROBE_SECONDS = 2.0
+FAILED = b'"model_unavailable"'  # a model that the operator has to do something about
 
 
 class Catalog:
@@ -41,4 +42,6 @@ class Catalog:
             answer = await self._http.get(f"{url}/readyz", timeout=PROBE_SECONDS)
         except httpx.RequestError:
             return "unreachable"
-        return "ready" if answer.is_success else "loading"
+        if answer.is_success:
+            return "ready"
+        return "failed" if FAILED in answer.content else "loading"

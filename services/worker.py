@@ -7,6 +7,7 @@ from typing import Any
 
 import bentoml
 from PIL.Image import Image
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,11 +15,11 @@ from services.encoders import Encoder
 from services.engine.assembly import build_engine
 from services.engine.engine import Generator
 from services.engine.generation import Generation
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, ServiceError
 from services.media import picture
 from services.registry import Model, Task
 from services.responses import deadline_of, rendered, respond
-from services.schema import GenerationRequest, Job, complete
+from services.schema import GenerationRequest, Job, complete, envelope
 from services.settings import Settings
 
 SPARE = 60  # seconds that BentoML waits longer than the engine: for the upload, and so that our own answer comes first
@@ -54,8 +55,17 @@ class Worker:
         self.engine.close()
 
     async def __is_ready__(self) -> bool:
-        """Whether requests can run."""
-        return self.engine.is_ready
+        """Whether requests can run.
+
+        Raises:
+            HTTPException: they cannot; BentoML answers with it, and so `/readyz` says why.
+        """
+        try:
+            self.engine.check_is_ready()
+        except ServiceError as error:
+            said = envelope(error.status, error.message, error.code)
+            raise HTTPException(error.status, said.model_dump_json()) from error
+        return True
 
     async def read_picture(self, data: bytes, param: str) -> Image:
         """Decode a caller's picture beside the event loop.

@@ -89,6 +89,11 @@ def no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
+def loading(name: str) -> ModelLoading:
+    """What those are told who ask for a model that is on its way into memory."""
+    return ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=5)
+
+
 class Engine:
     """Runs the models of one modality on one thread."""
 
@@ -131,11 +136,21 @@ class Engine:
         if self._thread.is_alive():
             logger.warning("the engine is still busy after %.0f s; the process ends without waiting for it", patience)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests can run: a preloaded model that failed to load keeps the worker unready."""
-        is_loaded = all(slot.is_loaded for slot in self._slots.values() if slot.is_preloaded)
-        return is_loaded and self._thread.is_alive() and not self._is_closing
+    def check_is_ready(self) -> None:
+        """Raise unless requests can run.
+
+        Raises:
+            ModelUnavailable: a preloaded model could not be loaded.
+            ModelLoading: one is not in memory yet, or the worker is going down.
+        """
+        preloaded = {name: slot for name, slot in self._slots.items() if slot.is_preloaded}
+        for slot in preloaded.values():
+            slot.check()
+        for name, slot in preloaded.items():
+            if not slot.is_loaded:
+                raise loading(name)
+        if self._is_closing or not self._thread.is_alive():
+            raise restarting()
 
     def defaults(self, model: str | None) -> Mapping[str, Any]:
         """What a request to `model` may leave out.
@@ -163,7 +178,7 @@ class Engine:
         name, slot = self._find(model)
         slot.check()
         if slot.is_preloaded and not slot.is_loaded:
-            raise ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=5)
+            raise loading(name)
         seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
         generation = Generation(request, name, seed, deadline, self._metrics[name], self._withdraw)
         with self._wake:

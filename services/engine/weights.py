@@ -1,6 +1,5 @@
 """A model's weights: a checkpoint built here, or the hub's at a pinned revision; both end as a local folder."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,12 @@ def open_weights(model: Model, settings: Settings) -> Weights:
     """Bring the weights of `model` onto this machine: build the tiny checkpoint or download the real one.
 
     Raises:
-        ModelUnavailable: the licence has to be accepted first, the files cannot be had, or the device cannot be used.
+        ModelUnavailable: the files cannot be had, or the device cannot be used.
     """
     placement = choose_placement(settings.device, settings.dtype)
     if settings.profile == "tiny":
         folder = ensure(model.tiny.recipe, settings.data_dir / "tiny")
         return Weights(folder, {"use_safetensors": True}, placement.device, placement.dtype)
-    check_licence(model, settings.accept_licences)
     arguments: dict[str, Any] = {"use_safetensors": True if model.hub.safetensors else None}
     if model.hub.variant is not None:
         arguments["variant"] = model.hub.variant
@@ -50,15 +48,6 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
     pipeline = DiffusionPipeline.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(weights.device)  # `device=` above would be ignored in silence
-
-
-def check_licence(model: Model, accepted: Collection[str]) -> None:
-    """Refuse weights whose licence limits commercial use until the operator has accepted it."""
-    if not model.hub.commercial_use and model.id not in accepted:
-        raise ModelUnavailable(
-            f"model '{model.id}' comes under the {model.hub.licence} ({model.hub.licence_url}); "
-            f"the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
-        )
 
 
 def download(model_id: str, hub: HubSource) -> Path:

@@ -15,6 +15,8 @@ MAX_ASPECT = 100  # longer side to shorter
 MAX_SCANS = 100  # a progressive JPEG has about ten; 31 bytes more ask for one more pass over every pixel
 
 # The readers themselves instead of Image.open, which warns about large pictures before anyone can look at their size.
+PNG_END = b"IEND\xaeB`\x82"
+
 READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
     (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
@@ -54,6 +56,8 @@ def read(data: bytes, max_pixels: int) -> Image.Image:
         picture = reader(BytesIO(data))
         _check_size(*picture.size, max_pixels)
         picture.load()
+        if reader is PngImageFile and PNG_END not in data:  # Pillow is content with all the pixels
+            raise ValueError("no IEND")
         return _upright(picture)
     except PictureError:
         raise

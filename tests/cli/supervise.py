@@ -22,6 +22,7 @@ def program(name: str, folder: Path) -> Program:
         environment=os.environ,
         folder=ROOT,
         log=folder / f"{name}.log",
+        ready_url=os.environ.get("READY_URL"),
         works_inside=name.startswith("nested"),
     )
 

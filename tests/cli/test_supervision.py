@@ -1,5 +1,6 @@
 """What happens to real processes when one of them is killed, or all are told to stop."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -52,11 +54,11 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
     started: list[subprocess.Popen[str]] = []
     watchdogs: list[threading.Timer] = []
 
-    def start(*names: str, grace_seconds: float = LONG) -> Supervised:
+    def start(*names: str, grace_seconds: float = LONG, **environment: str) -> Supervised:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.cli.supervise", str(tmp_path), *names],
             cwd=ROOT,
-            env={**os.environ, "GRACE_SECONDS": str(grace_seconds)},
+            env={**os.environ, "GRACE_SECONDS": str(grace_seconds), **environment},
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -116,6 +118,29 @@ def test_an_orphaned_inner_process_does_not_outlive_its_program(supervise: Super
     os.kill(outer, signal.SIGKILL)
     assert_all_gone([inner])
     assert supervised.pid("plain", besides=inner.pid) != inner.pid
+
+
+def test_what_a_program_says_of_its_failure_is_passed_on(supervise: Supervise) -> None:
+    status, error = 503, {"message": "the hub is away", "code": "model_unavailable"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"error": error}).encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        supervised = supervise("plain", READY_URL=f"http://127.0.0.1:{server.server_port}")
+        try:
+            assert "plain cannot serve: the hub is away" in supervised.line("cannot")
+            status = 200
+            assert "plain is ready" in supervised.line("plain")
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -147,6 +147,13 @@ def test_a_worker_that_runs_elsewhere_is_not_started(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(("profile", "is_said"), [("tiny", True), ("hub", False)])
 def test_noise_is_called_noise(tmp_path: Path, profile: str, is_said: bool) -> None:
     settings = Settings.model_validate({"data_dir": tmp_path, "profile": profile, "host": "::"})
-    text = summary(settings, seconds=1)
+    text = summary(settings, seconds=1, failures={})
+    assert "cannot serve" not in text
     assert ("noise" in text) == is_said
     assert "http://127.0.0.1:8000/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png" in text
+
+
+def test_the_summary_says_who_cannot_serve_and_why(tmp_path: Path) -> None:
+    text = summary(Settings(data_dir=tmp_path), seconds=1, failures={"audio": "the hub is away"})
+    assert "audio cannot serve: the hub is away" in text
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("not ready")] == ["audio"]

@@ -25,6 +25,14 @@ def test_a_worker_that_is_not_ready_is_loading(gateway: Gateway, workers: Worker
     assert response.json() == {"status": "not_ready", "workers": dict.fromkeys(TASKS, "loading")}
 
 
+def test_a_worker_that_waits_for_its_operator_has_failed(start: Start, workers: Workers) -> None:
+    async def failed(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(503, json={"error": {"message": "the disk is full", "code": "model_unavailable"}})
+
+    workers.health = failed  # type: ignore[method-assign]
+    assert start().client.get("/readyz").json()["workers"] == dict.fromkeys(TASKS, "failed")
+
+
 def test_each_worker_is_asked_where_it_is(start: Start, workers: Workers) -> None:
     health = workers.health
 

@@ -17,9 +17,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
+from services.engine.assembly import build_engine, licence_refusal
+from services.engine.engine import Generator
 from services.engine.placement import best_device, choose_placement
-from services.engine.weights import check_licence, load_pipeline, open_weights
+from services.engine.weights import load_pipeline, open_weights
 from services.errors import ModelUnavailable
 from services.registry import Model, load_models
 from services.settings import Settings
@@ -153,13 +156,12 @@ def run_steps(home: Path, *steps: tuple[dict[str, Any], str], **environment: str
 
 
 def test_the_hubs_weights_are_fetched_by_pattern_at_the_pinned_revision_and_then_kept(hub: Hub, tmp_path: Path) -> None:
-    folder, again, no_revision, no_repository, gated = run_steps(
+    folder, again, no_revision, no_repository = run_steps(
         tmp_path,
         (entry(), "open"),
         (entry(), "open"),
         (entry(revision="f" * 40), "open"),
         (entry(repository="test/other"), "open"),
-        (entry(commercial_use=False), "open"),
         HF_ENDPOINT=hub.url,
     )
 
@@ -173,7 +175,6 @@ def test_the_hubs_weights_are_fetched_by_pattern_at_the_pinned_revision_and_then
     for sentence in (no_revision, no_repository):
         assert sentence.startswith("503: model 'tiny' could not be fetched from the hub (test/")
         assert "\n" not in sentence
-    assert "ATELIER_ACCEPT_LICENCES=tiny" in gated
 
     # The same files, without a network.
     loaded, missing = run_steps(tmp_path, (entry(), "load"), (entry(revision="e" * 40), "open"), HF_HUB_OFFLINE="1")
@@ -188,22 +189,33 @@ def test_the_hubs_weights_are_fetched_by_pattern_at_the_pinned_revision_and_then
 def test_a_licence_without_commercial_use_has_to_be_accepted_by_name() -> None:
     model = MODELS["stable-video-diffusion-img2vid"]
 
-    with pytest.raises(ModelUnavailable, match=f"ATELIER_ACCEPT_LICENCES={model.id}") as refusal:
-        check_licence(model, ["another"])
-    assert model.hub.licence in refusal.value.message
-    assert model.hub.licence_url in refusal.value.message
-    check_licence(model, [model.id])
+    refusal = licence_refusal(model, Settings(profile="hub", accept_licences=frozenset({"another"})))
+
+    assert refusal is not None
+    assert f"ATELIER_ACCEPT_LICENCES={model.id}" in refusal
+    assert model.hub.licence in refusal
+    assert model.hub.licence_url in refusal
+    assert licence_refusal(model, Settings(profile="hub", accept_licences=frozenset({model.id}))) is None
 
 
-def test_a_licence_is_asked_for_before_anything_is_fetched(tmp_path: Path) -> None:
-    settings = Settings(profile="hub", data_dir=tmp_path, device="cpu")
+def test_a_licence_is_asked_for_before_anything_is_loaded(tmp_path: Path) -> None:
+    settings = Settings(profile="hub", data_dir=tmp_path)
+    engine = build_engine("video", never, settings, CollectorRegistry())
 
     with pytest.raises(ModelUnavailable, match="ATELIER_ACCEPT_LICENCES"):
-        open_weights(MODELS["stable-video-diffusion-img2vid"], settings)
+        engine.submit(None, None, None, LONG)
+
+
+def never(model: Model, settings: Settings) -> Generator:
+    raise AssertionError("nothing is to be loaded")
 
 
 def test_a_free_licence_needs_no_word() -> None:
-    check_licence(MODELS["shap-e"], [])
+    assert licence_refusal(MODELS["shap-e"], Settings(profile="hub")) is None
+
+
+def test_a_tiny_checkpoint_needs_no_word() -> None:
+    assert licence_refusal(MODELS["stable-video-diffusion-img2vid"], Settings(profile="tiny")) is None
 
 
 def test_licences_are_accepted_by_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A worker without BentoML around it: from a multipart form to a film, and every refusal on the way."""
 
 import io
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from services.engine.engine import Generator, Result
 from services.engine.generation import Run
+from services.errors import ModelLoading, ModelUnavailable
 from services.registry import Model
 from services.responses import rendered
 from services.schema import DEADLINE_HEADER
@@ -82,11 +85,12 @@ def cinema() -> Iterator[tuple[str, Cinema]]:
         assert (refusal.status_code, refusal.headers["retry-after"]) == (503, "5")
         assert error_of(refusal)["code"] == "model_loading"
         cinema.loading.opened.set()
-        while not cinema.worker.engine.is_ready:
-            post(url)  # what a client does that is told to come back
+        while post(url).status_code == 503:
+            pass  # what a client does that is told to come back
         yield url, cinema
     cinema.worker.stop()
-    assert not cinema.worker.engine.is_ready
+    with pytest.raises(ModelLoading):
+        cinema.worker.engine.check_is_ready()
 
 
 def png(size: tuple[int, int] = (64, 64), colour: str = "red") -> bytes:
@@ -186,3 +190,18 @@ def test_a_file_that_is_too_large_is_refused(cinema: tuple[str, Cinema]) -> None
 @pytest.mark.anyio
 async def test_a_worker_is_ready_when_its_engine_is(cinema: tuple[str, Cinema]) -> None:
     assert await cinema[1].worker.__is_ready__()
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_cannot_load_its_model_says_why(
+    cinema: tuple[str, Cinema], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise ModelUnavailable("the disk is full")
+
+    monkeypatch.setattr(cinema[1].worker.engine, "check_is_ready", refuse)
+    with pytest.raises(HTTPException) as refusal:
+        await cinema[1].worker.__is_ready__()
+
+    assert refusal.value.status_code == 503
+    assert json.loads(refusal.value.detail)["error"]["message"] == "the disk is full"
