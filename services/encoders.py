@@ -7,8 +7,10 @@ import time
 from typing import Any, Protocol
 from uuid import uuid4
 
-from services.engine.events import Done
-from services.media import mp4, obj, png, wav
+from services.engine.events import Done, Event, Preview, Progress, Queued, Started
+from services.errors import ServiceError
+from services.media import jpeg, mp4, obj, png, wav
+from services.schema import envelope
 
 
 class Encoder(Protocol):
@@ -138,7 +140,7 @@ class Base64Encoder:
 
     def close(self, done: Done) -> bytes:
         """Return the document."""
-        encoded = base64.b64encode(self._data + self._inner.close(done)).decode()
+        encoded = text_of(self._data + self._inner.close(done))
         document = {
             "created": int(time.time()),
             "data": [{"b64_json": encoded}],
@@ -150,6 +152,58 @@ class Base64Encoder:
     def abort(self) -> None:
         """Free what the inner encoder holds."""
         self._inner.abort()
+
+
+class EventEncoder:
+    """Server-sent events around another encoder: how it goes on, and its bytes in base64 as they are made."""
+
+    media_type, streams = "text/event-stream", True
+
+    def __init__(self, inner: Encoder) -> None:
+        """Wrap `inner`."""
+        self._inner = inner
+
+    def tell(self, event: Event | ServiceError) -> bytes:
+        """Encode what is no output: `queued`, `started`, `progress`, `preview`, `error`."""
+        match event:
+            case Queued(position):
+                return server_sent("queued", position=position)
+            case Started():
+                return server_sent("started")
+            case Progress(step, steps, eta):
+                return server_sent("progress", step=step, steps=steps, eta_seconds=round(eta, 3))
+            case Preview(step, picture):
+                return server_sent("preview", step=step, media_type="image/jpeg", b64=text_of(jpeg.encode(picture)))
+            case ServiceError():
+                error = envelope(event.status, event.message, event.code, event.param).error
+                return server_sent("error", **error.model_dump(), status=event.status)
+        raise TypeError(event)
+
+    def add(self, data: Any) -> bytes:
+        """Take an output."""
+        return self._output(self._inner.add(data))
+
+    def close(self, done: Done) -> bytes:
+        """Return the rest, and `done`."""
+        rest = self._output(self._inner.close(done))
+        return rest + server_sent("done", finish_reason=done.finish_reason, usage=dict(done.usage))
+
+    def abort(self) -> None:
+        """Free what the inner encoder holds."""
+        self._inner.abort()
+
+    def _output(self, data: bytes) -> bytes:
+        return server_sent("output", media_type=self._inner.media_type, b64=text_of(data)) if data else b""
+
+
+def server_sent(name: str, **data: Any) -> bytes:
+    """Encode an event of the text/event-stream format."""
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def text_of(data: bytes) -> str:
+    """Encode bytes for JSON."""
+    return base64.b64encode(data).decode()
 
 
 class ChatEncoder:

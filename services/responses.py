@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
@@ -11,14 +12,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from services.encoders import Encoder
-from services.engine.events import Done, Output
-from services.engine.generation import Generation
+from services.encoders import Encoder, EventEncoder
+from services.engine.events import Done, Event, Output
+from services.engine.generation import Generation, Terms
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ServiceError, render
-from services.schema import DEADLINE_HEADER
+from services.schema import CALLER_HEADER, DEADLINE_HEADER, MAX_PRIORITY, PRIORITY_HEADER
 
 T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it
+NUM_PREVIEWS = 3  # for who follows events
+PRIORITY = re.compile("-?[0-9]{1,3}")
 
 logger = logging.getLogger("atelier.responses")
 
@@ -32,7 +35,21 @@ class Delivery:
         self._encoder = encoder
         self.streams = encoder.streams
         self.media_type = encoder.media_type
-        self.headers = {"x-seed": str(generation.seed), "x-model": generation.model}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is known of the generation by now; `docs/api.md` names them."""
+        generation = self._generation
+        known = {
+            "x-seed": str(generation.seed),
+            "x-model": generation.model,
+            "x-queue-position": str(generation.position),
+            "x-queue-seconds": f"{generation.seconds_queued:.3f}",
+        }
+        if not self.streams:
+            known["x-iterations"] = str(generation.num_iterations)
+            known["x-generation-seconds"] = f"{generation.seconds_run:.3f}"
+        return known
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield bytes as they are made; all in one piece where the encoder does not stream.
@@ -41,7 +58,7 @@ class Delivery:
             ServiceError: what ended the generation.
         """
         pieces: list[bytes] = []
-        async for event in self._generation:
+        async for event in self._events():
             match event:
                 case Output(data):
                     pieces.append(await asyncio.to_thread(self._encoder.add, data))
@@ -49,9 +66,22 @@ class Delivery:
                     pieces.append(await asyncio.to_thread(self._encoder.close, done))
                     yield b"".join(pieces)
                     return
+                case _ if isinstance(self._encoder, EventEncoder):
+                    pieces.append(self._encoder.tell(event))
             if self.streams and any(pieces):
                 yield b"".join(pieces)
                 pieces.clear()
+        yield b"".join(pieces)
+
+    async def _events(self) -> AsyncIterator[Event | ServiceError]:
+        """Yield the generation's events; an error is the last of them where the answer consists of events."""
+        try:
+            async for event in self._generation:
+                yield event
+        except ServiceError as error:
+            if not isinstance(self._encoder, EventEncoder):
+                raise
+            yield error
 
     async def close(self) -> None:
         """Stop the model and free the encoder, once no thread is in it any more."""
@@ -153,6 +183,35 @@ async def disconnect(receive: Callable[[], Awaitable[Message]]) -> None:
         pass
 
 
+def terms_of(request: Request, longest: float) -> Terms:
+    """On what terms the caller waits: what the gateway says in headers, and previews for who follows events.
+
+    Raises:
+        InvalidRequest: a header is not what it should be; it is named.
+    """
+    return Terms(
+        deadline=deadline_of(request, longest),
+        caller=request.headers.get(CALLER_HEADER, ""),
+        priority=priority_of(request),
+        num_previews=NUM_PREVIEWS if wants(request, EventEncoder.media_type) else 0,
+    )
+
+
+def priority_of(request: Request) -> int:
+    """Return the caller's priority, 0 where nobody gave one.
+
+    Raises:
+        InvalidRequest: the header is no whole number, or too far from 0.
+    """
+    value = request.headers.get(PRIORITY_HEADER, "0")
+    if not PRIORITY.fullmatch(value) or abs(int(value)) > MAX_PRIORITY:
+        raise InvalidRequest(
+            f"{PRIORITY_HEADER} must be a whole number between -{MAX_PRIORITY} and {MAX_PRIORITY}",
+            param=PRIORITY_HEADER,
+        )
+    return int(value)
+
+
 def deadline_of(request: Request, longest: float) -> float:
     """Seconds the caller still waits, at most `longest`.
 
@@ -169,6 +228,19 @@ def deadline_of(request: Request, longest: float) -> float:
     if not deadline > 0:
         raise InvalidRequest(f"{DEADLINE_HEADER} must be a positive number of seconds", param=DEADLINE_HEADER)
     return min(deadline, longest)
+
+
+def negotiated(request: Request, raw: Encoder, document: Callable[[Encoder], Encoder] | None = None) -> Encoder:
+    """Choose the answer's form by the caller's `Accept`: events, the raw media, or else a document around it.
+
+    Args:
+        request: the caller's.
+        raw: encodes the media itself.
+        document: wraps `raw`; None: there is no such form, and the raw media is the default.
+    """
+    if wants(request, EventEncoder.media_type):
+        return EventEncoder(raw)
+    return raw if document is None or wants(request, raw.media_type) else document(raw)
 
 
 def wants(request: Request, media_type: str) -> bool:

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 DEADLINE_HEADER: Final = "x-atelier-deadline"  # seconds that the caller still waits
+CALLER_HEADER: Final = "x-atelier-caller"  # who asks; callers take turns
+PRIORITY_HEADER: Final = "x-atelier-priority"  # whole number, 0 where there is none; the higher is served first
+MAX_PRIORITY: Final = 100
 MAX_SEED: Final = 2**53 - 1  # the largest integer that every JSON reader keeps
 
 # Control characters but tab, line feed and carriage return; what broken UTF-8 is decoded to.

@@ -20,6 +20,9 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     accept_licences: Annotated[frozenset[str], NoDecode] = frozenset()
     queue_size: int = Field(default=32, ge=1)  # requests that may wait; one more is refused
+    max_batch_size: int = Field(default=8, ge=1)  # requests in progress at once
+    max_step_seconds: float = Field(default=2.0, gt=0)  # of a forward that several share
+    max_memory_mb: int | None = Field(default=None, ge=1)  # for requests in progress; unset: most of what is free
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)
 

@@ -12,13 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.encoders import Encoder
-from services.engine.assembly import build_engine
-from services.engine.engine import Generator
+from services.engine.assembly import Make, build_engine
 from services.engine.generation import Generation
 from services.errors import InvalidRequest, ServiceError
 from services.media import picture
-from services.registry import Model, Task
-from services.responses import deadline_of, rendered, respond
+from services.registry import Task
+from services.responses import rendered, respond, terms_of
 from services.schema import GenerationRequest, Job, complete, envelope
 from services.settings import Settings
 
@@ -38,7 +37,7 @@ class Worker:
 
     longest: float  # seconds
 
-    def __init__(self, task: Task, make: Callable[[Model, Settings], Generator]) -> None:
+    def __init__(self, task: Task, make: Make) -> None:
         """Wire the engine of `task`; nothing is loaded yet."""
         show_logs()
         self.settings = Settings()
@@ -99,10 +98,10 @@ class Worker:
         """
 
         async def start() -> tuple[Generation, Encoder]:
-            deadline = deadline_of(request, self.longest)
+            terms = terms_of(request, self.longest)
             job = complete(job_type, body, self.engine.defaults(body.model))
             work, encoder = await prepare(job)
-            return self.engine.submit(work, body.model, body.seed, deadline), encoder
+            return self.engine.submit(work, body.model, body.seed, terms), encoder
 
         return await respond(request, start)
 

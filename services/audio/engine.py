@@ -12,9 +12,9 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from services.audio.schema import SpeechRequest
 from services.audio.sentences import split_sentences
-from services.engine.engine import Result
 from services.engine.generation import Run
 from services.engine.outputs import Sound, finite
+from services.engine.stepper import Result
 from services.engine.weights import open_weights
 from services.errors import GenerationFailed, InvalidRequest
 from services.registry import Model

@@ -6,9 +6,10 @@ import bentoml
 
 from services.audio.schema import SpeechRequest
 from services.encoders import Encoder, WavEncoder
-from services.engine.engine import Generator
+from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.registry import WORKERS, Model
+from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import BodyLimit
 from services.worker import SPARE, Worker
@@ -17,11 +18,11 @@ TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
 
 
-def make_generator(model: Model, settings: Settings) -> Generator:
+def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
     from services.audio.engine import AudioGenerator
 
-    return AudioGenerator(model, settings)
+    return WholeCall(AudioGenerator(model, settings))
 
 
 @bentoml.service(
@@ -38,14 +39,14 @@ class AudioService(Worker):
 
     def __init__(self) -> None:
         """Wire the engine."""
-        super().__init__("audio", make_generator)
+        super().__init__("audio", make_stepper)
 
     @bentoml.api(route="/v1/audio/speech")
     async def speak(self, body: SpeechRequest, /, ctx: bentoml.Context) -> Any:
         """Say a text: WAV, each sentence as soon as it is said."""
 
         async def prepare(job: SpeechRequest) -> tuple[SpeechRequest, Encoder]:
-            return job, WavEncoder()
+            return job, negotiated(ctx.request, WavEncoder())
 
         return await self.answer_api(ctx, body, SpeechRequest, prepare)
 

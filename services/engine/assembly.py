@@ -2,13 +2,28 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from services.engine.engine import Engine, Generator, Slot
+from services.engine import memory
+from services.engine.engine import Engine, Limits, Slot
 from services.engine.metrics import EngineMetrics
+from services.engine.stepper import Stepper
 from services.registry import Model, Task, load_models, models_of
 from services.settings import Settings
+
+Make = Callable[[Model, Settings], Stepper[Any]]
+SHARE = 0.8  # of the memory that is free once a model is loaded; the rest is for what no estimate sees
+
+
+def memory_budget(settings: Settings) -> float:
+    """Bytes that the requests in progress may take together."""
+    if settings.max_memory_mb is not None:
+        return settings.max_memory_mb * 1e6
+    from services.engine.placement import choose_placement  # needs torch, which the loaded model has imported
+
+    return SHARE * memory.free_bytes(str(choose_placement(settings.device, settings.dtype).device))
 
 
 def licence_refusal(model: Model, settings: Settings) -> str | None:
@@ -23,7 +38,7 @@ def licence_refusal(model: Model, settings: Settings) -> str | None:
 
 def build_engine(
     task: Task,
-    make: Callable[[Model, Settings], Generator],
+    make: Make,
     settings: Settings,
     registry: CollectorRegistry = REGISTRY,
 ) -> Engine:
@@ -37,4 +52,5 @@ def build_engine(
         )
         for model in models_of(task, load_models())
     }
-    return Engine(slots, EngineMetrics(task, registry), settings.queue_size)
+    limits = Limits(settings.queue_size, settings.max_step_seconds, partial(memory_budget, settings))
+    return Engine(slots, EngineMetrics(task, registry), limits)

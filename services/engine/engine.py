@@ -1,22 +1,26 @@
-"""One thread that owns the models of a worker and runs admitted requests; knows no modality and no HTTP.
+"""One thread that owns the models of a worker and runs requests by the iteration; knows no modality and no HTTP.
 
-Requests run one after the other. Issue by issue the loop may change (iteration batching), its face does not:
-`submit` gives a `Generation`, whose events tell how it goes.
+Requests join and leave between two forwards. Those whose next forward is of the same kind share it.
 """
 
 import contextlib
 import gc
 import logging
+import math
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from services.engine.generation import Generation, Run, restarting
+from services.engine import memory
+from services.engine.batching import BatchSizer
+from services.engine.generation import Generation, Terms, restarting
 from services.engine.metrics import EngineMetrics
+from services.engine.queue import FairQueue
+from services.engine.stepper import Stepper
 from services.errors import (
     Cancelled,
     GenerationFailed,
@@ -28,26 +32,10 @@ from services.errors import (
 )
 from services.schema import MAX_SEED
 
+MAX_KINDS = 256  # of forwards whose seconds are remembered
+RETRY_SECONDS = 5  # where nothing better is known
+
 logger = logging.getLogger("atelier.engine")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a model says when it is through: units made, and why it ended."""
-
-    usage: Mapping[str, int]
-    finish_reason: str = "stop"
-
-
-class Generator(Protocol):
-    """What a modality knows: how to run a model that is in memory. Every call comes from the engine's thread."""
-
-    def generate(self, request: Any, seed: int, run: Run) -> Result:
-        """Make what `request` asks for, telling `run` after each iteration.
-
-        Raises:
-            ServiceError: the request cannot be served.
-        """
 
 
 @dataclass
@@ -55,19 +43,20 @@ class Slot:
     """A model's place in the engine.
 
     `make` loads the model. It is called on the engine's thread, and imports the model's library there: the event loop
-    goes on answering. It raises `ModelUnavailable` when the operator has to act.
+    goes on answering. It raises `ModelUnavailable`, with `retry_after` where trying again may help.
     """
 
-    make: Callable[[], Generator]
+    make: Callable[[], Stepper[Any]]
     is_preloaded: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    generator: Generator | None = None
+    stepper: Stepper[Any] | None = None
     failure: str | None = None  # a sentence for whoever asks for the model
+    retry_at: float = math.inf  # when loading is tried again
 
     @property
     def is_loaded(self) -> bool:
         """Whether requests can run at once."""
-        return self.generator is not None
+        return self.stepper is not None
 
     def check(self) -> None:
         """Raise when the model could not be loaded.
@@ -77,6 +66,37 @@ class Slot:
         """
         if self.failure is not None:
             raise ModelUnavailable(self.failure)
+
+
+@dataclass(eq=False)
+class Active:
+    """A request in progress."""
+
+    generation: Generation
+    stepper: Stepper[Any]
+    state: Any
+    cost: int  # bytes, estimated
+
+    @property
+    def kind(self) -> Hashable:
+        """What its next forward is; those of a kind share one."""
+        key = self.stepper.key(self.state)
+        return (self.generation.model, key) if key is not None else self
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine allows itself.
+
+    Args:
+        queue_size: requests that may wait besides those in progress.
+        step_seconds: what a forward that several share may take; who joins, leaves or shares the device waits for it.
+        memory_bytes: what requests in progress may take together; asked when a model has been loaded.
+    """
+
+    queue_size: int
+    step_seconds: float
+    memory_bytes: Callable[[], float]
 
 
 @contextlib.contextmanager
@@ -97,20 +117,25 @@ def loading(name: str) -> ModelLoading:
 class Engine:
     """Runs the models of one modality on one thread."""
 
-    def __init__(self, slots: Mapping[str, Slot], metrics: EngineMetrics, queue_size: int) -> None:
+    def __init__(self, slots: Mapping[str, Slot], metrics: EngineMetrics, limits: Limits) -> None:
         """Wire the engine; nothing is loaded before `start`.
 
         Args:
             slots: the models by id; the first is the default.
             metrics: where work is counted.
-            queue_size: how many requests may wait besides the one that runs.
+            limits: how many requests may wait, and what those in progress may take.
         """
         self._slots = slots
         self._queue_length = metrics.queue_length
         self._metrics = {name: metrics.of(name) for name in slots}
-        self._queue_size = queue_size
-        self._queue: deque[Generation] = deque()
-        self._current: Generation | None = None
+        self._limits = limits
+        self._queue: FairQueue[Generation] = FairQueue()
+        self._admitting: Generation | None = None
+        self._active: list[Active] = []  # in the order they came, the higher priority first
+        self._last_forwards: dict[Hashable, int] = {}  # by kind: when it had its turn
+        self._num_forwards = 0
+        self._sizers: dict[Hashable, BatchSizer] = {}
+        self._memory_bytes = 0.0
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -128,7 +153,8 @@ class Engine:
         with self._wake:
             self._is_closing = True
             self._wake.notify()
-            unfinished = (*self._queue, *filter(None, (self._current,)))
+            in_progress = [active.generation for active in self._active]
+            unfinished = (*self._queue.in_order(), *filter(None, (self._admitting,)), *in_progress)
         for generation in unfinished:
             generation.cancel()
         if self._thread.is_alive():
@@ -160,14 +186,14 @@ class Engine:
         """
         return self._find(model)[1].defaults
 
-    def submit(self, request: Any, model: str | None, seed: int | None, deadline: float) -> Generation:
+    def submit(self, request: Any, model: str | None, seed: int | None, terms: Terms) -> Generation:
         """Admit a request; must be called from the event loop that will follow it.
 
         Args:
-            request: handed to the model's `generate` as it is.
+            request: handed to the model's stepper as it is.
             model: an id, or None for the default.
             seed: None draws one.
-            deadline: seconds from now.
+            terms: how long its caller waits, and before whom.
 
         Raises:
             UnknownModel: no such model here.
@@ -180,14 +206,16 @@ class Engine:
         if slot.is_preloaded and not slot.is_loaded:
             raise loading(name)
         seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
-        generation = Generation(request, name, seed, deadline, self._metrics[name], self._withdraw)
+        generation = Generation(request, name, seed, terms, self._metrics[name], self._withdraw)
         with self._wake:
             if self._is_closing:
                 raise restarting()
-            if len(self._queue) >= self._queue_size:
-                raise QueueFull(f"{len(self._queue)} requests wait already; try again later", retry_after=5)
-            generation.queue(position=len(self._queue) + (self._current is not None))
-            self._queue.append(generation)
+            if len(self._queue) >= self._limits.queue_size:
+                raise QueueFull(
+                    f"{len(self._queue)} requests wait already; try again later", retry_after=self._seconds_to_a_place()
+                )
+            self._queue.push(generation)
+            generation.queue(self._queue.in_order().index(generation) + self._num_ahead)
             self._queue_length.set(len(self._queue))
             self._wake.notify()
         return generation
@@ -200,66 +228,225 @@ class Engine:
             raise UnknownModel(f"model '{name}' is not served here; choose one of: {served}", param="model")
         return name, slot
 
+    @property
+    def _num_ahead(self) -> int:
+        """Requests that are beyond the queue."""
+        return len(self._active) + (self._admitting is not None)
+
+    def _seconds_to_a_place(self) -> float:
+        """When the first of those in progress will be through, at the pace it has had."""
+        left = [active.generation.eta for active in self._active if active.generation.eta is not None]
+        return float(math.ceil(min(left, default=RETRY_SECONDS))) or 1.0
+
     def _withdraw(self, generation: Generation) -> None:
         """Let a request that nobody wants any more leave the queue at once: it would keep others out, and memory."""
         with self._wake:
             if generation not in self._queue:
                 return
             self._queue.remove(generation)
-            self._queue_length.set(len(self._queue))
-        self._serve(generation)  # which ends at its first check
+            self._note_queue()
+        with ending(generation):
+            generation.check()
+
+    def _note_queue(self) -> None:
+        """Count those who wait, and tell them how many are ahead."""
+        self._queue_length.set(len(self._queue))
+        for position, generation in enumerate(self._queue.in_order(), start=self._num_ahead):
+            generation.move(position)
 
     def _work(self) -> None:
+        self._preload()
+        while self._wait():
+            self._preload()
+            self._drop_stopped()
+            self._admit()
+            if self._active:
+                self._step(*self._choose())
+
+    def _wait(self) -> bool:
+        """Wait for something to do; false when it is time to end."""
+        with self._wake:
+            if not self._active:
+                self._last_forwards.clear()  # whose keys may be requests
+                retry_at = min((slot.retry_at for slot in self._slots.values()), default=math.inf)
+                patience = None if retry_at == math.inf else max(0.0, retry_at - time.monotonic())
+                self._wake.wait_for(lambda: self._queue or self._is_closing, patience)
+            if not self._is_closing:
+                return True
+        self._drop_stopped()  # that is all of them
+        return False
+
+    def _preload(self) -> None:
         for name, slot in self._slots.items():
-            if slot.is_preloaded and not self._is_closing:
+            is_due = slot.failure is None or time.monotonic() >= slot.retry_at
+            if slot.is_preloaded and not slot.is_loaded and is_due and not self._is_closing:
                 with contextlib.suppress(ServiceError):  # remembered in the slot, told to whoever asks
                     self._load(name, slot)
-        while (generation := self._next()) is not None:
-            self._serve(generation)
-            del generation  # the next may be long in coming, and this one's request may be large
 
-    def _next(self) -> Generation | None:
-        with self._wake:
-            self._current = None
-            self._wake.wait_for(lambda: self._queue or self._is_closing)
-            if self._is_closing:
-                return None
-            self._current = self._queue.popleft()
-            self._queue_length.set(len(self._queue))
-            return self._current
-
-    def _load(self, name: str, slot: Slot) -> Generator:
+    def _loaded(self, name: str) -> Stepper[Any]:
+        slot = self._slots[name]
+        if slot.stepper is not None:
+            return slot.stepper
         slot.check()
+        return self._load(name, slot)
+
+    def _load(self, name: str, slot: Slot) -> Stepper[Any]:
         started = time.monotonic()
+        slot.retry_at = math.inf
         try:
             with no_garbage_collection():
-                slot.generator = slot.make()
+                stepper = slot.make()
         except ModelUnavailable as error:
             logger.error("model %s cannot be loaded: %s", name, error, exc_info=error.__cause__)
             if slot.is_preloaded or error.retry_after is None:
                 slot.failure = error.message
+            if slot.is_preloaded and error.retry_after is not None:
+                slot.retry_at = time.monotonic() + error.retry_after
             raise
         except Exception as error:
             logger.exception("model %s failed to load", name)
             slot.failure = f"model '{name}' could not be loaded; the worker's log says why"
             raise ModelUnavailable(slot.failure) from error
+        slot.stepper, slot.failure = stepper, None
+        self._memory_bytes = self._limits.memory_bytes()
         logger.info("model %s is loaded after %.1f s", name, time.monotonic() - started)
-        return slot.generator
+        return stepper
 
-    def _serve(self, generation: Generation) -> None:
-        slot = self._slots[generation.model]
-        try:
-            generation.check()
-            generator = slot.generator or self._load(generation.model, slot)
-            generation.check()  # loading takes its time
-            generation.start()
-            result = generator.generate(generation.request, generation.seed, generation)
-        except Cancelled:
-            generation.leave()
-        except ServiceError as error:
-            generation.fail(error)
-        except Exception:
+    def _drop_stopped(self) -> None:
+        """Let those go whom nobody waits for any more."""
+        for active in tuple(self._active):
+            with self._ending(active):
+                active.generation.check()
+
+    def _admit(self) -> None:
+        """Take up those who wait, as long as there is room."""
+        while True:
+            with self._wake:
+                if self._is_closing:
+                    return
+                generation = self._admitting = self._next()
+                if generation is None:
+                    return
+                self._queue.serve(generation)
+                self._note_queue()
+            with ending(generation):
+                generation.check()
+                stepper = self._loaded(generation.model)
+                generation.check()  # loading takes its time
+                cost = stepper.cost(generation.request)
+                active = Active(
+                    generation, stepper, stepper.admit(generation.request, generation.seed, generation), cost
+                )
+                with self._wake:
+                    self._active.append(active)
+                    self._active.sort(key=lambda other: -other.generation.priority)  # stable
+            self._admitting = None
+            del generation  # the next may be long in coming, and this one's request may be large
+
+    def _next(self) -> Generation | None:
+        """Return who can be in progress beside the others; whoever waits for memory is not overtaken."""
+        for generation in self._queue.in_order():
+            stepper = self._slots[generation.model].stepper
+            if stepper is None or not self._active:
+                return generation
+            num_active = sum(active.stepper is stepper for active in self._active)
+            if num_active < stepper.max_active:
+                in_use = sum(active.cost for active in self._active)
+                return generation if in_use + stepper.cost(generation.request) <= self._memory_bytes else None
+        return None
+
+    def _choose(self) -> tuple[Hashable, list[Active]]:
+        """Choose the kind that has waited longest for its turn, and of those who need it, the first."""
+        kinds: dict[Hashable, list[Active]] = defaultdict(list)
+        for active in self._active:
+            kinds[active.kind].append(active)
+        kind = min(kinds, key=lambda kind: self._last_forwards.get(kind, 0))
+        self._num_forwards += 1
+        self._last_forwards = {other: self._last_forwards.get(other, 0) for other in kinds}
+        self._last_forwards[kind] = self._num_forwards
+        return kind, kinds[kind][: self._sizer(kind, kinds[kind][0]).limit(self._limits.step_seconds)]
+
+    def _sizer(self, kind: Hashable, active: Active) -> BatchSizer:
+        if kind is active:  # it runs alone
+            return BatchSizer(most=1)
+        if kind not in self._sizers:
+            if len(self._sizers) == MAX_KINDS:
+                del self._sizers[next(iter(self._sizers))]
+            self._sizers[kind] = BatchSizer(active.stepper.max_active)
+        return self._sizers[kind]
+
+    def _step(self, kind: Hashable, batch: Sequence[Active]) -> None:
+        """Run one forward for `batch`, and hand everyone their part."""
+        stepper = batch[0].stepper
+        started = time.monotonic()
+        for active in batch:
+            active.generation.begin(len(batch))
+        if len(batch) == 1:
+            with self._ending(batch[0]):
+                self._advance(batch[0], stepper.forward([batch[0].state])[0])
+        else:
+            try:
+                rows = stepper.forward([active.state for active in batch])
+            except Exception as error:
+                self._step_in_parts(kind, batch, error)
+                return
+            for active, row in zip(batch, rows, strict=True):
+                with self._ending(active):
+                    self._advance(active, row)
+        self._sizer(kind, batch[0]).note(len(batch), time.monotonic() - started)
+
+    def _step_in_parts(self, kind: Hashable, batch: Sequence[Active], error: Exception) -> None:
+        """Run the forward again: for want of memory with half of them, else with each alone to find the culprit."""
+        size = 1
+        if memory.is_out_of_memory(error):
+            memory.give_back()
+            self._sizer(kind, batch[0]).halve(len(batch))
+            size = len(batch) // 2
+            logger.warning("memory does not suffice for a batch of %d; from now on it is %d", len(batch), size)
+        del error  # whose frames hold the model's tensors
+        for start in range(0, len(batch), size):
+            self._step(kind, batch[start : start + size])
+
+    def _advance(self, active: Active, row: Any) -> None:
+        generation = active.generation
+        result = active.stepper.advance(active.state, row)
+        if result is not None:
+            generation.finish(result.usage, result.finish_reason)
+            self._drop(active)
+        elif generation.wants_preview:
+            picture = active.stepper.preview(active.state)
+            if picture is not None:
+                generation.show(picture)
+
+    @contextlib.contextmanager
+    def _ending(self, active: Active) -> Iterator[None]:
+        """Let `active` go when something ends it; nobody else notices."""
+        with ending(active.generation):
+            try:
+                yield
+            except BaseException:
+                self._drop(active)
+                raise
+
+    def _drop(self, active: Active) -> None:
+        with self._wake:
+            self._active.remove(active)
+
+
+@contextlib.contextmanager
+def ending(generation: Generation) -> Iterator[None]:
+    """Tell whoever follows `generation` what ended it."""
+    try:
+        yield
+    except Cancelled:
+        generation.leave()
+    except ServiceError as error:
+        generation.fail(error)
+    except Exception as error:
+        if memory.is_out_of_memory(error):
+            logger.error("model %s: %s", generation.model, error)
+            generation.fail(GenerationFailed("memory does not suffice for this request; ask for something smaller"))
+            memory.give_back()
+        else:
             logger.exception("model %s failed on a request", generation.model)
             generation.fail(GenerationFailed("the model failed on this request; another request may well succeed"))
-        else:
-            generation.finish(result.usage, result.finish_reason)

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Queued:
-    """Accepted; `position` requests are ahead."""
+    """Accepted; `position` requests are ahead. It comes again when that changes."""
 
     position: int
 
@@ -19,10 +19,19 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """One iteration is over: token, denoising step, sentence or decoded piece `step` of `steps`."""
+    """One iteration is over: encoding, token, denoising step, sentence or decoded piece `step` of `steps`."""
 
     step: int
     steps: int
+    eta: float = field(default=0.0, compare=False)  # seconds until the last one, at the pace so far
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A sketch of the result after iteration `step`: uint8 of shape (height, width, 3), small."""
+
+    step: int
+    picture: Any
 
 
 @dataclass(frozen=True)
@@ -40,4 +49,4 @@ class Done:
     finish_reason: str = "stop"
 
 
-Event = Queued | Started | Progress | Output | Done
+Event = Queued | Started | Progress | Preview | Output | Done

@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from services.engine.events import Done, Event, Output, Progress, Queued, Started
+from services.engine.events import Done, Event, Output, Preview, Progress, Queued, Started
 from services.engine.metrics import Ending, GenerationMetrics
 from services.errors import Cancelled, DeadlineExceeded, ModelLoading, ServiceError
 
@@ -14,6 +15,23 @@ from services.errors import Cancelled, DeadlineExceeded, ModelLoading, ServiceEr
 def restarting() -> ModelLoading:
     """What those are told who come, or still wait, while the worker goes down."""
     return ModelLoading("the worker is restarting; try again in a few seconds", retry_after=5)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a caller waits.
+
+    Args:
+        deadline: seconds after which the result is of no use.
+        caller: who asks; callers take turns.
+        priority: the higher is served first.
+        num_previews: how many sketches of the result are wanted on the way.
+    """
+
+    deadline: float
+    caller: str = ""
+    priority: int = 0
+    num_previews: int = 0
 
 
 class Run(Protocol):
@@ -42,7 +60,7 @@ class Generation:
         request: Any,
         model: str,
         seed: int,
-        deadline: float,
+        terms: Terms,
         metrics: GenerationMetrics,
         withdraw: Callable[["Generation"], None],
     ) -> None:
@@ -52,18 +70,28 @@ class Generation:
             request: what the model's `generate` is given.
             model: the id of the model that serves it.
             seed: the seed in use, drawn where the caller gave none.
-            deadline: seconds from now after which the result is of no use.
+            terms: on what terms its caller waits.
             metrics: where its iterations are counted.
             withdraw: called when it stops early, so that it does not go on waiting for its turn.
         """
         self.request = request
         self.model = model
         self.seed = seed
-        self._expires_at = time.monotonic() + deadline
+        self.caller = terms.caller
+        self.priority = terms.priority
+        self.position = 0  # when it was accepted
+        self.num_iterations = 0
+        self.eta: float | None = None  # seconds, at the pace so far
+        self._num_previews = terms.num_previews
+        self._num_shown = 0
+        self._arrived_at = time.monotonic()
+        self._started_at: float | None = None
+        self._expires_at = self._arrived_at + terms.deadline
         self._metrics = metrics
         self._withdraw = withdraw
         self._stopped_by: type[Cancelled | DeadlineExceeded] | None = None
         self._iteration_began = 0.0
+        self._progress = 0, 0
         self._is_over = False
         self._events: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -91,8 +119,23 @@ class Generation:
             raise event
         return event
 
+    @property
+    def seconds_queued(self) -> float:
+        """How long it waited, so far or until it started."""
+        return (self._started_at or time.monotonic()) - self._arrived_at
+
+    @property
+    def seconds_run(self) -> float:
+        """How long ago it started; 0 if it has not."""
+        return time.monotonic() - self._started_at if self._started_at is not None else 0.0
+
     def queue(self, position: int) -> None:
         """Say that it is accepted, with `position` requests ahead."""
+        self.position = position
+        self._post(Queued(position))
+
+    def move(self, position: int) -> None:
+        """Say that fewer are ahead now, or more."""
         self._post(Queued(position))
 
     def check(self) -> None:
@@ -107,10 +150,13 @@ class Generation:
         if self._stopped_by is not None:
             raise self._stopped_by
 
-    def start(self) -> None:
-        """Say that the model works on it from now on."""
+    def begin(self, batch_size: int) -> None:
+        """Begin a forward that `batch_size` requests share; the first says that the model works on it from now on."""
         self._iteration_began = time.monotonic()
-        self._post(Started())
+        self._metrics.batch_size.observe(batch_size)
+        if self._started_at is None:
+            self._started_at = self._iteration_began
+            self._post(Started())
 
     def emit(self, data: Any) -> None:
         """Hand on a piece of the result."""
@@ -119,13 +165,27 @@ class Generation:
     def advance(self, step: int, steps: int) -> None:
         """Count an iteration, tell about it, and stop here when nobody wants the rest."""
         now = time.monotonic()
+        self.num_iterations += 1
         self._metrics.iterations.inc()
         self._metrics.iteration_seconds.observe(now - self._iteration_began)
         self._iteration_began = now
         if self._stopped_by is Cancelled:
             self._metrics.iterations_after_leave.inc()
         self.check()
-        self._post(Progress(step, steps))
+        self.eta = (now - (self._started_at or now)) * (steps - step) / step if step else 0.0
+        self._progress = step, steps
+        self._post(Progress(step, steps, self.eta))
+
+    @property
+    def wants_preview(self) -> bool:
+        """Whether it is time for one of the sketches that the caller wants: they are spread over the iterations."""
+        step, steps = self._progress
+        return step < steps and step * (self._num_previews + 1) >= steps * (self._num_shown + 1)
+
+    def show(self, picture: Any) -> None:
+        """Hand on a sketch of the result."""
+        self._num_shown += 1
+        self._post(Preview(self._progress[0], picture))
 
     def finish(self, usage: Mapping[str, int], finish_reason: str) -> None:
         """Say that the result is whole."""

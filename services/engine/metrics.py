@@ -6,6 +6,7 @@ from enum import StrEnum
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 ITERATION_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 
 
 class Ending(StrEnum):
@@ -24,6 +25,7 @@ class GenerationMetrics:
     iterations: Counter
     iterations_after_leave: Counter
     iteration_seconds: Histogram
+    batch_size: Histogram
 
 
 class EngineMetrics:
@@ -37,7 +39,7 @@ class EngineMetrics:
             "atelier_generations", "Generations ended, by how they ended", (*labels, "ending"), registry=registry
         )
         self._iterations = Counter(
-            "atelier_iterations", "Tokens, denoising steps and decoded pieces run", labels, registry=registry
+            "atelier_iterations", "Encodings, tokens, denoising steps and decoded pieces run", labels, registry=registry
         )
         self._iterations_after_leave = Counter(
             "atelier_iterations_after_leave",
@@ -51,6 +53,9 @@ class EngineMetrics:
             labels,
             buckets=ITERATION_BUCKETS,
             registry=registry,
+        )
+        self._batch_size = Histogram(
+            "atelier_batch_size", "Requests that shared a forward", labels, buckets=BATCH_BUCKETS, registry=registry
         )
         self.queue_length = Gauge(
             "atelier_queue_length",
@@ -68,4 +73,5 @@ class EngineMetrics:
             iterations=self._iterations.labels(*labels),
             iterations_after_leave=self._iterations_after_leave.labels(*labels),
             iteration_seconds=self._iteration_seconds.labels(*labels),
+            batch_size=self._batch_size.labels(*labels),
         )

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from services.engine.engine import Result
 from services.engine.generation import Run
 from services.engine.outputs import pixels
+from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
 from services.errors import ContentRefused
 from services.image.schema import ImageJob

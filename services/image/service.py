@@ -1,15 +1,16 @@
 """The image worker: `bentoml serve services.image.service:ImageService`."""
 
+from functools import partial
 from typing import Any, cast
 
 import bentoml
 
 from services.encoders import Base64Encoder, Encoder, PngEncoder
-from services.engine.engine import Generator
+from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.image.schema import ImageJob, ImageRequest
 from services.registry import WORKERS, Model
-from services.responses import wants
+from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import BodyLimit
 from services.worker import SPARE, Worker
@@ -18,11 +19,11 @@ TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
 
 
-def make_generator(model: Model, settings: Settings) -> Generator:
+def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
     from services.image.engine import ImageGenerator
 
-    return ImageGenerator(model, settings)
+    return WholeCall(ImageGenerator(model, settings))
 
 
 @bentoml.service(
@@ -39,15 +40,14 @@ class ImageService(Worker):
 
     def __init__(self) -> None:
         """Wire the engine."""
-        super().__init__("image", make_generator)
+        super().__init__("image", make_stepper)
 
     @bentoml.api(route="/v1/images/generations")
     async def generate(self, body: ImageRequest, /, ctx: bentoml.Context) -> Any:
         """Draw a picture: JSON with base64, or the PNG itself under `Accept: image/png`."""
 
         async def prepare(job: ImageJob) -> tuple[ImageJob, Encoder]:
-            png = PngEncoder()
-            return job, png if wants(ctx.request, png.media_type) else Base64Encoder(png, "png")
+            return job, negotiated(ctx.request, PngEncoder(), partial(Base64Encoder, output_format="png"))
 
         return await self.answer_api(ctx, body, ImageJob, prepare)
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from services.engine.engine import Result
 from services.engine.generation import Run
 from services.engine.outputs import Mesh, finite, overflowed
+from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
 from services.errors import GenerationFailed, InvalidRequest
 from services.mesh.schema import MeshJob

@@ -1,17 +1,18 @@
 """The mesh worker: `bentoml serve services.mesh.service:MeshService`."""
 
 import base64
+from functools import partial
 from typing import Any, cast
 
 import bentoml
 from PIL.Image import Image
 
 from services.encoders import Base64Encoder, Encoder, ObjEncoder
-from services.engine.engine import Generator
+from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
-from services.responses import wants
+from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import BodyLimit
 from services.worker import SPARE, Worker
@@ -21,11 +22,11 @@ MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
 IMAGE_MODEL = "shap-e-img2img"  # the default where the source is a picture
 
 
-def make_generator(model: Model, settings: Settings) -> Generator:
+def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
     from services.mesh.engine import MeshGenerator
 
-    return MeshGenerator(model, settings)
+    return WholeCall(MeshGenerator(model, settings))
 
 
 @bentoml.service(
@@ -42,7 +43,7 @@ class MeshService(Worker):
 
     def __init__(self) -> None:
         """Wire the engine."""
-        super().__init__("mesh", make_generator)
+        super().__init__("mesh", make_stepper)
 
     @bentoml.api(route="/v1/3d/generations")
     async def sculpt(self, body: MeshRequest, /, ctx: bentoml.Context) -> Any:
@@ -52,8 +53,7 @@ class MeshService(Worker):
 
         async def prepare(job: MeshJob) -> tuple[tuple[MeshJob, Image | None], Encoder]:
             image = None if job.image is None else await self.read_picture(base64.b64decode(job.image), "image")
-            obj = ObjEncoder()
-            return (job, image), obj if wants(ctx.request, obj.media_type) else Base64Encoder(obj, "obj")
+            return (job, image), negotiated(ctx.request, ObjEncoder(), partial(Base64Encoder, output_format="obj"))
 
         return await self.answer_api(ctx, body, MeshJob, prepare)
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TextStreamer
 
-from services.engine.engine import Result
 from services.engine.generation import Run
 from services.engine.outputs import overflowed
+from services.engine.stepper import Result
 from services.engine.weights import open_weights
 from services.errors import InvalidRequest
 from services.registry import Model

@@ -5,10 +5,10 @@ from typing import Any, cast
 import bentoml
 
 from services.encoders import ChatEncoder, Encoder, TextEncoder
-from services.engine.engine import Generator
+from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.registry import WORKERS, Model
-from services.responses import wants
+from services.responses import negotiated
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest
 from services.uploads import BodyLimit
@@ -18,11 +18,11 @@ TIMEOUT = 300  # seconds
 MAX_BODY_BYTES = 10_000_000
 
 
-def make_generator(model: Model, settings: Settings) -> Generator:
+def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
     from services.text.engine import TextGenerator
 
-    return TextGenerator(model, settings)
+    return WholeCall(TextGenerator(model, settings))
 
 
 @bentoml.service(
@@ -39,15 +39,14 @@ class TextService(Worker):
 
     def __init__(self) -> None:
         """Wire the engine."""
-        super().__init__("text", make_generator)
+        super().__init__("text", make_stepper)
 
     @bentoml.api(route="/v1/chat/completions")
     async def chat(self, body: ChatRequest, /, ctx: bentoml.Context) -> Any:
         """Answer a chat: JSON when it is whole, or the bare text as it is made under `Accept: text/plain`."""
 
         async def prepare(job: ChatJob) -> tuple[ChatJob, Encoder]:
-            is_plain = wants(ctx.request, TextEncoder.media_type)
-            return job, TextEncoder() if is_plain else ChatEncoder(job.model)
+            return job, negotiated(ctx.request, TextEncoder(), lambda _: ChatEncoder(job.model))
 
         return await self.answer_api(ctx, body, ChatJob, prepare)
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from services.engine.engine import Result
 from services.engine.generation import Run
 from services.engine.outputs import pixels
+from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
 from services.registry import Model
 from services.schema import parse_size

@@ -1,6 +1,6 @@
 """The video worker: `bentoml serve services.video.service:VideoService`."""
 
-from typing import cast
+from typing import Any, cast
 
 import bentoml
 from PIL.Image import Image
@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from services.encoders import Encoder, Mp4Encoder
-from services.engine.engine import Generator
+from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
 from services.registry import WORKERS, Model
-from services.responses import rendered
+from services.responses import negotiated, rendered
 from services.schema import explain
 from services.settings import Settings
 from services.uploads import read_form
@@ -26,11 +26,11 @@ TIMEOUT = 1800  # seconds
 FILE_FIELD = "input_reference"
 
 
-def make_generator(model: Model, settings: Settings) -> Generator:
+def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
     from services.video.engine import VideoGenerator
 
-    return VideoGenerator(model, settings)
+    return WholeCall(VideoGenerator(model, settings))
 
 
 async def generate(request: Request) -> Response:
@@ -53,7 +53,7 @@ async def film(request: Request, worker: "VideoService") -> Response:
     body = parse_fields(fields)
 
     async def prepare(job: VideoJob) -> tuple[tuple[VideoJob, Image], Encoder]:
-        return (job, await worker.read_picture(data, FILE_FIELD)), Mp4Encoder(job.fps)
+        return (job, await worker.read_picture(data, FILE_FIELD)), negotiated(request, Mp4Encoder(job.fps))
 
     return await worker.answer(request, body, VideoJob, prepare)
 
@@ -89,7 +89,7 @@ class VideoService(Worker):
 
     def __init__(self) -> None:
         """Wire the engine."""
-        super().__init__("video", make_generator)
+        super().__init__("video", make_stepper)
         routes.state.worker = self
 
 

@@ -13,10 +13,11 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
-from services.engine.engine import Engine, Generator, Result, Slot
+from services.engine.engine import Engine, Limits, Slot
 from services.engine.events import Event
-from services.engine.generation import Generation, Run
+from services.engine.generation import Generation, Run, Terms
 from services.engine.metrics import EngineMetrics
+from services.engine.stepper import Result, Stepper, WholeCall
 from services.settings import Settings
 from services.tiny.build import RECIPES, ensure
 
@@ -30,8 +31,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class Scripted:
+class Scripted(WholeCall):
     """A model whose requests say what it does."""
+
+    def __init__(self) -> None:
+        super().__init__(self)
 
     def generate(self, request: Script, seed: int, run: Run) -> Result:
         return request(run)
@@ -67,15 +71,19 @@ def until_stopped(run: Run) -> Result:
         run.advance(1, 2)
 
 
+def limits(queue_size: int = 8, memory_bytes: float = 1e9) -> Limits:
+    return Limits(queue_size, step_seconds=LONG, memory_bytes=lambda: memory_bytes)
+
+
 class Bench:
     """An engine with a registry of its own."""
 
     def __init__(self, slots: Mapping[str, Slot], queue_size: int) -> None:
         self.registry = CollectorRegistry()
-        self.engine = Engine(slots, EngineMetrics("test", self.registry), queue_size)
+        self.engine = Engine(slots, EngineMetrics("test", self.registry), limits(queue_size))
 
     def submit(self, script: Script = nothing, model: str | None = None, deadline: float = LONG) -> Generation:
-        return self.engine.submit(script, model, None, deadline)
+        return self.engine.submit(script, model, None, Terms(deadline))
 
     async def serve(self, script: Script = nothing, model: str | None = None) -> list[Event]:
         """Run to the end, which also means: what came before is over."""
@@ -96,7 +104,7 @@ class Bench:
 MakeBench = Callable[..., Bench]
 
 
-def on_demand(make: Callable[[], Generator] = Scripted) -> Slot:
+def on_demand(make: Callable[[], Stepper[Any]] = Scripted) -> Slot:
     return Slot(make, is_preloaded=False)
 
 

@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save_file
 
 from services.audio.engine import AudioGenerator
 from services.audio.schema import SpeechRequest
-from services.engine.engine import Generator, Result, Slot
+from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
+from services.engine.generation import Terms
 from services.engine.outputs import Mesh, Sound
+from services.engine.stepper import Generator, Result, WholeCall
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest
 from services.image.engine import ImageGenerator
@@ -232,8 +234,8 @@ def test_a_model_with_a_generator_of_its_own_leaves_the_global_one_alone(shelf: 
 @by_model
 @pytest.mark.anyio
 async def test_a_model_runs_in_the_engine(shelf: Shelf, make_bench: MakeBench, model: str) -> None:
-    bench = make_bench({"model": Slot(lambda: shelf[model], is_preloaded=False)})
-    events = [event async for event in bench.engine.submit(job(model), None, 0, deadline=600)]
+    bench = make_bench({"model": Slot(lambda: WholeCall(shelf[model]), is_preloaded=False)})
+    events = [event async for event in bench.engine.submit(job(model), None, 0, Terms(600))]
     made = shelf.known(model)
 
     assert events[:2] == [Queued(0), Started()]

@@ -26,9 +26,9 @@ from services.encoders import (
     TextEncoder,
     WavEncoder,
 )
-from services.engine.engine import Result
 from services.engine.generation import Generation, Run
 from services.engine.outputs import Mesh, Sound
+from services.engine.stepper import Result
 from services.errors import Cancelled, DeadlineExceeded, InvalidRequest, PayloadTooLarge, QueueFull
 from services.responses import Delivery, deadline_of, rendered, respond, wants
 from services.schema import DEADLINE_HEADER

@@ -20,8 +20,9 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from services.engine.assembly import build_engine, licence_refusal
-from services.engine.engine import Generator
+from services.engine.generation import Terms
 from services.engine.placement import best_device, choose_placement
+from services.engine.stepper import Stepper
 from services.engine.weights import load_pipeline, open_weights
 from services.errors import ModelUnavailable
 from services.registry import Model, load_models
@@ -35,6 +36,7 @@ MODELS = {model.id: model for model in load_models()}
 # Runs the steps named on its command line and prints a line of JSON for each.
 PROGRAM = """
 import json, sys
+from services.engine.stepper import Stepper
 from services.engine.weights import open_weights
 from services.errors import ModelUnavailable
 from services.registry import Model
@@ -203,10 +205,10 @@ def test_a_licence_is_asked_for_before_anything_is_loaded(tmp_path: Path) -> Non
     engine = build_engine("video", never, settings, CollectorRegistry())
 
     with pytest.raises(ModelUnavailable, match="ATELIER_ACCEPT_LICENCES"):
-        engine.submit(None, None, None, LONG)
+        engine.submit(None, None, None, Terms(LONG))
 
 
-def never(model: Model, settings: Settings) -> Generator:
+def never(model: Model, settings: Settings) -> Stepper[Any]:
     raise AssertionError("nothing is to be loaded")
 
 

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from services.engine.engine import Generator, Result
 from services.engine.generation import Run
+from services.engine.stepper import Result, WholeCall
 from services.errors import ModelLoading, ModelUnavailable
 from services.registry import Model
 from services.responses import rendered
@@ -64,9 +64,9 @@ class Cinema:
         self.loading = Gate()
         self.worker = FilmWorker("video", self._make)
 
-    def _make(self, model: Model, settings: Settings) -> Generator:
+    def _make(self, model: Model, settings: Settings) -> WholeCall:
         self.loading()
-        return self.projector
+        return WholeCall(self.projector)
 
     async def __call__(self, request: Request) -> Response:
         return await rendered(film(request, self.worker))  # type: ignore[arg-type] # the service is this with a route

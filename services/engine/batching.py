@@ -1,0 +1,63 @@
+"""How many requests share a forward: as many as make it worth while, by what forwards were measured to take."""
+
+from collections import deque
+from statistics import median
+
+NUM_SAMPLES = 5  # of which the median counts: one forward may be held up by something else
+WORTH = 0.03  # one more must make the work of each cheaper by this part
+CURIOSITY = 50  # forwards after which one more than the limit is tried again
+
+
+class BatchSizer:
+    """Forwards of one kind (phase, shapes): their seconds by how many shared them."""
+
+    def __init__(self, most: int) -> None:
+        """Allow `most` at most."""
+        self._most = most
+        self._samples: dict[int, deque[float]] = {}
+        self._num_forwards = 0
+
+    def note(self, size: int, seconds: float) -> None:
+        """Remember a forward of `size` requests."""
+        self._num_forwards += 1
+        self._samples.setdefault(size, deque(maxlen=NUM_SAMPLES)).append(seconds)
+
+    def halve(self, size: int) -> None:
+        """Remember that memory did not suffice for `size`."""
+        self._most = max(1, size // 2)
+
+    def limit(self, longest: float) -> int:
+        """How many requests the next forward may have.
+
+        It grows by doubling until forwards of that size are measured. The seconds are taken as `a + b * size` (least
+        squares), and the batch grows while another request makes everyone's share cheaper.
+
+        Args:
+            longest: seconds that a forward of more than one may take.
+        """
+        if not self._samples:
+            return 1
+        tried = max(self._samples)
+        allowed = min(self._most, 2 * tried)
+        if len(self._samples) == 1:
+            return allowed
+        fixed, each = self._fit()
+        size = 1
+        while size < allowed:
+            seconds = fixed + each * (size + 1)
+            gain = 1 - seconds / (size + 1) / (fixed / size + each)
+            if gain < WORTH or seconds > longest:
+                break
+            size += 1
+        is_curious = self._num_forwards % CURIOSITY == 0
+        return min(size + 1, allowed) if is_curious else size
+
+    def _fit(self) -> tuple[float, float]:
+        """Seconds of a forward as (what it takes whatever its size, what each request adds); neither is negative."""
+        points = [(size, median(seconds)) for size, seconds in self._samples.items()]
+        mean_size = sum(size for size, _ in points) / len(points)
+        mean_seconds = sum(seconds for _, seconds in points) / len(points)
+        spread = sum((size - mean_size) ** 2 for size, _ in points)
+        each = sum((size - mean_size) * (seconds - mean_seconds) for size, seconds in points) / spread
+        each = min(max(each, 0.0), mean_seconds / mean_size)
+        return mean_seconds - each * mean_size, each

@@ -1,0 +1,30 @@
+"""How much memory requests may take, and what is done when an estimate was wrong."""
+
+import gc
+import sys
+
+import psutil
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can still be used on `device`: an accelerator's own, or the machine's."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory did not suffice; torch has a class for accelerators, and words for the CPU."""
+    name = type(error).__name__
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def give_back() -> None:
+    """Free what nobody refers to any more, on the accelerator too."""
+    gc.collect()
+    torch = sys.modules.get("torch")  # this module is used without it as well
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
