@@ -18,6 +18,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path(".atelier")
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    compile: bool = False  # the denoisers, by torch.compile; the first requests of each shape wait for it
     accept_licences: Annotated[frozenset[str], NoDecode] = frozenset()
     queue_size: int = Field(default=32, ge=1)  # requests that may wait; one more is refused
     max_batch_size: int = Field(default=8, ge=1)  # requests in progress at once

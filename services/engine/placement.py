@@ -3,10 +3,12 @@
 import logging
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
 from services.errors import ModelUnavailable
+from services.settings import Settings
 
 logger = logging.getLogger("atelier.engine")
 
@@ -42,6 +44,13 @@ def choose_placement(device: str, dtype: str) -> Placement:
     placement = Placement(chosen, automatic if dtype == "auto" else getattr(torch, dtype))
     logger.info("models run on %s in %s, %d threads", chosen, placement.dtype, torch.get_num_threads())
     return placement
+
+
+def accelerate(network: Any, settings: Settings) -> Any:
+    """Make a denoiser faster where that does not change its results: memory layout on CUDA, compilation if set."""
+    if network.device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)
+    return torch.compile(network, dynamic=True) if settings.compile else network
 
 
 def best_device() -> str:

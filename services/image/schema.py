@@ -1,6 +1,18 @@
-"""The image contract. Source: OpenAI's images API and the Stable Diffusion pipeline's own parameters."""
+"""The image contract. Source: OpenAI's images API and the Stable Diffusion pipelines' own parameters."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from PIL import Image
+from pydantic import Field
 
 from services.schema import GenerationRequest, Guidance, Prompt, Size, Steps
+
+Scheduler = Annotated[
+    Literal["ddim", "dpmpp_2m", "euler", "euler_a", "pndm"],
+    Field(description="the noise schedule's solver; without it the checkpoint's own"),
+]
+Strength = Annotated[float, Field(gt=0, le=1, description="how far the picture may be left behind; 1: altogether")]
 
 
 class ImageRequest(GenerationRequest):
@@ -11,6 +23,16 @@ class ImageRequest(GenerationRequest):
     size: Size | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
+    scheduler: Scheduler | None = None
+
+
+class EditRequest(ImageRequest):
+    """The form fields of `POST /v1/images/edits`, beside the files `image` and `mask`.
+
+    Both are cropped to the size's aspect ratio. What a mask shows white, or transparent, is painted anew.
+    """
+
+    strength: Strength | None = None
 
 
 class ImageJob(ImageRequest):
@@ -19,3 +41,19 @@ class ImageJob(ImageRequest):
     size: Size
     num_inference_steps: Steps
     guidance_scale: Guidance
+
+
+class EditJob(ImageJob):
+    """An edit with the model's defaults in."""
+
+    strength: Strength
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What the model takes: the job, and the picture to start from if there is one."""
+
+    job: ImageJob
+    picture: Image.Image | None = None  # RGB, of the job's size
+    mask: Image.Image | None = None  # L, of the job's size, white where to paint
+    strength: float = 1.0

@@ -6,7 +6,7 @@ from typing import Any, cast
 import bentoml
 
 from services.encoders import Base64Encoder, Encoder, PngEncoder
-from services.engine.stepper import Stepper, WholeCall
+from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.image.schema import ImageJob, ImageRequest
 from services.registry import WORKERS, Model
@@ -21,9 +21,9 @@ MAX_BODY_BYTES = 1_000_000
 
 def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
-    from services.image.engine import ImageGenerator
+    from services.image.engine import ImageStepper
 
-    return WholeCall(ImageGenerator(model, settings))
+    return ImageStepper(model, settings)
 
 
 @bentoml.service(

@@ -8,7 +8,7 @@ import bentoml
 from PIL.Image import Image
 
 from services.encoders import Base64Encoder, Encoder, ObjEncoder
-from services.engine.stepper import Stepper, WholeCall
+from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
@@ -24,9 +24,9 @@ IMAGE_MODEL = "shap-e-img2img"  # the default where the source is a picture
 
 def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
-    from services.mesh.engine import MeshGenerator
+    from services.mesh.engine import MeshStepper
 
-    return WholeCall(MeshGenerator(model, settings))
+    return MeshStepper(model, settings)
 
 
 @bentoml.service(

@@ -5,7 +5,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +18,42 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-from services.audio.engine import AudioGenerator
+from services.audio import service as audio
 from services.audio.schema import SpeechRequest
 from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Terms
 from services.engine.outputs import Mesh, Sound
-from services.engine.stepper import Generator, Result, WholeCall
+from services.engine.stepper import Result, Stepper
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest
-from services.image.engine import ImageGenerator
-from services.image.schema import ImageJob, ImageRequest
-from services.mesh.engine import MeshGenerator
+from services.image import service as image
+from services.image.schema import Edit, ImageJob, ImageRequest
+from services.mesh import service as mesh
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import Model, load_models
 from services.schema import MAX_SEED, check_is_text, complete
 from services.settings import Settings
-from services.text.engine import TextGenerator
+from services.text import service as text
 from services.text.schema import ChatJob, ChatRequest, Message
-from services.video.engine import VideoGenerator
+from services.video import service as video
 from services.video.schema import VideoJob, VideoRequest
 from tests.services.conftest import MakeBench
+from tests.services.stepping import Arrival, alone, run
 
 MODELS = {model.id: model for model in load_models()}
 PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
-MAKERS: dict[str, Callable[[Model, Settings], Generator]] = {
-    "tinyllama-1.1b-chat": TextGenerator,
-    "bark-small": AudioGenerator,
-    "tiny-sd": ImageGenerator,
-    "stable-video-diffusion-img2vid": VideoGenerator,
-    "shap-e": MeshGenerator,
-    "shap-e-img2img": MeshGenerator,
+MAKERS: dict[str, Callable[[Model, Settings], Stepper[Any]]] = {
+    "tinyllama-1.1b-chat": text.make_stepper,
+    "bark-small": audio.make_stepper,
+    "tiny-sd": image.make_stepper,
+    "stable-video-diffusion-img2vid": video.make_stepper,
+    "shap-e": mesh.make_stepper,
+    "shap-e-img2img": mesh.make_stepper,
 }
 VOICE = "v2/en_speaker_0"
 
 by_model = pytest.mark.parametrize("model", MAKERS)
-
-
-@dataclass
-class Recorder:
-    """Follows a model on its own thread, and leaves after iteration `stop_after`."""
-
-    stop_after: int | None = None
-    outputs: list[Any] = field(default_factory=list)
-    progress: list[tuple[int, int]] = field(default_factory=list)
-
-    def emit(self, data: Any) -> None:
-        self.outputs.append(data)
-
-    def advance(self, step: int, steps: int) -> None:
-        assert self.stop_after is None or len(self.progress) < self.stop_after, "the model went on"
-        self.progress.append((step, steps))
-        if len(self.progress) == self.stop_after:
-            raise Cancelled
 
 
 @dataclass(frozen=True)
@@ -99,14 +82,14 @@ def as_bytes(output: Any) -> bytes:
 
 
 class Shelf:
-    """The generators by model, each loaded once."""
+    """The steppers by model, each loaded once."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._made: dict[str, Generator] = {}
+        self._made: dict[str, Stepper[Any]] = {}
         self._known: dict[str, Made] = {}
 
-    def __getitem__(self, model: str) -> Generator:
+    def __getitem__(self, model: str) -> Stepper[Any]:
         if model not in self._made:
             self._made[model] = MAKERS[model](MODELS[model], self.settings)
         return self._made[model]
@@ -118,9 +101,9 @@ class Shelf:
         return self._known[model]
 
     def make(self, model: str, seed: int = 0, **fields: Any) -> Made:
-        recorder = Recorder()
-        result = self[model].generate(job(model, **fields), seed, recorder)
-        return Made(recorder.outputs, recorder.progress, result)
+        recorder = alone(self[model], job(model, **fields), seed)
+        assert recorder.result is not None
+        return Made(recorder.outputs, recorder.progress, recorder.result)
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +123,7 @@ def job(model: str, **fields: Any) -> Any:
             return complete(SpeechRequest, SpeechRequest(**{"input": "Hi.", **fields}), defaults)
         case "tiny-sd":
             small = {"prompt": "a cat", "num_inference_steps": 3}
-            return complete(ImageJob, ImageRequest(**{**small, **fields}), defaults)
+            return Edit(complete(ImageJob, ImageRequest(**{**small, **fields}), defaults))
         case "stable-video-diffusion-img2vid":
             small_film = {"num_frames": 3, "num_inference_steps": 2}
             return complete(VideoJob, VideoRequest(**{**small_film, **fields}), defaults), PICTURE
@@ -184,11 +167,9 @@ def test_a_model_stops_at_the_iteration_after_which_its_caller_is_gone(shelf: Sh
     before = shelf.known(model)
     num_iterations = len(before.progress)
     stop_after = {"first": 1, "middle": (num_iterations + 1) // 2, "last": num_iterations}[where]
-    recorder = Recorder(stop_after)
+    (recorder,), _ = run(shelf[model], [Arrival(job(model), stop_after=stop_after)])
 
-    with pytest.raises(Cancelled):
-        shelf[model].generate(job(model), 0, recorder)
-
+    assert isinstance(recorder.error, Cancelled)
     assert len(recorder.progress) == stop_after
     again = shelf.make(model)
     assert (again.bytes, again.progress, again.result) == (before.bytes, before.progress, before.result)
@@ -197,12 +178,9 @@ def test_a_model_stops_at_the_iteration_after_which_its_caller_is_gone(shelf: Sh
 @by_model
 def test_a_finished_request_is_kept_by_nothing(shelf: Shelf, model: str) -> None:
     for stop_after in (None, 2):
-        recorder = Recorder(stop_after)
+        (recorder,), _ = run(shelf[model], [Arrival(job(model), stop_after=stop_after)])
+        assert isinstance(recorder.error, Cancelled) == (stop_after is not None)
         gone = weakref.ref(recorder)
-        try:
-            shelf[model].generate(job(model), 0, recorder)
-        except Cancelled:
-            assert stop_after is not None
         del recorder
         gc.collect()
         assert gone() is None
@@ -215,7 +193,7 @@ def test_a_model_draws_no_progress_bar_into_the_log(
     shelf.known(model)
     capfd.readouterr()
     with pytest.raises(Cancelled):
-        shelf[model].generate(job(model), 0, Recorder(stop_after=2))
+        alone(shelf[model], job(model), stop_after=2)
 
     assert capfd.readouterr().err == ""
 
@@ -234,7 +212,7 @@ def test_a_model_with_a_generator_of_its_own_leaves_the_global_one_alone(shelf: 
 @by_model
 @pytest.mark.anyio
 async def test_a_model_runs_in_the_engine(shelf: Shelf, make_bench: MakeBench, model: str) -> None:
-    bench = make_bench({"model": Slot(lambda: WholeCall(shelf[model]), is_preloaded=False)})
+    bench = make_bench({"model": Slot(lambda: shelf[model], is_preloaded=False)})
     events = [event async for event in bench.engine.submit(job(model), None, 0, Terms(600))]
     made = shelf.known(model)
 
@@ -256,10 +234,10 @@ def test_numbers_that_are_none_are_a_failure_and_not_an_answer(shelf: Shelf, mod
         "shap-e-img2img": ["prior/diffusion_pytorch_model.safetensors:proj_in.bias"],
     }[model]
     settings = damaged(shelf.settings, tmp_path, MODELS[model].tiny.recipe, *weights)
-    recorder = Recorder()
+    (recorder,), _ = run(MAKERS[model](MODELS[model], settings), [Arrival(job(model))])
 
-    with pytest.raises(GenerationFailed, match="overflowed"):
-        MAKERS[model](MODELS[model], settings).generate(job(model), 0, recorder)
+    assert isinstance(recorder.error, GenerationFailed)
+    assert "overflowed" in recorder.error.message
     assert recorder.outputs == []
 
 
@@ -328,8 +306,9 @@ def test_text_ends_where_it_was_told_to_or_by_itself(shelf: Shelf, tmp_path: Pat
     shutil.copytree(shelf.settings.data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
     file = tmp_path / "tiny" / "text" / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": list(range(2, 300))}))
-    curt = TextGenerator(MODELS["tinyllama-1.1b-chat"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
-    ended = curt.generate(job("tinyllama-1.1b-chat"), 0, Recorder())
+    curt = text.make_stepper(MODELS["tinyllama-1.1b-chat"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
+    ended = alone(curt, job("tinyllama-1.1b-chat")).result
+    assert ended is not None
     assert (ended.usage["completion_tokens"], ended.finish_reason) == (1, "stop")
 
 
@@ -343,13 +322,11 @@ def test_text_takes_the_extremes_of_its_parameters(shelf: Shelf, fields: dict[st
 
 
 def test_a_chat_beyond_the_context_is_refused_by_naming_messages(shelf: Shelf) -> None:
-    recorder = Recorder()
     with pytest.raises(InvalidRequest, match="2048") as refusal:
-        shelf["tinyllama-1.1b-chat"].generate(job("tinyllama-1.1b-chat", prompt="\u4e16" * 2000), 0, recorder)
+        alone(shelf["tinyllama-1.1b-chat"], job("tinyllama-1.1b-chat", prompt="\u4e16" * 2000), stop_after=0)
 
     assert refusal.value.code == "context_length_exceeded"
     assert refusal.value.param == "messages"
-    assert recorder.progress == []
 
 
 def test_an_answer_ends_with_the_context(shelf: Shelf) -> None:
@@ -371,8 +348,9 @@ def test_a_callers_system_prompt_replaces_the_models(shelf: Shelf) -> None:
         ChatRequest(messages=own, max_tokens=5),
         {"model": "m", **MODELS["tinyllama-1.1b-chat"].defaults_in("tiny")},
     )
-    recorder = Recorder()
-    usage = shelf["tinyllama-1.1b-chat"].generate(chat, 0, recorder).usage
+    result = alone(shelf["tinyllama-1.1b-chat"], chat).result
+    assert result is not None
+    usage = result.usage
 
     assert usage["prompt_tokens"] < shelf.known("tinyllama-1.1b-chat").result.usage["prompt_tokens"]
 
@@ -445,12 +423,10 @@ def test_a_voice_that_is_none_is_refused_and_never_opened(shelf: Shelf, tmp_path
         coarse_prompt=np.zeros((2, 9), int),
         fine_prompt=np.zeros((8, 9), int),
     )
-    recorder = Recorder()
 
     with pytest.raises(InvalidRequest, match=VOICE) as refusal:
-        shelf["bark-small"].generate(job("bark-small", voice=voice.format(canary=canary)), 0, recorder)
+        alone(shelf["bark-small"], job("bark-small", voice=voice.format(canary=canary)), stop_after=0)
     assert refusal.value.param == "voice"
-    assert recorder.progress == []
 
 
 @pytest.mark.parametrize("text", ["\u4e16\u754c", "..."])
@@ -473,13 +449,12 @@ def test_a_model_that_says_nothing_is_a_failure(shelf: Shelf, tmp_path: Path) ->
     silent = with_semantic(shelf.settings, tmp_path, min_new_tokens=0, begin_suppress_tokens=list(range(100)))
 
     with pytest.raises(GenerationFailed, match="said nothing"):
-        AudioGenerator(MODELS["bark-small"], silent).generate(job("bark-small"), 0, Recorder())
+        alone(audio.make_stepper(MODELS["bark-small"], silent), job("bark-small"))
 
 
 def test_the_shortest_sound_is_said_and_carries_its_voice_on(shelf: Shelf, tmp_path: Path) -> None:
     terse = with_semantic(shelf.settings, tmp_path, min_new_tokens=1, max_new_tokens=1)
-    recorder = Recorder()
-    AudioGenerator(MODELS["bark-small"], terse).generate(job("bark-small", input="Hi. You."), 0, recorder)
+    recorder = alone(audio.make_stepper(MODELS["bark-small"], terse), job("bark-small", input="Hi. You."))
 
     assert [len(sound.samples) for sound in recorder.outputs] == [320, 320]
 
@@ -490,7 +465,7 @@ def test_the_shortest_sound_is_said_and_carries_its_voice_on(shelf: Shelf, tmp_p
 @pytest.mark.parametrize("fields", [{}, {"size": "72x64", "guidance_scale": 1}, {"negative_prompt": "a dog"}])
 def test_a_picture_is_the_pipelines_own(shelf: Shelf, fields: dict[str, Any]) -> None:
     made = shelf.make("tiny-sd", seed=5, **fields)
-    request = job("tiny-sd", **fields)
+    request = job("tiny-sd", **fields).job
     width, height = map(int, request.size.split("x"))
     pipeline = load_pipeline(MODELS["tiny-sd"], shelf.settings)
     (picture,) = pipeline(
@@ -594,11 +569,9 @@ def test_a_mesh_is_the_pipelines_own(shelf: Shelf, model: str) -> None:
 
 def test_a_text_is_not_for_the_picture_model_nor_the_reverse(shelf: Shelf) -> None:
     for model, other, wanted in (("shap-e", "shap-e-img2img", "prompt"), ("shap-e-img2img", "shap-e", "image")):
-        recorder = Recorder()
         with pytest.raises(InvalidRequest, match=f"'{model}' needs '{wanted}'") as refusal:
-            shelf[model].generate(job(other), 0, recorder)
+            alone(shelf[model], job(other), stop_after=0)
         assert refusal.value.param == wanted
-        assert recorder.progress == []
 
 
 @pytest.mark.parametrize("model", ["shap-e", "shap-e-img2img"])
@@ -627,10 +600,10 @@ def test_an_empty_shape_is_a_failure_with_advice(shelf: Shelf, tmp_path: Path) -
     last = max(name for name in tensors if name.startswith("mlp.mlp.") and name.endswith("bias"))
     tensors[last][0] = -1e6  # a signed distance that is outside everywhere
     save_file(tensors, path, {"format": "pt"})
-    hollow = MeshGenerator(MODELS["shap-e"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
+    hollow = mesh.make_stepper(MODELS["shap-e"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
 
     with pytest.raises(GenerationFailed, match="empty shape; try another"):
-        hollow.generate(job("shap-e"), 0, Recorder())
+        alone(hollow, job("shap-e"))
 
 
 # --- texts that nobody expected ---
@@ -654,4 +627,4 @@ def test_any_text_that_passes_can_be_drawn_said_and_answered(shelf: Shelf, text:
     assert shelf.make("shap-e", prompt=text, num_inference_steps=2, grid_size=8).outputs
     assert shelf.make("tinyllama-1.1b-chat", prompt=text, max_tokens=2).result.usage["prompt_tokens"] > 0
     with pytest.raises(Cancelled):
-        shelf["bark-small"].generate(job("bark-small", input=text), 0, Recorder(stop_after=3))
+        alone(shelf["bark-small"], job("bark-small", input=text), stop_after=3)
