@@ -43,7 +43,7 @@ def missing_libraries(settings: Settings) -> Iterator[str]:
             tasks.setdefault(library, []).append(task)
     for library, users in tasks.items():
         if find_spec(library) is None:
-            yield f"{library} is not installed, which {', '.join(users)} need: make up installs it"
+            yield f"{library} is missing ({', '.join(users)}): remove the folder .venv, and make up installs all anew"
 
 
 def unusable_folder(settings: Settings) -> Iterator[str]:

@@ -72,7 +72,8 @@ async def announce(supervisor: Supervisor, settings: Settings, started: float) -
 def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> str:
     """What is served where, and how to try and to stop it."""
     url = gateway_url(settings)
-    lines = [f"\nAtelier is ready after {seconds:.1f} s: {url} (its pages: {url}/docs)"]
+    state = "is ready" if not failures else f"runs without {', '.join(failures)}"
+    lines = [f"\nAtelier {state} after {seconds:.1f} s: {url} (its pages: {url}/docs)"]
     for task, port in settings.worker_ports.items():
         for model in models_of(task, load_models()):
             loading = "" if model.is_preloaded_in(settings.profile) else ", loads when first asked for"

@@ -4,6 +4,7 @@ GatewayError
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
+├── Restarting         503  come back after `retry_after`: this gateway goes down before the answer has begun
 ├── WorkerUnreachable  503  nothing was sent to a model; safe to retry after `retry_after`
 ├── WorkerDied         503  the worker went away while it worked; a repeat starts over, and may bring it down again
 ├── WorkerTimedOut     504  no result within the deadline; a repeat would start over
@@ -20,6 +21,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from services.schema import envelope, explain
+
+FILE_FIELDS = {"/generate/video": "image"}  # what an upload that cannot be read is named by
 
 
 class GatewayError(Exception):
@@ -48,6 +51,12 @@ class NoProvider(GatewayError):
     """No outside model server is configured."""
 
     status, code = 503, "provider_not_configured"
+
+
+class Restarting(GatewayError):
+    """The gateway goes down, and the answer has not begun."""
+
+    status, code, should_retry, retry_after = 503, "gateway_restarting", True, 3
 
 
 class WorkerUnreachable(GatewayError):
@@ -130,5 +139,6 @@ async def render_http_exception(request: Request, error: Exception) -> JSONRespo
         404: f"there is no route {request.method} {request.url.path}; /docs lists what there is",
         405: f"{request.url.path} does not take {request.method}",
     }
-    body = envelope(status, words.get(status, error.detail), status.name.lower())
+    param = FILE_FIELDS.get(request.url.path) if status is HTTPStatus.BAD_REQUEST else None  # a form that is none
+    body = envelope(status, words.get(status, error.detail), status.name.lower(), param)
     return JSONResponse(body.model_dump(), status, error.headers)

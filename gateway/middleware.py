@@ -12,7 +12,7 @@ from secrets import token_hex
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import GatewayError, PayloadTooLarge, render
+from gateway.errors import FILE_FIELDS, GatewayError, PayloadTooLarge, Restarting, render
 from gateway.metrics import Metrics
 from gateway.usage.schema import Ending, Record
 
@@ -178,6 +178,10 @@ class LastResort:
 
         try:
             await self._app(scope, receive, send_noting)
+        except asyncio.CancelledError:  # the server's patience with us has ended, not the caller's
+            if has_started:
+                raise
+            await render(Restarting("the gateway is restarting; try again in a few seconds"))(scope, receive, send)
         except Exception:
             if has_started:
                 raise  # the server closes the connection: half an answer must not look whole
@@ -225,4 +229,5 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = PayloadTooLarge(f"the request body is larger than the {self._max_bytes} bytes that are allowed")
+        error.param = FILE_FIELDS.get(scope["path"])
         await render(error)(scope, receive, send)

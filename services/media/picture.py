@@ -15,7 +15,8 @@ MAX_ASPECT = 100  # longer side to shorter
 MAX_SCANS = 100  # a progressive JPEG has about ten; 31 bytes more ask for one more pass over every pixel
 
 # The readers themselves instead of Image.open, which warns about large pictures before anyone can look at their size.
-PNG_END = b"IEND\xaeB`\x82"
+PNG_END, GIF_END = b"IEND\xaeB`\x82", b"\0;"
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -50,19 +51,30 @@ def read(data: bytes, max_pixels: int) -> Image.Image:
     reader = next((reader for signature, reader in READERS if signature.match(data)), None)
     if reader is None:
         raise PictureError("The file is not a PNG, JPEG, WebP, GIF or BMP picture.")
-    if reader is JpegImageFile and data.count(b"\xff\xda") > MAX_SCANS:
+    if reader is JpegImageFile and data.count(JPEG_SCAN) > MAX_SCANS:
         raise PictureError(f"The picture is stored in more than {MAX_SCANS} passes.")
     try:
         picture = reader(BytesIO(data))
         _check_size(*picture.size, max_pixels)
         picture.load()
-        if reader is PngImageFile and PNG_END not in data:  # Pillow is content with all the pixels
-            raise ValueError("no IEND")
+        _check_end(reader, data)
         return _upright(picture)
     except PictureError:
         raise
     except Exception as error:  # a decoder that strangers feed fails in every way there is
         raise PictureError("The picture is broken or incomplete.") from error
+
+
+def _check_end(reader: type[ImageFile.ImageFile], data: bytes) -> None:
+    """Raise where a file's end mark is missing: Pillow is content with all the pixels, or nearly all."""
+    if reader is PngImageFile:
+        has_end = PNG_END in data
+    elif reader is JpegImageFile:
+        has_end = data.find(JPEG_END, data.rfind(JPEG_SCAN)) >= 0
+    else:
+        has_end = reader is not GifImageFile or GIF_END in data[-16:]
+    if not has_end:
+        raise ValueError("the end is missing")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -100,7 +100,7 @@ def test_room_is_needed_for_weights_that_are_not_there(tmp_path: Path) -> None:
 
 def test_a_missing_library_is_named_with_who_needs_it(tmp_path: Path) -> None:
     line = refusal(atelier(tmp_path, "up", "import sys; sys.modules['diffusers'] = None"))
-    assert "diffusers is not installed, which image, video, mesh need: make up installs it" in line
+    assert "diffusers is missing (image, video, mesh): remove the folder .venv, and make up installs all anew" in line
 
 
 def test_a_value_that_does_not_fit_names_its_variable(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ class TestBodyLimit:
         assert gateway.client.post("/generate/video", content=fits, headers=headers).status_code == 200
         assert gateway.client.post("/generate/video", content=iter([fits]), headers=headers).status_code == 200
         assert len(workers.requests) == 2
-        assert gateway.client.post("/generate/video", content=too_long, headers=headers).status_code == 413
+        refusal = gateway.client.post("/generate/video", content=too_long, headers=headers)
+        assert refusal.status_code == 413
+        assert error_of(refusal)["param"] == "image"
         assert gateway.client.post("/generate/video", content=iter([too_long]), headers=headers).status_code == 413
         assert len(workers.requests) == 2
 
@@ -135,7 +137,7 @@ class TestBodyLimit:
             await send({"type": "http.response.start", "status": 400, "headers": []})
             await send({"type": "http.response.body", "body": b"the form is broken"})
 
-        asyncio.run(BodyLimit(app, 25)({"type": "http", "headers": []}, receive, send))
+        asyncio.run(BodyLimit(app, 25)({"type": "http", "path": "/", "headers": []}, receive, send))
 
         assert num_read == 3
         assert sent[0]["status"] == 413
