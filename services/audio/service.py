@@ -6,7 +6,7 @@ import bentoml
 
 from services.audio.schema import SpeechRequest
 from services.encoders import Encoder, WavEncoder
-from services.engine.stepper import Stepper, WholeCall
+from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.registry import WORKERS, Model
 from services.responses import negotiated
@@ -20,9 +20,9 @@ MAX_BODY_BYTES = 1_000_000
 
 def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
-    from services.audio.engine import AudioGenerator
+    from services.audio.engine import AudioStepper
 
-    return WholeCall(AudioGenerator(model, settings))
+    return AudioStepper(model, settings)
 
 
 @bentoml.service(
