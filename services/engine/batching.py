@@ -1,9 +1,9 @@
 """How many requests share a forward: as many as make it worth while, by what forwards were measured to take."""
 
 from collections import deque
-from statistics import median
 
-NUM_SAMPLES = 5  # of which the median counts: one forward may be held up by something else
+NUM_SAMPLES = 5  # the last ones, of which the fastest counts: whatever else a machine does only adds to it
+NUM_TRIALS = 3  # before a size is given up
 WORTH = 0.03  # one more must make the work of each cheaper by this part
 CURIOSITY = 50  # forwards after which one more than the limit is tried again
 
@@ -42,19 +42,19 @@ class BatchSizer:
         if len(self._samples) == 1:
             return allowed
         fixed, each = self._fit()
-        size = 1
-        while size < allowed:
+        for size in range(1, allowed):
             seconds = fixed + each * (size + 1)
             gain = 1 - seconds / (size + 1) / (fixed / size + each)
-            if gain < WORTH or seconds > longest:
-                break
-            size += 1
-        is_curious = self._num_forwards % CURIOSITY == 0
-        return min(size + 1, allowed) if is_curious else size
+            if seconds > longest:
+                return size
+            if gain < WORTH:
+                is_tried = len(self._samples.get(size + 1, ())) >= NUM_TRIALS
+                return size if is_tried and self._num_forwards % CURIOSITY else size + 1
+        return allowed
 
     def _fit(self) -> tuple[float, float]:
         """Seconds of a forward as (what it takes whatever its size, what each request adds); neither is negative."""
-        points = [(size, median(seconds)) for size, seconds in self._samples.items()]
+        points = [(size, min(seconds)) for size, seconds in self._samples.items()]
         mean_size = sum(size for size, _ in points) / len(points)
         mean_seconds = sum(seconds for _, seconds in points) / len(points)
         spread = sum((size - mean_size) ** 2 for size, _ in points)

@@ -18,6 +18,7 @@ from typing import Any
 from services.engine import memory
 from services.engine.batching import BatchSizer
 from services.engine.generation import Generation, Terms, restarting
+from services.engine.mail import together
 from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
 from services.engine.stepper import Stepper
@@ -380,7 +381,8 @@ class Engine:
         stepper = batch[0].stepper
         started = time.monotonic()
         for active in batch:
-            active.generation.begin(len(batch))
+            active.generation.begin(started, is_timed=active is batch[0])
+        self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
         if len(batch) == 1:
             with self._ending(batch[0]):
                 self._advance(batch[0], stepper.forward([batch[0].state])[0])
@@ -390,9 +392,10 @@ class Engine:
             except Exception as error:
                 self._step_in_parts(kind, batch, error)
                 return
-            for active, row in zip(batch, rows, strict=True):
-                with self._ending(active):
-                    self._advance(active, row)
+            with together(active.generation.mail for active in batch):
+                for active, row in zip(batch, rows, strict=True):
+                    with self._ending(active):
+                        self._advance(active, row)
         self._sizer(kind, batch[0]).note(len(batch), time.monotonic() - started)
 
     def _step_in_parts(self, kind: Hashable, batch: Sequence[Active], error: Exception) -> None:

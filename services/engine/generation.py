@@ -1,13 +1,13 @@
 """One request on its way through the engine: followed from the event loop, advanced from the engine's thread."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from services.engine.events import Done, Event, Output, Preview, Progress, Queued, Started
+from services.engine.mail import mail_of
 from services.engine.metrics import Ending, GenerationMetrics
 from services.errors import Cancelled, DeadlineExceeded, ModelLoading, ServiceError
 
@@ -90,11 +90,11 @@ class Generation:
         self._metrics = metrics
         self._withdraw = withdraw
         self._stopped_by: type[Cancelled | DeadlineExceeded] | None = None
-        self._iteration_began = 0.0
+        self._iteration_began: float | None = None
         self._progress = 0, 0
         self._is_over = False
         self._events: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self.mail = mail_of(asyncio.get_running_loop())
 
     def cancel(self) -> None:
         """Let the model stop at its next iteration; nothing happens when it is through."""
@@ -150,12 +150,16 @@ class Generation:
         if self._stopped_by is not None:
             raise self._stopped_by
 
-    def begin(self, batch_size: int) -> None:
-        """Begin a forward that `batch_size` requests share; the first says that the model works on it from now on."""
-        self._iteration_began = time.monotonic()
-        self._metrics.batch_size.observe(batch_size)
+    def begin(self, now: float, *, is_timed: bool) -> None:
+        """Begin a forward; the first one says that the model works on it from now on.
+
+        Args:
+            now: by the monotonic clock.
+            is_timed: whether its iterations are timed here; of those that share a forward, one is.
+        """
+        self._iteration_began = now if is_timed else None
         if self._started_at is None:
-            self._started_at = self._iteration_began
+            self._started_at = now
             self._post(Started())
 
     def emit(self, data: Any) -> None:
@@ -167,8 +171,9 @@ class Generation:
         now = time.monotonic()
         self.num_iterations += 1
         self._metrics.iterations.inc()
-        self._metrics.iteration_seconds.observe(now - self._iteration_began)
-        self._iteration_began = now
+        if self._iteration_began is not None:
+            self._metrics.iteration_seconds.observe(now - self._iteration_began)
+            self._iteration_began = now
         if self._stopped_by is Cancelled:
             self._metrics.iterations_after_leave.inc()
         self.check()
@@ -208,5 +213,4 @@ class Generation:
         self._post(event)
 
     def _post(self, event: Event | ServiceError) -> None:
-        with contextlib.suppress(RuntimeError):  # the follower's loop is closed: nobody is there to be told
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self.mail.post(self._events, event)

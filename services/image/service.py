@@ -8,7 +8,7 @@ import bentoml
 from services.encoders import Base64Encoder, Encoder, PngEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
-from services.image.schema import ImageJob, ImageRequest
+from services.image.schema import Edit, ImageJob, ImageRequest
 from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
@@ -46,8 +46,8 @@ class ImageService(Worker):
     async def generate(self, body: ImageRequest, /, ctx: bentoml.Context) -> Any:
         """Draw a picture: JSON with base64, or the PNG itself under `Accept: image/png`."""
 
-        async def prepare(job: ImageJob) -> tuple[ImageJob, Encoder]:
-            return job, negotiated(ctx.request, PngEncoder(), partial(Base64Encoder, output_format="png"))
+        async def prepare(job: ImageJob) -> tuple[Edit, Encoder]:
+            return Edit(job), negotiated(ctx.request, PngEncoder(), partial(Base64Encoder, output_format="png"))
 
         return await self.answer_api(ctx, body, ImageJob, prepare)
 

@@ -78,9 +78,9 @@ def limits(queue_size: int = 8, memory_bytes: float = 1e9) -> Limits:
 class Bench:
     """An engine with a registry of its own."""
 
-    def __init__(self, slots: Mapping[str, Slot], queue_size: int) -> None:
+    def __init__(self, slots: Mapping[str, Slot], queue_size: int, memory_bytes: float) -> None:
         self.registry = CollectorRegistry()
-        self.engine = Engine(slots, EngineMetrics("test", self.registry), limits(queue_size))
+        self.engine = Engine(slots, EngineMetrics("test", self.registry), limits(queue_size, memory_bytes))
 
     def submit(self, script: Script = nothing, model: str | None = None, deadline: float = LONG) -> Generation:
         return self.engine.submit(script, model, None, Terms(deadline))
@@ -113,8 +113,8 @@ def make_bench() -> Iterator[MakeBench]:
     """Build started engines, and close them."""
     made: list[Bench] = []
 
-    def make(slots: Mapping[str, Slot] | None = None, queue_size: int = 8) -> Bench:
-        bench = Bench(slots or {"model": on_demand()}, queue_size)
+    def make(slots: Mapping[str, Slot] | None = None, queue_size: int = 8, memory_bytes: float = 1e9) -> Bench:
+        bench = Bench(slots or {"model": on_demand()}, queue_size, memory_bytes)
         bench.engine.start()
         made.append(bench)
         return bench

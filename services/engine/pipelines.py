@@ -1,0 +1,79 @@
+"""Any diffusers pipeline that has no stepper of its own: its call as one long step; knows no modality."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from services.engine.generation import Run
+from services.engine.stepper import Result
+
+
+@dataclass(frozen=True)
+class PipelineCall:
+    """A `Generator` that makes one call to a pipeline: slower than a stepper where several ask at once, never wrong.
+
+    The library's callback after each denoising step tells of progress and stops the call: it raises.
+
+    Args:
+        pipeline: any whose call takes `callback_on_step_end` and `generator`.
+        arguments: what the call is given for a request.
+        hand_on: emits what the call returned, and says what was made.
+        decoder: called by the pipeline once for each piece after the steps; each is an iteration too.
+        num_pieces: how many pieces a request has.
+    """
+
+    pipeline: Any
+    arguments: Callable[[Any], Mapping[str, Any]]
+    hand_on: Callable[[Any, Any, Run], Mapping[str, int]]
+    decoder: torch.nn.Module | None = None
+    num_pieces: Callable[[Any], int] = lambda request: 0
+
+    def generate(self, request: Any, seed: int, run: Run) -> Result:
+        """Make the call; its last iteration is to hand on what was made.
+
+        Raises:
+            GenerationFailed: the model's numbers overflowed.
+        """
+        watch = Watch(run, self.num_pieces(request) + 1)
+        with watch.following(self.decoder):
+            made = self.pipeline(
+                **self.arguments(request),
+                generator=torch.Generator().manual_seed(seed),
+                callback_on_step_end=watch.denoised,
+            )
+        usage = self.hand_on(request, made, run)
+        watch.advance()
+        return Result(usage)
+
+
+class Watch:
+    """Tells the run about iterations: steps first, then pieces."""
+
+    def __init__(self, run: Run, num_pieces: int) -> None:
+        """Expect `num_pieces` iterations after the steps."""
+        self._run = run
+        self._num_pieces = num_pieces
+        self._step = self._steps = 0
+
+    def denoised(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Count a denoising step: the library's callback."""
+        self._steps = pipeline.num_timesteps + self._num_pieces
+        self.advance()
+        return tensors
+
+    @contextmanager
+    def following(self, decoder: torch.nn.Module | None) -> Iterator[None]:
+        """Count the calls to `decoder`."""
+        if decoder is None:
+            yield
+            return
+        with decoder.register_forward_hook(self.advance):
+            yield
+
+    def advance(self, *_: Any) -> None:
+        """Count an iteration; a forward hook."""
+        self._step += 1
+        self._run.advance(self._step, self._steps)

@@ -1,0 +1,504 @@
+"""The iteration scheduler: who shares a forward, who is next, and that one's trouble is nobody else's."""
+
+import asyncio
+import gc
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.engine.batching import BatchSizer
+from services.engine.engine import Slot
+from services.engine.events import Done, Event, Output, Preview, Progress, Queued, Started
+from services.engine.generation import Generation, Run, Terms
+from services.engine.queue import FairQueue
+from services.engine.stepper import Result
+from services.errors import DeadlineExceeded, GenerationFailed, ModelLoading, ModelUnavailable, QueueFull
+from tests.services.conftest import LONG, Bench, Gate, MakeBench, Scripted
+
+pytestmark = pytest.mark.anyio
+
+NEVER = -1
+
+
+@dataclass(eq=False)
+class Walk:
+    """A request of the tests' own model: so many steps, which it may share with others of its kind."""
+
+    name: str
+    steps: int = 3
+    kind: str = "walk"
+    cost: int = 1
+    breaks_forward: bool = False  # whatever the company
+    breaks_at: int = NEVER  # its own part of this step
+    step: int = 0
+    run: Run | None = None
+
+
+@dataclass
+class Walker:
+    """Walks; counts what it sees, and stops at the gate of a step."""
+
+    max_active: int = 4
+    largest: int = 100  # batch that memory suffices for
+    forwards: list[tuple[str, ...]] = field(default_factory=list)
+    gates: dict[int, Gate] = field(default_factory=dict)  # by the number of the forward
+    threads: set[str] = field(default_factory=set)
+
+    def cost(self, request: Walk) -> int:
+        return request.cost
+
+    def admit(self, request: Walk, seed: int, run: Run) -> Walk:
+        request.run = run
+        return request
+
+    def key(self, state: Walk) -> str | None:
+        return state.kind or None
+
+    def forward(self, states: Sequence[Walk]) -> list[str]:
+        self.threads.add(threading.current_thread().name)
+        self.forwards.append(tuple(state.name for state in states))
+        gate = self.gates.get(len(self.forwards))
+        if gate is not None:
+            gate()
+        if len(states) > self.largest:
+            raise MemoryError
+        if any(state.breaks_forward for state in states):
+            raise ZeroDivisionError
+        return [f"{state.name}{state.step}" for state in states]
+
+    def advance(self, state: Walk, row: str) -> Result | None:
+        assert state.run is not None
+        if state.step == state.breaks_at:
+            raise ZeroDivisionError
+        state.run.emit(row)
+        state.step += 1
+        state.run.advance(state.step, state.steps)
+        return Result({"steps": state.steps}) if state.step == state.steps else None
+
+    def preview(self, state: Walk) -> Any:
+        return np.full((2, 2, 3), state.step, np.uint8)
+
+
+@pytest.fixture
+def walker() -> Walker:
+    return Walker()
+
+
+@pytest.fixture
+def bench(walker: Walker, make_bench: MakeBench) -> Bench:
+    return make_bench({"model": Slot(lambda: walker, is_preloaded=False)})
+
+
+def submit(bench: Bench, walk: Walk, **terms: Any) -> Generation:
+    return bench.engine.submit(walk, None, 0, Terms(**{"deadline": LONG, **terms}))
+
+
+async def follow(generation: Generation) -> list[Event]:
+    return [event async for event in generation]
+
+
+async def reach(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.reached.wait, LONG)
+
+
+def steps_of(walk: Walk) -> list[str]:
+    return [f"{walk.name}{step}" for step in range(walk.steps)]
+
+
+def made(events: Sequence[Event]) -> list[Any]:
+    return [event.data for event in events if isinstance(event, Output)]
+
+
+async def held(bench: Bench, walker: Walker, *walks: Walk, first: Walk | None = None) -> list[Generation]:
+    """Submit all while the first is at its first step, so that they meet."""
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, first or Walk("first", steps=1))]
+    await reach(gate)
+    generations += [submit(bench, walk) for walk in walks]
+    gate.opened.set()
+    return generations
+
+
+# --- sharing ---
+
+
+async def test_requests_of_a_kind_share_forwards_and_leave_when_they_are_through(bench: Bench, walker: Walker) -> None:
+    walks = [Walk("a", 6), Walk("b", 2), Walk("c", 5)]
+    generations = await held(bench, walker, *walks)
+    results = await asyncio.gather(*map(follow, generations))
+
+    for walk, events in zip(walks, results[1:], strict=True):
+        assert made(events) == steps_of(walk)
+        assert events[-1] == Done({"steps": walk.steps})
+        progress = [(event.step, event.steps) for event in events if isinstance(event, Progress)]
+        assert progress == [(step, walk.steps) for step in range(1, walk.steps + 1)]
+        assert next(type(event) for event in events if not isinstance(event, Queued)) is Started
+    assert len(walker.forwards) < 1 + 6 + 2 + 5
+    assert max(map(len, walker.forwards)) > 1
+    assert walker.threads == {"engine"}
+    assert bench.count("batch_size_sum") == 1 + 6 + 2 + 5
+    assert bench.count("iterations_total") == 1 + 6 + 2 + 5
+
+
+async def test_who_comes_later_joins_at_the_next_step(bench: Bench, walker: Walker) -> None:
+    gate = walker.gates[3] = Gate()
+    early = submit(bench, Walk("early", 8))
+    await reach(gate)
+    late = submit(bench, Walk("late", 2))
+    gate.opened.set()
+    await asyncio.gather(follow(early), follow(late))
+
+    assert walker.forwards[:3] == [("early",)] * 3
+    assert ("early", "late") in walker.forwards[3:]
+    assert walker.forwards[-1] == ("early",)  # the late one is through long before
+
+
+async def test_kinds_take_turns(bench: Bench, walker: Walker) -> None:
+    generations = await held(bench, walker, Walk("a", 4, "one"), Walk("b", 4, "two"), Walk("c", 4, ""))
+    await asyncio.gather(*map(follow, generations))
+
+    assert all(set(walker.forwards[start : start + 3]) == {("a",), ("b",), ("c",)} for start in (1, 4, 7, 10))
+
+
+async def test_no_more_are_in_progress_than_the_model_allows(bench: Bench, walker: Walker) -> None:
+    walks = [Walk(str(number), 2) for number in range(8)]
+    generations = await held(bench, walker, *walks, first=Walk("first", 6))
+    await asyncio.gather(*map(follow, generations))
+
+    assert max(map(len, walker.forwards)) <= walker.max_active
+    seen: set[str] = set()
+    for forward in walker.forwards:
+        seen |= set(forward)
+        assert len(seen - {walk.name for walk in walks if walk.step == walk.steps}) <= walker.max_active
+
+
+async def test_memory_bounds_who_is_in_progress_and_nobody_is_overtaken(make_bench: MakeBench) -> None:
+    walker = Walker()
+    bench = make_bench({"model": Slot(lambda: walker, is_preloaded=False)}, memory_bytes=10)
+    generations = await held(
+        bench, walker, Walk("large", 3, cost=8), Walk("small", 1, cost=1), first=Walk("first", 3, cost=4)
+    )
+    huge = submit(bench, Walk("huge", 2, cost=1000))
+    await asyncio.gather(*map(follow, [*generations, huge]))
+
+    assert walker.forwards[:3] == [("first",)] * 3
+    assert not any({"first", "large"} <= set(forward) for forward in walker.forwards)
+    assert first_forward(walker, "large") <= first_forward(walker, "small")  # which would have fitted before
+    assert walker.forwards[-2:] == [("huge",)] * 2  # alone, since it is alone it may
+
+
+def first_forward(walker: Walker, name: str) -> int:
+    return next(number for number, forward in enumerate(walker.forwards) if name in forward)
+
+
+# --- who is next ---
+
+
+async def test_the_higher_priority_goes_first_and_callers_take_turns(bench: Bench, walker: Walker) -> None:
+    walker.max_active = 1
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, Walk("first", 1))]
+    await reach(gate)
+    waiting: dict[str, dict[str, Any]] = {
+        "greedy1": {"caller": "greedy"},
+        "greedy2": {"caller": "greedy"},
+        "greedy3": {"caller": "greedy"},
+        "modest1": {"caller": "modest"},
+        "late": {"caller": "late"},
+        "urgent": {"caller": "greedy", "priority": 1},
+        "idle": {"caller": "modest", "priority": -1},
+    }
+    for name, terms in waiting.items():
+        generations.append(submit(bench, Walk(name, 1), **terms))
+    gate.opened.set()
+    await asyncio.gather(*map(follow, generations))
+
+    order = [name for (name,) in walker.forwards]
+    assert order == ["first", "urgent", "greedy1", "modest1", "late", "greedy2", "greedy3", "idle"]
+
+
+async def test_everyone_hears_how_many_are_ahead(bench: Bench, walker: Walker) -> None:
+    walker.max_active = 1
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, Walk("first", 1))]
+    await reach(gate)
+    generations += [submit(bench, Walk(str(number), 1)) for number in range(3)]
+    gate.opened.set()
+    *_, last = await asyncio.gather(*map(follow, generations))
+
+    positions = [event.position for event in last if isinstance(event, Queued)]
+    assert positions[0] == 3
+    assert positions == sorted(positions, reverse=True)
+    assert set(positions) >= {3, 2, 1}
+
+
+async def test_a_full_queue_says_when_there_will_be_room_by_the_pace_so_far(
+    walker: Walker, make_bench: MakeBench
+) -> None:
+    walker.max_active = 1
+    bench = make_bench({"model": Slot(lambda: walker, is_preloaded=False)}, queue_size=1)
+    gate = walker.gates[3] = Gate()
+    running = submit(bench, Walk("running", 100))
+    await reach(gate)
+    waiting = submit(bench, Walk("waiting", 1))
+    with pytest.raises(QueueFull) as refusal:
+        submit(bench, Walk("refused", 1))
+    gate.opened.set()
+    await asyncio.gather(follow(running), follow(waiting))
+
+    assert refusal.value.retry_after is not None
+    assert refusal.value.retry_after >= 1
+    assert refusal.value.retry_after == int(refusal.value.retry_after)
+
+
+class Ticket:
+    def __init__(self, caller: str, priority: int) -> None:
+        self.caller = caller
+        self.priority = priority
+
+
+tickets = st.lists(st.builds(Ticket, st.sampled_from("abc"), st.integers(-1, 1)), min_size=1, max_size=30)
+
+
+@given(tickets=tickets, arrivals=st.lists(st.integers(0, 3), max_size=40))
+def test_priorities_go_first_and_a_callers_own_requests_keep_their_order(
+    tickets: list[Ticket], arrivals: list[int]
+) -> None:
+    queue: FairQueue[Ticket] = FairQueue()
+    served: list[Ticket] = []
+    coming = list(tickets)
+    steps = [*arrivals, *([0] * len(tickets))]
+    for count in steps:
+        for ticket in coming[:count]:
+            queue.push(ticket)
+        del coming[:count]
+        if len(queue):
+            waiting = queue.in_order()
+            queue.serve(waiting[0])
+            served.append(waiting[0])
+            first = waiting[0]
+            assert all(other.priority <= first.priority for other in waiting)
+            ahead = [other for other in waiting if other.priority == first.priority and other.caller == first.caller]
+            assert tickets.index(first) == min(map(tickets.index, ahead))  # a caller's own come in their order
+    assert len(served) + len(queue) + len(coming) == len(tickets)
+
+
+@given(counts=st.dictionaries(st.sampled_from("abcd"), st.integers(1, 6), min_size=1))
+def test_callers_are_served_in_turns_however_many_each_sends(counts: dict[str, int]) -> None:
+    queue: FairQueue[Ticket] = FairQueue()
+    for caller, count in counts.items():
+        for _ in range(count):
+            queue.push(Ticket(caller, 0))
+    served: list[str] = []
+    while len(queue):
+        first = queue.in_order()[0]
+        queue.serve(first)
+        served.append(first.caller)
+
+    for number, caller in enumerate(served):
+        turn = served[: number + 1].count(caller)
+        waiting = [other for other, count in counts.items() if served[:number].count(other) < count]
+        assert all(served[:number].count(other) >= turn - 1 for other in waiting)  # nobody is two turns behind
+
+
+# --- what goes wrong ---
+
+
+async def test_an_error_in_a_shared_forward_ends_the_one_that_causes_it(bench: Bench, walker: Walker) -> None:
+    walks = [Walk("a", 4), Walk("bad", 4, breaks_forward=True), Walk("c", 4)]
+    first, *generations = await held(bench, walker, *walks, first=Walk("first", 8))
+    results = await asyncio.gather(follow(first), *map(follow, generations), return_exceptions=True)
+
+    assert isinstance(results[2], GenerationFailed)
+    for walk, events in zip((Walk("first", 8), walks[0], walks[2]), (results[0], results[1], results[3]), strict=True):
+        assert isinstance(events, list)
+        assert made(events) == steps_of(walk)  # no step twice, none left out
+    assert bench.endings() == {"complete": 3, "left": 0, "failed": 1}
+
+
+async def test_an_error_in_ones_own_part_ends_that_one_alone(bench: Bench, walker: Walker) -> None:
+    walks = [Walk("a", 4), Walk("bad", 4, breaks_at=2), Walk("c", 4)]
+    generations = await held(bench, walker, *walks)
+    results = await asyncio.gather(*map(follow, generations), return_exceptions=True)
+
+    assert isinstance(results[2], GenerationFailed)
+    assert "another request may well succeed" in results[2].message
+    for walk, events in zip((walks[0], walks[2]), (results[1], results[3]), strict=True):
+        assert isinstance(events, list)
+        assert made(events) == steps_of(walk)
+
+
+async def test_too_little_memory_halves_the_batch_and_all_go_on(bench: Bench, walker: Walker) -> None:
+    walker.largest = 2
+    walks = [Walk(str(number), 12) for number in range(4)]
+    generations = await held(bench, walker, *walks)
+    results = await asyncio.gather(*map(follow, generations))
+
+    for walk, events in zip(walks, results[1:], strict=True):
+        assert made(events) == steps_of(walk)
+    sizes = [len(forward) for forward in walker.forwards]
+    assert max(sizes) > 2
+    assert sum(size > 2 for size in sizes) == 1  # it is tried once
+    assert 2 in sizes
+
+
+async def test_too_little_memory_for_one_alone_is_told_to_it(bench: Bench, walker: Walker) -> None:
+    walker.largest = 0
+    with pytest.raises(GenerationFailed, match="memory does not suffice"):
+        await follow(submit(bench, Walk("large")))
+    walker.largest = 100
+    assert isinstance((await follow(submit(bench, Walk("next"))))[-1], Done)
+
+
+# --- leaving ---
+
+
+async def test_who_leaves_costs_one_iteration_at_most_and_nobody_else_notices(bench: Bench, walker: Walker) -> None:
+    staying, leaving = Walk("staying", 9), Walk("leaving", 9)
+    gate = walker.gates[6] = Gate()
+    _, *generations = await held(bench, walker, staying, leaving)
+    await reach(gate)
+    generations[1].cancel()
+    gate.opened.set()
+    events, error = await asyncio.gather(*map(follow, generations), return_exceptions=True)
+
+    assert isinstance(error, ModelLoading)
+    assert isinstance(events, list)
+    assert made(events) == steps_of(staying)
+    assert (bench.count("iterations_after_leave_total") or 0) <= 1
+    assert bench.endings() == {"complete": 2, "left": 1, "failed": 0}
+    assert not any("leaving" in forward for forward in walker.forwards[6:])
+
+
+async def test_a_deadline_ends_one_in_progress_between_two_iterations(bench: Bench, walker: Walker) -> None:
+    gate = walker.gates[2] = Gate()
+    other = submit(bench, Walk("other", 5))
+    await reach(gate)
+    late = submit(bench, Walk("late", 10**6), deadline=0.05)
+    gate.opened.set()
+    with pytest.raises(DeadlineExceeded):
+        await follow(late)
+    assert made(await follow(other)) == steps_of(Walk("other", 5))
+    await follow(submit(bench, Walk("next")))
+    assert bench.endings()["failed"] == 1
+
+
+async def test_an_idle_engine_holds_no_request(bench: Bench, walker: Walker, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "atelier.engine")  # pytest keeps the log's records, and they the traceback
+    walks = [Walk("a", 2), Walk("b", 3, ""), Walk("bad", 3, breaks_forward=True)]
+    references = list(map(weakref.ref, walks))
+    generations = await held(bench, walker, *walks)
+    await asyncio.gather(*map(follow, generations), return_exceptions=True)
+    await follow(submit(bench, Walk("last", 1)))
+    del walks, generations
+    gc.collect()
+
+    assert [reference() for reference in references] == [None] * 3
+
+
+# --- previews ---
+
+
+@pytest.mark.parametrize(("num_previews", "steps"), [(0, 5), (1, 5), (3, 10), (3, 2), (2, 1)])
+async def test_previews_are_spread_over_the_iterations(bench: Bench, num_previews: int, steps: int) -> None:
+    events = await follow(submit(bench, Walk("a", steps), num_previews=num_previews))
+    shown = [event.step for event in events if isinstance(event, Preview)]
+
+    assert len(shown) == min(num_previews, steps - 1)
+    assert all(0 < step < steps for step in shown)
+    assert shown == sorted(set(shown))
+    assert all((event.picture == event.step).all() for event in events if isinstance(event, Preview))
+
+
+async def test_the_time_left_falls_to_nothing(bench: Bench) -> None:
+    events = await follow(submit(bench, Walk("a", 4)))
+    etas = [event.eta for event in events if isinstance(event, Progress)]
+
+    assert etas[-1] == 0
+    assert all(eta >= 0 for eta in etas)
+
+
+# --- loading ---
+
+
+async def test_a_preloaded_model_that_may_do_better_later_is_tried_again(make_bench: MakeBench) -> None:
+    outcomes = iter([ModelUnavailable("no network", retry_after=0.01), None])
+    is_loaded = threading.Event()
+
+    def make() -> Scripted:
+        if (error := next(outcomes)) is not None:
+            raise error
+        is_loaded.set()
+        return Scripted()
+
+    bench = make_bench({"model": Slot(make, is_preloaded=True)})
+    assert await asyncio.to_thread(is_loaded.wait, LONG)
+    while True:
+        try:
+            generation = bench.submit()
+            break
+        except (ModelLoading, ModelUnavailable):
+            await asyncio.sleep(0)
+
+    assert isinstance((await follow(generation))[-1], Done)
+    bench.engine.check_is_ready()
+
+
+# --- how many ---
+
+
+def measured(seconds: Callable[[int], float], most: int = 8, longest: float = 100) -> int:
+    """The limit that a sizer comes to when forwards take `seconds` and there are always more requests."""
+    sizer = BatchSizer(most)
+    for _ in range(20):
+        size = sizer.limit(longest)
+        sizer.note(size, seconds(size))
+    return sizer.limit(longest)
+
+
+async def test_a_batch_grows_as_long_as_that_makes_it_cheaper_for_each() -> None:
+    assert measured(lambda size: 1.0) == 8
+    assert measured(lambda size: 2 + size) >= 4  # a batch of four costs half of four singles
+    assert measured(lambda size: float(size)) == 1
+    assert measured(lambda size: size**2) == 1
+    assert measured(lambda size: 1.0, most=3) == 3
+    assert measured(lambda size: 1 + 0.1 * size, longest=1.45) == 4
+
+
+async def test_one_slow_forward_does_not_decide() -> None:
+    sizer = BatchSizer(8)
+    slow = iter([30.0])
+    for _ in range(40):
+        size = sizer.limit(100)
+        sizer.note(size, next(slow, 1.0) if size == 2 else 1.0)
+    assert sizer.limit(100) == 8
+
+
+async def test_a_size_that_did_not_pay_is_tried_again() -> None:
+    sizer = BatchSizer(8)
+    for _ in range(20):
+        size = sizer.limit(100)
+        sizer.note(size, float(size))  # a busy machine, say
+    assert sizer.limit(100) == 1
+    for _ in range(600):
+        size = sizer.limit(100)
+        sizer.note(size, 1.0)
+    assert sizer.limit(100) > 1
+
+
+async def test_memory_bounds_the_batch() -> None:
+    sizer = BatchSizer(8)
+    for _ in range(20):
+        sizer.note(sizer.limit(100), 1.0)
+    sizer.halve(8)
+    assert sizer.limit(100) == 4
+    sizer.halve(1)
+    assert sizer.limit(100) == 1
