@@ -33,8 +33,11 @@ check: install ## format, lint, types, layers and the fast tests
 	@$(BIN)/mypy deploy
 	@$(BIN)/python -m pytest -m "not live and not fresh"
 
-bench: install ## measure the start: seconds until all is ready, and memory
+bench: install ## measure the start, the scheduler, and batching against two peers (an hour or two)
 	@$(BIN)/python -m benchmarks.start
+	@$(BIN)/python -m benchmarks.batching --overhead
+	@$(BIN)/python -m benchmarks.batching --equal --model middle
+	@$(BIN)/python -m benchmarks.batching
 
 tiny: install ## build the tiny checkpoints that are missing
 	@$(BIN)/python -m services.tiny

@@ -23,7 +23,7 @@ from gateway.settings import Settings
 from gateway.state import State
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
-from services.schema import ErrorEnvelope
+from services.schema import RUN_HEADERS, ErrorEnvelope
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
 LAST_SECONDS = 3  # for requests that are cut when the gateway stops
@@ -32,8 +32,7 @@ OWN_HEADERS = [
     "x-request-id",
     "x-api-request-id",
     "x-response-time",
-    "x-seed",
-    "x-model",
+    *RUN_HEADERS,
     "content-disposition",
     "retry-after",
 ]

@@ -18,12 +18,19 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import WorkerDied, WorkerRefused, WorkerTimedOut, WorkerUnreachable
 from gateway.pulse import Pulse
 from gateway.waiting import caller_leaves, seconds_pass, unless
-from services.schema import DEADLINE_HEADER, ErrorDetail, ErrorEnvelope, error_type
+from services.schema import (
+    CALLER_HEADER,
+    DEADLINE_HEADER,
+    RUN_HEADERS,
+    ErrorDetail,
+    ErrorEnvelope,
+    error_type,
+)
 
 logger = logging.getLogger("atelier.gateway")
 
 # Content-Encoding stays: bytes are passed on raw. Hop-by-hop headers (RFC 9110 §7.6.1) do not.
-PASSED_ON = frozenset({b"content-type", b"content-length", b"content-encoding", b"x-seed", b"x-model"})
+PASSED_ON = frozenset({b"content-type", b"content-length", b"content-encoding", *map(str.encode, RUN_HEADERS)})
 MAX_ERROR_BYTES = 65_536
 RETRY_AFTER = 3  # seconds, where a busy worker does not say
 
@@ -123,6 +130,7 @@ class Relay:
             "accept": accept,
             "x-request-id": request.scope["request_id"],
             DEADLINE_HEADER: str(self._deadline),
+            CALLER_HEADER: request.client.host if request.client else "",  # callers take turns in a worker's queue
             **({"content-type": "application/json"} if "content" in body else {}),
         }
         sent = self._http.build_request("POST", worker + path, headers=sent_headers, **body)

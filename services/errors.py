@@ -5,6 +5,7 @@ ServiceError
 ├── ContentRefused    400  the model's own safety checker refused the result
 ├── UnknownModel      404  choose another model
 ├── PayloadTooLarge   413  send less
+├── NotJson           415  send JSON
 ├── QueueFull         429  come back after `retry_after`
 ├── GenerationFailed  500  the model failed on this request; the worker goes on
 ├── ModelLoading      503  come back after `retry_after`
@@ -59,6 +60,12 @@ class PayloadTooLarge(ServiceError):
     """The body is longer than the operator allows."""
 
     status, code = 413, "payload_too_large"
+
+
+class NotJson(ServiceError):
+    """The body is of another type than the route takes."""
+
+    status, code = 415, "unsupported_media_type"
 
 
 class QueueFull(ServiceError):

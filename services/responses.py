@@ -38,7 +38,7 @@ class Delivery:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What is known of the generation by now; `docs/api.md` names them."""
+        """What is known of the generation by now; `RUN_HEADERS` lists them."""
         generation = self._generation
         known = {
             "x-seed": str(generation.seed),

@@ -11,6 +11,14 @@ DEADLINE_HEADER: Final = "x-atelier-deadline"  # seconds that the caller still w
 CALLER_HEADER: Final = "x-atelier-caller"  # who asks; callers take turns
 PRIORITY_HEADER: Final = "x-atelier-priority"  # whole number, 0 where there is none; the higher is served first
 MAX_PRIORITY: Final = 100
+RUN_HEADERS: Final = (  # of an answer, as far as they are known when it begins
+    "x-seed",
+    "x-model",
+    "x-queue-position",  # requests that were ahead when this one came
+    "x-queue-seconds",
+    "x-iterations",
+    "x-generation-seconds",
+)
 MAX_SEED: Final = 2**53 - 1  # the largest integer that every JSON reader keeps
 
 # Control characters but tab, line feed and carriage return; what broken UTF-8 is decoded to.

@@ -1,38 +1,78 @@
 """Lets no body grow beyond a limit, and reads multipart ones."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from starlette.datastructures import UploadFile
+from pydantic import ValidationError
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.errors import InvalidRequest, PayloadTooLarge, render
+from services.errors import InvalidRequest, NotJson, PayloadTooLarge, render
+from services.schema import explain
 
 FIELDS_ALLOWANCE = 64_000  # bytes for what surrounds the file
 
 
-async def read_form(request: Request, file_field: str, max_bytes: int) -> tuple[bytes, Mapping[str, str]]:
-    """Return the file in `file_field` and the other fields.
+async def read_form(
+    request: Request, file_fields: Sequence[str], max_bytes: int
+) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
+    """Return the files that came, by field, and the other fields.
+
+    Args:
+        request: whose body is a multipart form.
+        file_fields: which fields are files, the most important first.
+        max_bytes: all files together.
 
     Raises:
         PayloadTooLarge: the body is longer than `max_bytes` and a little; no more of it than that is read, and nothing
             where its length is announced.
-        InvalidRequest: no multipart body, no such file, or a second one.
+        InvalidRequest: no multipart body, or a file field that is no file.
         ClientDisconnect: the caller left.
     """
-    receive = limited(request, max_bytes + FIELDS_ALLOWANCE)
+    receive = limited(request, max_bytes + FIELDS_ALLOWANCE, file_fields[0])
     try:
-        async with Request(request.scope, receive).form(max_files=1, max_part_size=FIELDS_ALLOWANCE) as form:
-            upload = form.get(file_field)
-            if not isinstance(upload, UploadFile):
-                raise InvalidRequest(f"send a multipart form with a file in '{file_field}'", param=file_field)
-            return await upload.read(), {name: value for name, value in form.items() if isinstance(value, str)}
+        async with Request(request.scope, receive).form(
+            max_files=len(file_fields), max_part_size=FIELDS_ALLOWANCE
+        ) as form:
+            files: dict[str, bytes] = {}
+            for field in file_fields:
+                upload = form.get(field)
+                if isinstance(upload, UploadFile):
+                    files[field] = await upload.read()
+                elif upload is not None:
+                    raise InvalidRequest(f"{field}: must be a file; give the part a filename", param=field)
+            return files, {name: text_of(value) for name, value in form.items() if name not in file_fields}
     except HTTPException as error:
-        raise InvalidRequest(f"the multipart form cannot be read: {error.detail}", param=file_field) from error
+        raise InvalidRequest(f"the multipart form cannot be read: {error.detail}", param=file_fields[0]) from error
 
 
-def limited(request: Request, max_bytes: int) -> Receive:
+@contextmanager
+def naming_the_field() -> Iterator[None]:
+    """Say which of a form's fields does not fit, as it is or for the model that is asked.
+
+    Raises:
+        InvalidRequest: one does not.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        message, field = explain(error.errors()[0])
+        raise InvalidRequest(message, param=field) from error
+
+
+def missing(file_field: str) -> InvalidRequest:
+    """What is said to whoever left out a file that is needed."""
+    return InvalidRequest(f"send a multipart form with a file in '{file_field}'", param=file_field)
+
+
+def text_of(value: UploadFile | str) -> str:
+    """Return a field's text; a file in its place has none, and so its field is refused by its name."""
+    return value if isinstance(value, str) else ""
+
+
+def limited(request: Request, max_bytes: int, field: str | None = None) -> Receive:
     """Return the request's `receive`, raising once it is sure that more than `max_bytes` of body come.
 
     Raises:
@@ -41,7 +81,7 @@ def limited(request: Request, max_bytes: int) -> Receive:
     complaint = f"the upload is larger than {max_bytes} bytes"
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_bytes:
-        raise PayloadTooLarge(complaint)
+        raise PayloadTooLarge(complaint, param=field)
     num_bytes = 0
 
     async def receive_limited() -> Message:
@@ -49,24 +89,29 @@ def limited(request: Request, max_bytes: int) -> Receive:
         message = await request.receive()
         num_bytes += len(message.get("body", b""))
         if num_bytes > max_bytes:
-            raise PayloadTooLarge(complaint)
+            raise PayloadTooLarge(complaint, param=field)
         return message
 
     return receive_limited
 
 
-class BodyLimit:
-    """Answers 413 to a body that is too long for any of a worker's routes: BentoML itself takes all that comes."""
+class JsonBodies:
+    """Answers 415 to a body that is no JSON and 413 to one that is too long: BentoML itself takes all that comes."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        """Wrap `app`; bodies may have `max_bytes`."""
+    def __init__(self, app: ASGIApp, max_bytes: int, forms: Collection[str] = ()) -> None:
+        """Wrap `app`; bodies may have `max_bytes`, and the routes in `forms` look after theirs themselves."""
         self._app = app
         self._max_bytes = max_bytes
+        self._forms = forms
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] in self._forms:
             await self._app(scope, receive, send)
+            return
+        media_type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        if scope["method"] == "POST" and media_type != "application/json":
+            await render(NotJson("send JSON, with content-type: application/json"))(scope, receive, send)
             return
         refused: PayloadTooLarge | None = None
         has_started = False

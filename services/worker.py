@@ -72,8 +72,19 @@ class Worker:
         Raises:
             InvalidRequest: it is none, or one that would not fit into memory.
         """
+        return await self._read(picture.read, data, param)
+
+    async def read_mask(self, data: bytes, param: str) -> Image:
+        """Decode a caller's mask: L, white where it is transparent, or white.
+
+        Raises:
+            InvalidRequest: it is none, or one that would not fit into memory.
+        """
+        return await self._read(picture.read_mask, data, param)
+
+    async def _read(self, read: Callable[[bytes, int], Image], data: bytes, param: str) -> Image:
         try:
-            return await asyncio.to_thread(picture.read, data, self.settings.max_image_pixels)
+            return await asyncio.to_thread(read, data, self.settings.max_image_pixels)
         except picture.PictureError as error:
             raise InvalidRequest(str(error), param=param) from error
 

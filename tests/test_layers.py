@@ -21,6 +21,28 @@ ON_THIS_MACHINE = {
     "cli/settings.py": {"services.registry"},
     "cli/models.py": {"services.registry", "services.tiny.build", "services.engine.weights", "services.settings"},
     "deploy/build.py": {"services.registry"},
+    "benchmarks/checkpoints.py": {
+        "services.tiny",
+        "services.tiny.image",
+        "services.tiny.build",
+        "services.tiny.folder",
+        "services.tiny.workbench",
+    },
+    "benchmarks/equality.py": {
+        "services.engine.assembly",
+        "services.engine.generation",
+        "services.errors",
+        "services.image.edit",
+        "services.image.schema",
+        "services.image.service",
+        "services.settings",
+    },
+    "benchmarks/overhead.py": {
+        "services.engine.engine",
+        "services.engine.generation",
+        "services.engine.metrics",
+        "services.engine.stepper",
+    },
 }
 # Modules whose import is meant to do something.
 WITH_EFFECT = {

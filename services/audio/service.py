@@ -11,7 +11,7 @@ from services.envelope import EnvelopeMiddleware
 from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
-from services.uploads import BodyLimit
+from services.uploads import JsonBodies
 from services.worker import SPARE, Worker
 
 TIMEOUT = 600  # seconds
@@ -53,4 +53,4 @@ class AudioService(Worker):
 
 service = cast(bentoml.Service[AudioService], AudioService)
 service.add_asgi_middleware(EnvelopeMiddleware)
-service.add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

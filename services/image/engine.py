@@ -32,7 +32,8 @@ from services.engine.placement import accelerate
 from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
 from services.errors import ContentRefused, InvalidRequest
-from services.image.schema import Edit, ImageJob
+from services.image.edit import Edit
+from services.image.schema import ImageJob
 from services.registry import Model
 from services.schema import parse_size
 from services.settings import Settings

@@ -1,9 +1,7 @@
 """The image contract. Source: OpenAI's images API and the Stable Diffusion pipelines' own parameters."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from PIL import Image
 from pydantic import Field
 
 from services.schema import GenerationRequest, Guidance, Prompt, Size, Steps
@@ -44,16 +42,6 @@ class ImageJob(ImageRequest):
 
 
 class EditJob(ImageJob):
-    """An edit with the model's defaults in."""
+    """An edit with the model's defaults in; the strength's is the library's."""
 
-    strength: Strength
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """What the model takes: the job, and the picture to start from if there is one."""
-
-    job: ImageJob
-    picture: Image.Image | None = None  # RGB, of the job's size
-    mask: Image.Image | None = None  # L, of the job's size, white where to paint
-    strength: float = 1.0
+    strength: Strength = 0.8

@@ -1,10 +1,11 @@
 """A client's picture: bytes in, an upright RGB image out; trusts nothing, and knows neither HTTP nor models."""
 
 import re
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageChops, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -48,6 +49,19 @@ def read(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         PictureError: another format, a size that is not allowed, or a file that is broken, cut off or a bomb.
     """
+    return _decode(data, max_pixels, _flat)
+
+
+def read_mask(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the mask in such a file, L: white where it is transparent, or white if nothing in it is.
+
+    Raises:
+        PictureError: as in `read`.
+    """
+    return _decode(data, max_pixels, _mask)
+
+
+def _decode(data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     reader = next((reader for signature, reader in READERS if signature.match(data)), None)
     if reader is None:
         raise PictureError("The file is not a PNG, JPEG, WebP, GIF or BMP picture.")
@@ -58,7 +72,7 @@ def read(data: bytes, max_pixels: int) -> Image.Image:
         _check_size(*picture.size, max_pixels)
         picture.load()
         _check_end(reader, data)
-        return _upright(picture)
+        return _upright(convert(picture), picture.getexif().get(ExifTags.Base.Orientation))
     except PictureError:
         raise
     except Exception as error:  # a decoder that strangers feed fails in every way there is
@@ -84,13 +98,17 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise PictureError(f"The picture has {width} x {height} pixels: one side is over {MAX_ASPECT} times the other.")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    orientation = picture.getexif().get(ExifTags.Base.Orientation)
-    image = _flat(picture)
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
     if orientation in TURNS:
         image = image.transpose(TURNS[orientation])
     image.info.clear()  # else whoever reads the orientation next turns it again
     return image
+
+
+def _mask(picture: Image.Image) -> Image.Image:
+    if picture.has_transparency_data:
+        return ImageChops.invert(picture.convert("RGBA").getchannel("A"))
+    return _flat(picture).convert("L")
 
 
 def _flat(picture: Image.Image) -> Image.Image:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from services.engine.generation import Run
 from services.engine.outputs import Mesh, finite, overflowed
+from services.engine.placement import accelerate
 from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
 from services.errors import GenerationFailed, InvalidRequest
@@ -18,7 +19,6 @@ from services.mesh.schema import MeshJob
 from services.registry import Model
 from services.settings import Settings
 
-PIECE = 16384  # points that are sampled at once
 BYTES_PER_CELL = 480  # of the grid, while its surface is sought
 
 
@@ -70,15 +70,17 @@ class Shape:
 class MeshStepper:
     """One Shap-E model, for texts or for pictures; loaded when it is made.
 
-    Encoding and denoising are shared. Everyone's latent is then decoded by itself, in pieces of `PIECE` points.
+    Encoding and denoising are shared. Everyone's latent is then decoded by itself, piece by piece.
     """
+
+    piece = 32768  # points that are sampled at once: a turn among others, so neither long nor one of very many
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
         self.max_active = settings.max_batch_size
         self._name = model.id
         self._pipeline = load_pipeline(model, settings)
-        self._prior = self._pipeline.prior
+        self._prior = accelerate(self._pipeline.prior, settings)
         self._renderer = self._pipeline.shap_e_renderer
         self._takes_pictures = hasattr(self._pipeline, "image_encoder")
 
@@ -106,7 +108,7 @@ class MeshStepper:
             shape, self._prior.dtype, self._prior.device, generator, None, scheduler
         )
         num_others = 4  # encoding, projecting, the surface, the colours
-        steps = len(scheduler.timesteps) + -(-(job.grid_size**3) // PIECE) + num_others
+        steps = len(scheduler.timesteps) + -(-(job.grid_size**3) // self.piece) + num_others
         return Shape(job, picture, run, scheduler, latents, steps)
 
     def key(self, state: Shape) -> Phase | None:
@@ -129,7 +131,7 @@ class MeshStepper:
             case Phase.SURFACE:
                 return [self._find_surface(first)]
             case Phase.COLOUR:
-                piece = first.vertices[first.num_sampled : first.num_sampled + PIECE]
+                piece = first.vertices[first.num_sampled : first.num_sampled + self.piece]
                 return [to_linear(self._sample(first, piece).channels)]
 
     @torch.inference_mode()
@@ -186,7 +188,7 @@ class MeshStepper:
         Source: `volume_query_points` of the renderer, which makes all of them.
         """
         size, volume = state.job.grid_size, self._renderer.volume
-        end = min(state.num_sampled + PIECE, size**3)
+        end = min(state.num_sampled + self.piece, size**3)
         index = torch.arange(state.num_sampled, end, device=volume.bbox_min.device)
         cells = torch.stack([index // size**2, index // size % size, index % size], dim=1)
         points: torch.Tensor = cells.float() / (size - 1) * (volume.bbox_max - volume.bbox_min) + volume.bbox_min

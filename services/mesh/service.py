@@ -14,7 +14,7 @@ from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
-from services.uploads import BodyLimit
+from services.uploads import JsonBodies
 from services.worker import SPARE, Worker
 
 TIMEOUT = 900  # seconds
@@ -60,4 +60,4 @@ class MeshService(Worker):
 
 service = cast(bentoml.Service[MeshService], MeshService)
 service.add_asgi_middleware(EnvelopeMiddleware)
-service.add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

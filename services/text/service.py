@@ -11,7 +11,7 @@ from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest
-from services.uploads import BodyLimit
+from services.uploads import JsonBodies
 from services.worker import SPARE, Worker
 
 TIMEOUT = 300  # seconds
@@ -53,4 +53,4 @@ class TextService(Worker):
 
 service = cast(bentoml.Service[TextService], TextService)
 service.add_asgi_middleware(EnvelopeMiddleware)
-service.add_asgi_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

@@ -35,6 +35,12 @@ def _video(target: Path) -> None:
     video.build(target)
 
 
+def _text_video(target: Path) -> None:
+    from services.tiny import text_video
+
+    text_video.build(target)
+
+
 def _mesh(target: Path) -> None:
     from services.tiny import mesh
 
@@ -52,6 +58,7 @@ RECIPES: Mapping[str, Callable[[Path], None]] = {
     "audio": _audio,
     "image": _image,
     "video": _video,
+    "text_video": _text_video,
     "mesh": _mesh,
     "mesh_image": _mesh_image,
 }

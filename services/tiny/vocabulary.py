@@ -1,11 +1,12 @@
-"""The three tokenizers, each of its architecture's own kind; each knows its whole alphabet and few words or none."""
+"""The four tokenizers, each of its architecture's own kind; each knows its whole alphabet and few words or none."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 MAX_CONTEXT = 2048  # tokens of a chat
 MAX_SPEECH = 256  # tokens of a text to speak
 MAX_PROMPT = 77  # tokens of a prompt to draw
+MAX_SCENE = 512  # tokens of a prompt to film
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
 CHAT_TEMPLATE = (  # TinyLlama-1.1B-Chat's
@@ -46,7 +47,7 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 def speech_tokenizer() -> BertTokenizer:
     """Return WordPiece over single letters: what ISO 8859-1 prints, so English and German at least."""
-    letters = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x100))]
+    letters = _latin_letters()
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
     return BertTokenizer(vocab=_numbered(pieces), do_lower_case=False, model_max_length=MAX_SPEECH)
 
@@ -56,6 +57,17 @@ def prompt_tokenizer() -> CLIPTokenizer:
     letters = _byte_letters()
     pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab=_numbered(pieces), merges=[], model_max_length=MAX_PROMPT)
+
+
+def film_tokenizer() -> T5Tokenizer:
+    """Return T5's unigrams over single letters: what ISO 8859-1 prints, and a mark where a word begins."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(letter, -3.0) for letter in _latin_letters()]  # the natural logarithm of how likely each is
+    return T5Tokenizer(vocab=[*special, ("\u2581", -2.0), *letters], extra_ids=0, model_max_length=MAX_SCENE)
+
+
+def _latin_letters() -> list[str]:
+    return [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x100))]
 
 
 def _byte_letters() -> list[str]:

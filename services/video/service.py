@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import bentoml
 from PIL.Image import Image
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,25 +15,27 @@ from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
 from services.registry import WORKERS, Model
 from services.responses import negotiated, rendered
-from services.schema import explain
 from services.settings import Settings
-from services.uploads import read_form
-from services.video.schema import VideoJob, VideoRequest
+from services.uploads import naming_the_field, read_form
+from services.video.schema import TextVideoJob, VideoJob, VideoRequest
 from services.worker import SPARE, Worker
 
 TIMEOUT = 1800  # seconds
 FILE_FIELD = "input_reference"
+TEXT_MODEL = "wan2.1-t2v-1.3b"  # films prompts, where the others film pictures; the default where no picture comes
 
 
 def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
-    from services.video.engine import VideoGenerator
+    from services.video.engine import FilmStepper, TextFilmGenerator
 
-    return WholeCall(VideoGenerator(model, settings))
+    if model.id == TEXT_MODEL:
+        return WholeCall(TextFilmGenerator(model, settings))
+    return FilmStepper(model, settings)
 
 
 async def generate(request: Request) -> Response:
-    """Make a film that starts with the uploaded picture: MP4, frames as they are decoded.
+    """Make a film that starts with the uploaded picture, or shows what the prompt says: MP4.
 
     A Starlette route, because BentoML's own multipart parsing changes what it reads (`"123"` becomes a number, a URL is
     downloaded).
@@ -49,26 +50,37 @@ async def film(request: Request, worker: "VideoService") -> Response:
         ServiceError: the request cannot be served.
         Cancelled: the caller left.
     """
-    data, fields = await read_form(request, FILE_FIELD, worker.settings.max_upload_bytes)
-    body = parse_fields(fields)
+    files, fields = await read_form(request, [FILE_FIELD], worker.settings.max_upload_bytes)
+    data = files.get(FILE_FIELD)
+    with naming_the_field():
+        body = VideoRequest.model_validate(fields)
+        if body.model is None and data is None and body.prompt is not None:
+            body = body.model_copy(update={"model": TEXT_MODEL})
+        answer = film_prompt if body.model == TEXT_MODEL else film_picture
+        return await answer(request, worker, body, data)
+
+
+async def film_picture(request: Request, worker: "VideoService", body: VideoRequest, data: bytes | None) -> Response:
+    """Answer with a film that starts with the picture."""
 
     async def prepare(job: VideoJob) -> tuple[tuple[VideoJob, Image], Encoder]:
+        if data is None:
+            wanted = f"a file in '{FILE_FIELD}', or with a 'prompt' for model '{TEXT_MODEL}'"
+            raise InvalidRequest(f"send a multipart form with {wanted}", param=FILE_FIELD)
         return (job, await worker.read_picture(data, FILE_FIELD)), negotiated(request, Mp4Encoder(job.fps))
 
     return await worker.answer(request, body, VideoJob, prepare)
 
 
-def parse_fields(fields: object) -> VideoRequest:
-    """Validate the form's fields, which come as text.
+async def film_prompt(request: Request, worker: "VideoService", body: VideoRequest, data: bytes | None) -> Response:
+    """Answer with a film of what the prompt says."""
 
-    Raises:
-        InvalidRequest: one does not fit; it is named.
-    """
-    try:
-        return VideoRequest.model_validate(fields)
-    except ValidationError as error:
-        message, field = explain(error.errors()[0])
-        raise InvalidRequest(message, param=field) from error
+    async def prepare(job: TextVideoJob) -> tuple[TextVideoJob, Encoder]:
+        if data is not None:
+            raise InvalidRequest(f"model '{job.model}' films a prompt and takes no picture", param=FILE_FIELD)
+        return job, negotiated(request, Mp4Encoder(job.fps))
+
+    return await worker.answer(request, body, TextVideoJob, prepare)
 
 
 routes = Starlette(routes=[Route("/v1/videos", generate, methods=["POST"])])
@@ -83,7 +95,7 @@ routes = Starlette(routes=[Route("/v1/videos", generate, methods=["POST"])])
 )
 @bentoml.asgi_app(routes)
 class VideoService(Worker):
-    """Films from pictures."""
+    """Films from pictures and from prompts."""
 
     longest = TIMEOUT
 

@@ -12,7 +12,7 @@ from starlette.types import Message
 from services.audio.schema import SpeechRequest
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest
-from services.schema import DEADLINE_HEADER, MAX_SEED, GenerationRequest
+from services.schema import CALLER_HEADER, DEADLINE_HEADER, MAX_SEED, GenerationRequest
 from services.text.schema import ChatRequest
 from services.uploads import read_form
 from services.video.schema import VideoRequest
@@ -42,9 +42,9 @@ def as_read_by_video_worker(request: httpx.Request) -> tuple[bytes, VideoRequest
         return {"type": "http.request", "body": request.content, "more_body": False}
 
     headers = [(name.lower(), value) for name, value in request.headers.raw]
-    read = read_form(Request({"type": "http", "headers": headers}, receive), "input_reference", 1_000_000)
-    data, fields = asyncio.run(read)
-    return data, VideoRequest.model_validate(fields)
+    read = read_form(Request({"type": "http", "headers": headers}, receive), ["input_reference"], 1_000_000)
+    files, fields = asyncio.run(read)
+    return files["input_reference"], VideoRequest.model_validate(fields)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,8 @@ def test_the_worker_is_told_what_it_needs_and_nothing_of_the_client(client: http
 
     for sent in workers.requests:
         ours = {name for name in sent.headers if name.startswith("x-")}
-        assert ours == {"x-request-id", DEADLINE_HEADER}
+        assert ours == {"x-request-id", DEADLINE_HEADER, CALLER_HEADER}
+        assert sent.headers[CALLER_HEADER] not in {"root", "10.0.0.1", ""}
         assert sent.headers[DEADLINE_HEADER] == "600.0"
         assert sent.headers["accept-encoding"] == "identity"
         assert not {"authorization", "cookie"} & set(sent.headers)

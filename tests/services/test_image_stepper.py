@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from services.errors import Cancelled, InvalidRequest
+from services.image.edit import Edit
 from services.image.engine import SCHEDULERS, Drawing, ImageStepper, Phase
-from services.image.schema import Edit, ImageJob, ImageRequest
+from services.image.schema import ImageJob, ImageRequest
 from services.registry import load_models
 from services.schema import complete, parse_size
 from services.settings import Settings

@@ -17,7 +17,8 @@ from services.schema import GenerationRequest, complete
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest, Message
 from services.tiny.build import RECIPES
-from services.video.schema import VideoJob, VideoRequest
+from services.video.schema import TextVideoJob, VideoJob, VideoRequest
+from services.video.service import TEXT_MODEL
 
 MODELS = load_models()
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -28,6 +29,10 @@ LEAST: Mapping[Task, tuple[GenerationRequest, type[GenerationRequest]]] = {
     "image": (ImageRequest(prompt="a cat"), ImageJob),
     "video": (VideoRequest(), VideoJob),
     "mesh": (MeshRequest(prompt="a cat"), MeshJob),
+}
+
+LEAST_OF: Mapping[str, tuple[GenerationRequest, type[GenerationRequest]]] = {  # where a task has two kinds
+    TEXT_MODEL: (VideoRequest(prompt="a cat"), TextVideoJob),
 }
 
 by_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
@@ -43,7 +48,7 @@ def write(folder: Path, text: str) -> Path:
 @by_model
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_least_request_is_whole_with_the_models_defaults(model: Model, profile: Profile) -> None:
-    request, job_type = LEAST[model.task]
+    request, job_type = LEAST_OF.get(model.id) or LEAST[model.task]
     defaults = {"model": model.id, **model.defaults_in(profile)}
     job = complete(job_type, request, defaults).model_dump()
 
@@ -93,6 +98,10 @@ def test_video_weights_need_their_licence_accepted() -> None:
 
 def test_the_mesh_workers_model_for_pictures_exists() -> None:
     assert IMAGE_MODEL in {model.id for model in models_of("mesh", MODELS)}
+
+
+def test_the_video_workers_model_for_prompts_exists() -> None:
+    assert TEXT_MODEL in {model.id for model in models_of("video", MODELS)}
 
 
 def test_workers_have_ports_of_their_own() -> None:

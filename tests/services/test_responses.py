@@ -1,6 +1,9 @@
 """Answers over a real socket: what fails has a status, what breaks off looks broken, who leaves stops the model."""
 
 import asyncio
+import base64
+import io
+import json
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
@@ -20,18 +24,20 @@ from services.encoders import (
     Base64Encoder,
     ChatEncoder,
     Encoder,
+    EventEncoder,
     Mp4Encoder,
     ObjEncoder,
     PngEncoder,
     TextEncoder,
     WavEncoder,
 )
+from services.engine.events import Preview
 from services.engine.generation import Generation, Run
 from services.engine.outputs import Mesh, Sound
 from services.engine.stepper import Result
 from services.errors import Cancelled, DeadlineExceeded, InvalidRequest, PayloadTooLarge, QueueFull
-from services.responses import Delivery, deadline_of, rendered, respond, wants
-from services.schema import DEADLINE_HEADER
+from services.responses import Delivery, deadline_of, negotiated, rendered, respond, terms_of, wants
+from services.schema import CALLER_HEADER, DEADLINE_HEADER, PRIORITY_HEADER, RUN_HEADERS
 from tests.services.conftest import LONG, Bench, Gate, Script, connect, nothing, served, steps, until_stopped
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -613,3 +619,102 @@ def test_media_is_asked_for_by_its_type() -> None:
     assert not wants(request_with(accept="*/*"), "image/png")
     assert not wants(request_with(accept="text/plainer"), "text/plain")
     assert not wants(request_with(), "image/png")
+
+
+def test_the_terms_are_the_gateways() -> None:
+    terms = terms_of(request_with(**{DEADLINE_HEADER: "5", CALLER_HEADER: "ann", PRIORITY_HEADER: "-3"}), longest=60)
+
+    assert (terms.deadline, terms.caller, terms.priority, terms.num_previews) == (5, "ann", -3, 0)
+    assert terms_of(request_with(), longest=60).priority == 0
+    assert terms_of(request_with(accept="text/event-stream"), longest=60).num_previews > 0
+
+
+@pytest.mark.parametrize("value", ["", "high", "1.5", "101", "-101", "1 ", "+1"])
+def test_a_priority_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(InvalidRequest, match=PRIORITY_HEADER) as refusal:
+        terms_of(request_with(**{PRIORITY_HEADER: value}), longest=60)
+    assert refusal.value.param == PRIORITY_HEADER
+
+
+def test_the_form_of_the_answer_is_the_callers_choice() -> None:
+    def document(inner: Encoder) -> Encoder:
+        return Base64Encoder(inner, "png")
+
+    def chosen(accept: str) -> type:
+        return type(negotiated(request_with(accept=accept), PngEncoder(), document))
+
+    assert chosen("image/png") is PngEncoder
+    assert chosen("*/*") is chosen("application/json, text/event-stream") is Base64Encoder
+    assert chosen("text/event-stream") is EventEncoder
+    assert isinstance(negotiated(request_with(), WavEncoder()), WavEncoder)
+
+
+# --- events and numbers ---
+
+
+def events_of(body: bytes) -> list[tuple[str, dict[str, Any]]]:
+    """Parse server-sent events."""
+    parsed = []
+    for block in body.decode().strip().split("\n\n"):
+        name, data = block.split("\n")
+        parsed.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return parsed
+
+
+def test_events_tell_how_it_goes_and_carry_the_result(app: App) -> None:
+    def script(run: Run) -> Result:
+        run.advance(1, 2)
+        run.emit(PICTURE)
+        run.advance(2, 2)
+        return Result({"images": 1})
+
+    answer = httpx.get(app.serve(script, EventEncoder(PngEncoder())))
+    events = events_of(answer.content)
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    names = [name for name, _ in events]
+    assert [name for name in names if name != "queued"] == ["started", "progress", "output", "progress", "done"]
+    by_name = dict(events)
+    assert by_name["queued"] == {"position": 0}
+    assert by_name["progress"] == {"step": 2, "steps": 2, "eta_seconds": 0}
+    assert base64.b64decode(by_name["output"]["b64"]).startswith(b"\x89PNG")
+    assert by_name["output"]["media_type"] == "image/png"
+    assert by_name["done"] == {"finish_reason": "stop", "usage": {"images": 1}}
+
+
+def test_what_ends_a_generation_early_is_its_last_event(app: App) -> None:
+    def script(run: Run) -> Result:
+        run.advance(1, 2)
+        raise InvalidRequest("there is no voice 'x'", param="voice")
+
+    answer = httpx.get(app.serve(script, EventEncoder(WavEncoder())))
+    name, error = events_of(answer.content)[-1]
+
+    assert answer.status_code == 200  # the events had begun
+    assert name == "error"
+    assert (error["status"], error["code"], error["param"]) == (400, "invalid_value", "voice")
+
+
+def test_who_leaves_the_events_stops_the_model(app: App) -> None:
+    with httpx.stream("GET", app.serve(until_stopped, EventEncoder(TextEncoder()))) as answer:
+        assert next(answer.iter_bytes())
+
+    assert app.left()["left"] == 1
+
+
+def test_a_preview_is_a_jpeg() -> None:
+    ((name, data),) = events_of(EventEncoder(PngEncoder()).tell(Preview(3, PICTURE)))
+
+    assert (name, data["step"], data["media_type"]) == ("preview", 3, "image/jpeg")
+    with Image.open(io.BytesIO(base64.b64decode(data["b64"]))) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (8, 8))
+
+
+def test_an_answer_that_is_whole_carries_the_numbers(app: App) -> None:
+    headers = httpx.get(app.serve(steps(3), ChatEncoder("m"))).headers
+
+    assert headers["x-iterations"] == "3"
+    assert headers["x-queue-position"] == "0"
+    assert float(headers["x-queue-seconds"]) >= 0
+    assert float(headers["x-generation-seconds"]) >= 0
+    assert set(RUN_HEADERS) <= set(headers)

@@ -340,6 +340,30 @@ def test_video_moves_and_depends_on_its_image(root: Path) -> None:
     assert abs(film(gradient().rotate(90)) - frames).mean() > 0.01
 
 
+def test_a_film_from_a_text_moves_and_depends_on_prompt_and_seed(root: Path) -> None:
+    pipeline = load_pipeline(root / "text_video")
+
+    def film(prompt: str, seed: int) -> Any:
+        options = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 4, "output_type": "np"}
+        return pipeline(prompt, generator=seeded(seed), **options).frames[0]
+
+    frames = film("a cat", 0)
+
+    assert frames.shape == (5, 64, 64, 3)
+    assert abs(np.diff(frames, axis=0)).mean() > 0.05
+    assert abs(film("a dog", 0) - frames).mean() > 0.05
+    assert abs(film("a cat", 1) - frames).mean() > 0.05
+
+
+def test_a_prompt_to_film_is_read_letter_by_letter(root: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(root / "text_video" / "tokenizer", local_files_only=True)
+
+    assert tokenizer.decode(tokenizer("Grüß Gott, schöne Welt!").input_ids[:-1]) == "Grüß Gott, schöne Welt!"
+    assert tokenizer.model_max_length == 512
+
+
 def sculpt(pipeline: Any, prompt: Any, seed: int, grid_size: int) -> Any:
     latents = pipeline(prompt, num_inference_steps=4, generator=seeded(seed), output_type="latent").images
     mesh = pipeline.shap_e_renderer.decode_to_mesh(latents[:1], "cpu", grid_size=grid_size)

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from services.responses import rendered
-from services.uploads import FIELDS_ALLOWANCE, BodyLimit, read_form
+from services.uploads import FIELDS_ALLOWANCE, JsonBodies, missing, read_form
 from tests.services.conftest import LONG, connect, served
 
 MAX_BYTES = 100_000
@@ -43,8 +43,10 @@ class Upload:
         return response
 
     async def _answer(self, request: Request) -> Response:
-        data, fields = await read_form(request, "file", MAX_BYTES)
-        return JSONResponse({"num_bytes": len(data), "fields": dict(fields)})
+        files, fields = await read_form(request, ["file"], MAX_BYTES)
+        if "file" not in files:
+            raise missing("file")
+        return JSONResponse({"num_bytes": len(files["file"]), "fields": dict(fields)})
 
 
 @pytest.fixture(scope="module")
@@ -171,19 +173,46 @@ async def swallow(request: Request) -> Response:
         return JSONResponse({"error": "unexpected"}, 500)
 
 
+JSON = {"content-type": "application/json"}
+
+
 @pytest.fixture(scope="module")
 def limited_url() -> Iterator[str]:
-    with served(BodyLimit(Starlette(routes=[Route("/", swallow, methods=["POST"])]), max_bytes=1000)) as url:
+    with served(
+        JsonBodies(
+            Starlette(routes=[Route("/", swallow, methods=["POST"]), Route("/form", swallow, methods=["POST"])]),
+            max_bytes=1000,
+            forms={"/form"},
+        )
+    ) as url:
         yield url
 
 
+@pytest.mark.parametrize(
+    "media_type", ["multipart/form-data; boundary=a", "application/x-www-form-urlencoded", "text/plain", ""]
+)
+def test_what_is_no_json_is_refused_by_its_type(limited_url: str, media_type: str) -> None:
+    answer = httpx.post(limited_url, content=b"prompt=x", headers={"content-type": media_type})
+
+    assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_media_type")
+
+
+def test_json_with_a_charset_is_json(limited_url: str) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert httpx.post(limited_url, content=b"{}", headers=headers).json() == {"num_bytes": 2}
+
+
+def test_a_route_with_a_form_looks_after_its_body_itself(limited_url: str) -> None:
+    assert httpx.post(f"{limited_url}/form", content=b"x" * 5000).json() == {"num_bytes": 5000}
+
+
 def test_a_body_up_to_the_limit_reaches_the_route(limited_url: str) -> None:
-    assert httpx.post(limited_url, content=b"x" * 1000).json() == {"num_bytes": 1000}
+    assert httpx.post(limited_url, content=b"x" * 1000, headers=JSON).json() == {"num_bytes": 1000}
 
 
 @pytest.mark.parametrize("body", [b"x" * 1001, iter([b"x" * 600, b"x" * 600])], ids=["announced", "chunked"])
 def test_a_body_beyond_the_limit_is_refused_whatever_the_route_makes_of_it(limited_url: str, body: Any) -> None:
-    answer = httpx.post(limited_url, content=body)
+    answer = httpx.post(limited_url, content=body, headers=JSON)
 
     assert (answer.status_code, error_of(answer)["code"]) == (413, "payload_too_large")
     assert answer.headers["connection"] == "close"

@@ -251,6 +251,7 @@ def test_a_pipeline_is_of_the_class_that_its_index_names(worker_settings: Settin
     assert names == {
         "tiny-sd": "StableDiffusionPipeline",
         "stable-video-diffusion-img2vid": "StableVideoDiffusionPipeline",
+        "wan2.1-t2v-1.3b": "WanPipeline",
         "shap-e": "ShapEPipeline",
         "shap-e-img2img": "ShapEImg2ImgPipeline",
     }

@@ -25,8 +25,8 @@ from services.registry import Model
 from services.responses import rendered
 from services.schema import DEADLINE_HEADER
 from services.settings import Settings
-from services.video.schema import VideoJob
-from services.video.service import film
+from services.video.schema import TextVideoJob, VideoJob
+from services.video.service import TEXT_MODEL, film
 from services.worker import Worker
 from tests.services.conftest import LONG, Gate, served
 
@@ -34,14 +34,14 @@ MODEL = "stable-video-diffusion-img2vid"
 
 
 class Projector:
-    """Shows the picture it is given as often as it is told; remembers what it was asked."""
+    """Shows the picture it is given, or red, as often as it is told; remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[VideoJob, Image.Image, int]] = []
+        self.asked: list[tuple[VideoJob | TextVideoJob, Image.Image, int]] = []
         self.is_stopped = threading.Event()
 
-    def generate(self, request: tuple[VideoJob, Image.Image], seed: int, run: Run) -> Result:
-        job, picture = request
+    def generate(self, request: tuple[VideoJob, Image.Image] | TextVideoJob, seed: int, run: Run) -> Result:
+        job, picture = request if isinstance(request, tuple) else (request, Image.new("RGB", (64, 64), "red"))
         self.asked.append((job, picture, seed))
         try:
             while job.fps == 30:  # a film that never begins
@@ -124,6 +124,7 @@ def test_a_form_becomes_a_film(cinema: tuple[str, Cinema]) -> None:
     assert np.allclose(colours, [255, 0, 0], atol=6)
 
     job, picture, seed = booth.projector.asked[-1]
+    assert isinstance(job, VideoJob)
     assert (job.num_frames, job.fps, job.model, seed) == (3, 9, MODEL, 123)
     assert (job.size, job.num_inference_steps, job.decode_chunk_size) == ("64x64", 4, 2)  # the tiny model's defaults
     assert picture.mode == "RGB"
@@ -137,6 +138,12 @@ def test_a_form_becomes_a_film(cinema: tuple[str, Cinema]) -> None:
         ({"seed": "-1"}, "seed"),
         ({"size": "65x64"}, "size"),
         ({"prompt": "a cat"}, "prompt"),
+        ({"prompt": "a cat", "model": MODEL}, "prompt"),
+        ({"negative_prompt": "a cat"}, "negative_prompt"),
+        ({"guidance_scale": "3"}, "guidance_scale"),
+        ({"num_frames": "65"}, "num_frames"),
+        ({"prompt": "a cat", "model": TEXT_MODEL}, "input_reference"),
+        ({"model": TEXT_MODEL}, "prompt"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(cinema: tuple[str, Cinema], fields: dict[str, Any], param: str) -> None:
@@ -147,6 +154,66 @@ def test_a_field_that_does_not_fit_is_named(cinema: tuple[str, Cinema], fields: 
     assert answer.status_code == 400
     assert error_of(answer)["param"] == param
     assert len(booth.projector.asked) == num_asked
+
+
+def post_text(url: str, **fields: Any) -> httpx.Response:
+    parts = {name: (None, value) for name, value in fields.items()}  # multipart without a file
+    return httpx.post(f"{url}/v1/videos", files=parts, timeout=LONG)
+
+
+def test_a_prompt_and_no_picture_go_to_the_model_for_texts(cinema: tuple[str, Cinema]) -> None:
+    url, booth = cinema
+    answer = post_text(url, prompt="a cat", negative_prompt="a dog", guidance_scale="3.5", num_frames="5", seed="123")
+
+    assert answer.status_code == 200
+    assert (answer.headers["x-seed"], answer.headers["x-model"]) == ("123", TEXT_MODEL)
+    with av.open(io.BytesIO(answer.content), "r") as container:
+        assert container.streams.video[0].average_rate == 16
+        assert sum(1 for _ in container.decode(video=0)) == 5
+
+    job, _, seed = booth.projector.asked[-1]
+    assert isinstance(job, TextVideoJob)
+    assert (job.prompt, job.negative_prompt, job.guidance_scale, seed) == ("a cat", "a dog", 3.5, 123)
+    assert (job.size, job.num_inference_steps, job.fps) == ("64x64", 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input_reference"),
+        ({"model": MODEL}, "input_reference"),
+        ({"prompt": "a cat", "model": MODEL}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "a cat", "num_frames": "8"}, "num_frames"),
+        ({"prompt": "a cat", "num_frames": "165"}, "num_frames"),
+        ({"prompt": "a cat", "size": "72x64"}, "size"),
+        ({"prompt": "a cat", "motion_bucket_id": "3"}, "motion_bucket_id"),
+        ({"prompt": "a cat", "input_reference": "not a file"}, "input_reference"),
+        ({"prompt": "a cat", "colour": "red"}, "colour"),
+    ],
+)
+def test_a_field_that_does_not_fit_a_text_is_named(
+    cinema: tuple[str, Cinema], fields: dict[str, Any], param: str
+) -> None:
+    url, booth = cinema
+    num_asked = len(booth.projector.asked)
+    answer = post_text(url, **fields)
+
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == param
+    assert len(booth.projector.asked) == num_asked
+
+
+def test_a_file_in_another_field_is_named(cinema: tuple[str, Cinema]) -> None:
+    answer = httpx.post(f"{cinema[0]}/v1/videos", files={"picture": png()}, data={"prompt": "a cat"}, timeout=LONG)
+
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "picture")
+
+
+def test_a_body_that_is_no_form_is_refused(cinema: tuple[str, Cinema]) -> None:
+    answer = httpx.post(f"{cinema[0]}/v1/videos", json={"prompt": "a cat"}, timeout=LONG)
+
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "input_reference")
 
 
 @pytest.mark.parametrize("picture", [b"", b"no picture", png()[:60], png((200, 1))], ids=len)
