@@ -160,7 +160,7 @@ def test_a_seed_survives_every_json_reader(seed: int) -> None:
     [
         (ImageRequest, "num_inference_steps", [1, 200], [0, -1, 201, 10**6, 1.5, "x"]),
         (ImageRequest, "guidance_scale", [0, 50], [-0.1, 50.1, float("nan"), float("inf"), "x"]),
-        (VideoRequest, "num_frames", [2, 64], [1, 0, -1, 65, 10**6]),
+        (VideoRequest, "num_frames", [1, 161], [0, -1, 162, 10**6]),
         (VideoRequest, "fps", [1, 30], [0, 31]),
         (VideoRequest, "motion_bucket_id", [1, 255], [0, 256]),
         (MeshRequest, "num_inference_steps", [2, 200], [1, 0, 201]),
