@@ -133,9 +133,9 @@ BOUNDARY = {"content-type": "multipart/form-data; boundary=b"}
         ({"files": FILE, "data": {"seed": "-1"}}, "seed"),
         ({"files": FILE, "data": {"fps": "7"}}, "fps"),
         ({"files": FILE, "params": {"num_frames": "3"}}, "num_frames"),
-        ({"content": b"no boundary in here", "headers": BOUNDARY}, None),
-        ({"content": b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--", "headers": BOUNDARY}, None),
-        ({"content": b"--b", "headers": {"content-type": "multipart/form-data"}}, None),
+        ({"content": b"no boundary in here", "headers": BOUNDARY}, "image"),
+        ({"content": b"--b\r\ncontent-disposition: form-data\r\n\r\nx\r\n--b--", "headers": BOUNDARY}, "image"),
+        ({"content": b"--b", "headers": {"content-type": "multipart/form-data"}}, "image"),
     ],
 )
 def test_a_form_that_does_not_fit_names_the_field_and_reaches_no_worker(
