@@ -258,11 +258,26 @@ class Engine:
     def _work(self) -> None:
         self._preload()
         while self._wait():
-            self._preload()
-            self._drop_stopped()
-            self._admit()
-            if self._active:
-                self._step(*self._choose())
+            try:
+                self._preload()
+                self._drop_stopped()
+                self._admit()
+                if self._active:
+                    self._step(*self._choose())
+            except Exception:
+                logger.exception("the engine failed; nobody who waits is kept waiting")
+                self._fail_all()
+
+    def _fail_all(self) -> None:
+        """Tell everyone that it has failed: who is to blame is not known."""
+        with self._wake:
+            everyone = [*(active.generation for active in self._active), *self._queue.in_order()]
+            self._active.clear()
+            for generation in self._queue.in_order():
+                self._queue.remove(generation)
+            self._queue_length.set(0)
+        for generation in everyone:
+            generation.fail(GenerationFailed("the engine failed; its log says why"))
 
     def _wait(self) -> bool:
         """Wait for something to do; false when it is time to end."""

@@ -358,6 +358,22 @@ async def test_too_little_memory_for_one_alone_is_told_to_it(bench: Bench, walke
     assert isinstance((await follow(submit(bench, Walk("next"))))[-1], Done)
 
 
+@pytest.mark.parametrize("method", ["key", "cost"])
+async def test_a_bug_in_a_stepper_fails_who_waits_and_the_next_is_served(
+    bench: Bench, walker: Walker, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(state: Walk) -> Any:
+        raise ZeroDivisionError
+
+    await follow(submit(bench, Walk("loads the model", 1)))
+    with monkeypatch.context() as patch:
+        patch.setattr(walker, method, fail)
+        results = await asyncio.gather(*(follow(submit(bench, Walk(name))) for name in "abc"), return_exceptions=True)
+    assert all(isinstance(result, GenerationFailed) for result in results)
+    assert isinstance((await follow(submit(bench, Walk("next"))))[-1], Done)
+    assert bench.queue_length == 0
+
+
 # --- leaving ---
 
 
