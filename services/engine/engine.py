@@ -246,8 +246,7 @@ class Engine:
                 return
             self._queue.remove(generation)
             self._note_queue()
-        with ending(generation):
-            generation.check()
+        self._end_if_stopped(generation)
 
     def _note_queue(self) -> None:
         """Count those who wait, and tell them how many are ahead."""
@@ -331,8 +330,8 @@ class Engine:
     def _drop_stopped(self) -> None:
         """Let those go whom nobody waits for any more."""
         for active in tuple(self._active):
-            with self._ending(active):
-                active.generation.check()
+            if self._end_if_stopped(active.generation):
+                self._drop(active)
 
     def _admit(self) -> None:
         """Take up those who wait, as long as there is room."""
@@ -345,19 +344,24 @@ class Engine:
                     return
                 self._queue.serve(generation)
                 self._note_queue()
-            with ending(generation):
-                generation.check()
-                stepper = self._loaded(generation.model)
-                generation.check()  # loading takes its time
-                cost = stepper.cost(generation.request)
-                active = Active(
-                    generation, stepper, stepper.admit(generation.request, generation.seed, generation), cost
-                )
+            try:
+                active = self._taken_up(generation)
+            except Exception as error:
+                end(generation, error)
+            else:
                 with self._wake:
                     self._active.append(active)
                     self._active.sort(key=lambda other: -other.generation.priority)  # stable
+                del active
             self._admitting = None
             del generation  # the next may be long in coming, and this one's request may be large
+
+    def _taken_up(self, generation: Generation) -> Active:
+        generation.check()
+        stepper = self._loaded(generation.model)
+        generation.check()  # loading takes its time
+        state = stepper.admit(generation.request, generation.seed, generation)
+        return Active(generation, stepper, state, stepper.cost(generation.request))
 
     def _next(self) -> Generation | None:
         """Return who can be in progress beside the others; whoever waits for memory is not overtaken."""
@@ -398,19 +402,20 @@ class Engine:
         for active in batch:
             active.generation.begin(started, is_timed=active is batch[0])
         self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
-        if len(batch) == 1:
-            with self._ending(batch[0]):
-                self._advance(batch[0], stepper.forward([batch[0].state])[0])
-        else:
-            try:
-                rows = stepper.forward([active.state for active in batch])
-            except Exception as error:
+        try:
+            rows = stepper.forward([active.state for active in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                self._end(batch[0], error)
+            else:
                 self._step_in_parts(kind, batch, error)
-                return
-            with together(active.generation.mail for active in batch):
-                for active, row in zip(batch, rows, strict=True):
-                    with self._ending(active):
-                        self._advance(active, row)
+            return
+        with together(active.generation.mail for active in batch):
+            for active, row in zip(batch, rows, strict=True):
+                try:
+                    self._advance(active, row)
+                except Exception as error:
+                    self._end(active, error)
         self._sizer(kind, batch[0]).note(len(batch), time.monotonic() - started)
 
     def _step_in_parts(self, kind: Hashable, batch: Sequence[Active], error: Exception) -> None:
@@ -436,35 +441,35 @@ class Engine:
             if picture is not None:
                 generation.show(picture)
 
-    @contextlib.contextmanager
-    def _ending(self, active: Active) -> Iterator[None]:
-        """Let `active` go when something ends it; nobody else notices."""
-        with ending(active.generation):
-            try:
-                yield
-            except BaseException:
-                self._drop(active)
-                raise
+    def _end_if_stopped(self, generation: Generation) -> bool:
+        """End what nobody waits for any more; whether that is so."""
+        try:
+            generation.check()
+        except (Cancelled, ServiceError) as error:
+            end(generation, error)
+            return True
+        return False
+
+    def _end(self, active: Active, error: Exception) -> None:
+        """Let `active` go, as something ended it; nobody else notices."""
+        self._drop(active)
+        end(active.generation, error)
 
     def _drop(self, active: Active) -> None:
         with self._wake:
             self._active.remove(active)
 
 
-@contextlib.contextmanager
-def ending(generation: Generation) -> Iterator[None]:
+def end(generation: Generation, error: Exception) -> None:
     """Tell whoever follows `generation` what ended it."""
-    try:
-        yield
-    except Cancelled:
+    if isinstance(error, Cancelled):
         generation.leave()
-    except ServiceError as error:
+    elif isinstance(error, ServiceError):
         generation.fail(error)
-    except Exception as error:
-        if memory.is_out_of_memory(error):
-            logger.error("model %s: %s", generation.model, error)
-            generation.fail(GenerationFailed("memory does not suffice for this request; ask for something smaller"))
-            memory.give_back()
-        else:
-            logger.exception("model %s failed on a request", generation.model)
-            generation.fail(GenerationFailed("the model failed on this request; another request may well succeed"))
+    elif memory.is_out_of_memory(error):
+        logger.error("model %s: %s", generation.model, error)
+        generation.fail(GenerationFailed("memory does not suffice for this request; ask for something smaller"))
+        memory.give_back()
+    else:
+        logger.error("model %s failed on a request", generation.model, exc_info=error)
+        generation.fail(GenerationFailed("the model failed on this request; another request may well succeed"))
