@@ -12,6 +12,9 @@ from services.engine.metrics import Ending, GenerationMetrics
 from services.errors import Cancelled, DeadlineExceeded, ModelLoading, ServiceError
 
 
+MAX_UNREAD = 100  # events; a follower who is slower than the model misses some of the progress, but no output
+
+
 def restarting() -> ModelLoading:
     """What those are told who come, or still wait, while the worker goes down."""
     return ModelLoading("the worker is restarting; try again in a few seconds", retry_after=5)
@@ -92,6 +95,7 @@ class Generation:
         self._stopped_by: type[Cancelled | DeadlineExceeded] | None = None
         self._iteration_began: float | None = None
         self._progress = 0, 0
+        self._num_posted = self._num_read = 0
         self._is_over = False
         self._events: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
         self.mail = mail_of(asyncio.get_running_loop())
@@ -114,6 +118,7 @@ class Generation:
         except TimeoutError:  # also while it still waits behind others
             self._stop(DeadlineExceeded)
             event = DeadlineExceeded()
+        self._num_read += 1
         self._is_over = isinstance(event, Done | ServiceError)
         if isinstance(event, ServiceError):
             raise event
@@ -179,7 +184,8 @@ class Generation:
         self.check()
         self.eta = (now - (self._started_at or now)) * (steps - step) / step if step else 0.0
         self._progress = step, steps
-        self._post(Progress(step, steps, self.eta))
+        if self._num_posted - self._num_read < MAX_UNREAD or step == steps:
+            self._post(Progress(step, steps, self.eta))
 
     @property
     def wants_preview(self) -> bool:
@@ -213,4 +219,5 @@ class Generation:
         self._post(event)
 
     def _post(self, event: Event | ServiceError) -> None:
+        self._num_posted += 1
         self.mail.post(self._events, event)

@@ -442,6 +442,18 @@ async def test_the_time_left_falls_to_nothing(bench: Bench) -> None:
     assert all(eta >= 0 for eta in etas)
 
 
+async def test_a_follower_who_is_slow_misses_progress_but_no_output_and_not_the_end(bench: Bench) -> None:
+    generation = submit(bench, Walk("a", 1000))
+    await follow(submit(bench, Walk("b", 1000)))  # and nobody follows the first meanwhile
+    events = await follow(generation)
+    progress = [event for event in events if isinstance(event, Progress)]
+
+    assert made(events) == steps_of(Walk("a", 1000))
+    assert len(progress) <= 101
+    assert (progress[-1].step, progress[-1].steps) == (1000, 1000)
+    assert isinstance(events[-1], Done)
+
+
 # --- loading ---
 
 
