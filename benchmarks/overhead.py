@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 ACTIVE = (1, 8)
 FORWARD_SECONDS = (0.0, 0.002)  # at once: the worst case; and as long as a model leaves Python's lock to others
 
 
 @dataclass
 class Stub:
-    """A model whose forward sleeps; it measures the time between two forwards, which is the engine's.
+    """A model whose forward multiplies matrices; it measures the time between two forwards, which is the engine's.
 
     Args:
         steps: iterations of a request.
@@ -27,6 +29,8 @@ class Stub:
     outside: list[float] = field(default_factory=list)  # seconds between two forwards
     outside_cpu: list[float] = field(default_factory=list)  # of them, what the engine's thread computed
     _left: tuple[float, float] | None = None
+    _factor: Any = field(default_factory=lambda: np.zeros((128, 128), np.float32))
+    _product: Any = field(default_factory=lambda: np.zeros((128, 128), np.float32))
 
     def cost(self, request: object) -> int:
         """Nothing."""
@@ -41,14 +45,15 @@ class Stub:
         return "stub"
 
     def forward(self, states: Sequence[list[Any]]) -> Sequence[None]:
-        """Note the time, and sleep."""
+        """Note the time, and compute."""
         if self._left is not None:
             self.outside.append(time.perf_counter() - self._left[0])
             self.outside_cpu.append(time.thread_time() - self._left[1])
         self.num_forwards += 1
         self.num_rows += len(states)
-        if self.seconds:
-            time.sleep(self.seconds)
+        until = time.perf_counter() + self.seconds
+        while time.perf_counter() < until:
+            np.matmul(self._factor, self._factor, out=self._product)  # leaves Python's lock to others, as a model does
         self._left = time.perf_counter(), time.thread_time()
         return [None] * len(states)
 
