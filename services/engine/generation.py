@@ -11,7 +11,6 @@ from services.engine.mail import mail_of
 from services.engine.metrics import Ending, GenerationMetrics
 from services.errors import Cancelled, DeadlineExceeded, ModelLoading, ServiceError
 
-
 MAX_UNREAD = 100  # events; a follower who is slower than the model misses some of the progress, but no output
 
 
