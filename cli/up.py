@@ -111,6 +111,7 @@ def programs(settings: Settings) -> list[Program]:
     ours.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy workers: threads that spin while they wait halve both
     if settings.profile == "tiny":
         ours["HF_HUB_OFFLINE"] = "1"
+        ours.setdefault("OMP_NUM_THREADS", "1")  # a tiny network is through sooner than a second thread is awake
     urls = {f"ATELIER_{task.upper()}_URL": worker_url(port) for task, port in settings.worker_ports.items()}
     found = [
         Program(

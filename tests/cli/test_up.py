@@ -157,3 +157,15 @@ def test_the_summary_says_who_cannot_serve_and_why(tmp_path: Path) -> None:
     text = summary(Settings(data_dir=tmp_path), seconds=1, failures={"audio": "the hub is away"})
     assert "audio cannot serve: the hub is away" in text
     assert [line.split()[0] for line in text.splitlines() if line.endswith("not ready")] == ["audio"]
+
+
+@pytest.mark.parametrize(("profile", "threads"), [("tiny", "1"), ("hub", None)])
+def test_tiny_networks_run_on_one_thread_each_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, threads: str | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settings = Settings.model_validate({"data_dir": tmp_path, "profile": profile})
+    assert {program.environment.get("OMP_NUM_THREADS") for program in programs(settings)} == {threads}
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert {program.environment["OMP_NUM_THREADS"] for program in programs(settings)} == {"4"}
