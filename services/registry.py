@@ -59,7 +59,7 @@ class HubSource(BaseModel):
     strategy: Literal["preload", "on_demand"]
     files: tuple[str, ...] = Field(min_length=1, description="patterns of what is fetched")
     variant: str | None = None
-    dtype: Literal["float16", "bfloat16"] | None = None  # on an accelerator; float16 where nothing is said
+    dtype: Literal["float16", "bfloat16"] = "float16"  # on an accelerator, where the operator says nothing
     safetensors: bool = True
     size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
 

@@ -189,11 +189,13 @@ def terms_of(request: Request, longest: float) -> Terms:
     Raises:
         InvalidRequest: a header is not what it should be; it is named.
     """
+    follows = wants(request, EventEncoder.media_type)
     return Terms(
         deadline=deadline_of(request, longest),
         caller=request.headers.get(CALLER_HEADER, ""),
         priority=priority_of(request),
-        num_previews=NUM_PREVIEWS if wants(request, EventEncoder.media_type) else 0,
+        num_previews=NUM_PREVIEWS if follows else 0,
+        wants_progress=follows,
     )
 
 

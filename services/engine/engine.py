@@ -112,7 +112,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 def loading(name: str) -> ModelLoading:
     """What those are told who ask for a model that is on its way into memory."""
-    return ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=5)
+    return ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=RETRY_SECONDS)
 
 
 class Engine:
@@ -216,8 +216,7 @@ class Engine:
                     f"{len(self._queue)} requests wait already; try again later", retry_after=self._seconds_to_a_place()
                 )
             self._queue.push(generation)
-            generation.queue(self._queue.in_order().index(generation) + self._num_ahead)
-            self._queue_length.set(len(self._queue))
+            self._note_queue()
             self._wake.notify()
         return generation
 
@@ -228,11 +227,6 @@ class Engine:
             served = ", ".join(self._slots)
             raise UnknownModel(f"model '{name}' is not served here; choose one of: {served}", param="model")
         return name, slot
-
-    @property
-    def _num_ahead(self) -> int:
-        """Requests that are beyond the queue."""
-        return len(self._active) + (self._admitting is not None)
 
     def _seconds_to_a_place(self) -> float:
         """When the first of those in progress will be through, at the pace it has had."""
@@ -251,8 +245,9 @@ class Engine:
     def _note_queue(self) -> None:
         """Count those who wait, and tell them how many are ahead."""
         self._queue_length.set(len(self._queue))
-        for position, generation in enumerate(self._queue.in_order(), start=self._num_ahead):
-            generation.move(position)
+        num_beyond = len(self._active) + (self._admitting is not None)
+        for position, generation in enumerate(self._queue.in_order(), start=num_beyond):
+            generation.queue(position)
 
     def _work(self) -> None:
         self._preload()

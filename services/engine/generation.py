@@ -28,12 +28,14 @@ class Terms:
         caller: who asks; callers take turns.
         priority: the higher is served first.
         num_previews: how many sketches of the result are wanted on the way.
+        wants_progress: whether each iteration is told of; to wake an event loop for what it ignores is not free.
     """
 
     deadline: float
     caller: str = ""
     priority: int = 0
     num_previews: int = 0
+    wants_progress: bool = True
 
 
 class Run(Protocol):
@@ -81,10 +83,12 @@ class Generation:
         self.seed = seed
         self.caller = terms.caller
         self.priority = terms.priority
-        self.position = 0  # when it was accepted
+        self.position: int | None = None  # when it was accepted
+        self._last_position: int | None = None
         self.num_iterations = 0
         self.eta: float | None = None  # seconds, at the pace so far
         self._num_previews = terms.num_previews
+        self._wants_progress = terms.wants_progress
         self._num_shown = 0
         self._arrived_at = time.monotonic()
         self._started_at: float | None = None
@@ -134,13 +138,12 @@ class Generation:
         return time.monotonic() - self._started_at if self._started_at is not None else 0.0
 
     def queue(self, position: int) -> None:
-        """Say that it is accepted, with `position` requests ahead."""
-        self.position = position
-        self._post(Queued(position))
-
-    def move(self, position: int) -> None:
-        """Say that fewer are ahead now, or more."""
-        self._post(Queued(position))
+        """Say that it waits with `position` requests ahead, if that is news."""
+        if self.position is None:
+            self.position = position
+        if position != self._last_position:
+            self._last_position = position
+            self._post(Queued(position))
 
     def check(self) -> None:
         """Raise when nobody wants the result any more.
@@ -183,7 +186,7 @@ class Generation:
         self.check()
         self.eta = (now - (self._started_at or now)) * (steps - step) / step if step else 0.0
         self._progress = step, steps
-        if self._num_posted - self._num_read < MAX_UNREAD or step == steps:
+        if self._wants_progress and (self._num_posted - self._num_read < MAX_UNREAD or step == steps):
             self._post(Progress(step, steps, self.eta))
 
     @property

@@ -1,4 +1,4 @@
-"""Any diffusers pipeline that has no stepper of its own: its call as one long step; knows no modality."""
+"""Any diffusers pipeline: its call as one long step where it has no stepper of its own; knows no modality."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +9,15 @@ import torch
 
 from services.engine.generation import Run
 from services.engine.stepper import Result
+
+PREVIEW_CELLS = 16  # along the longer side: at most 128 pixels
+
+
+def shrunk(latents: torch.Tensor) -> torch.Tensor:
+    """Average latents, (…, height, width), to a size that is decoded in no time: what a preview is made of."""
+    scale = min(1.0, PREVIEW_CELLS / max(latents.shape[-2:]))
+    height, width = (max(1, round(cells * scale)) for cells in latents.shape[-2:])
+    return torch.nn.functional.adaptive_avg_pool2d(latents, (height, width))
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ class Placement:
 
 
 @cache
-def choose_placement(device: str, dtype: str) -> Placement:
+def choose_placement(device: str, dtype: str, half: str = "float16") -> Placement:
     """Resolve `auto`: the first accelerator there is, in half precision; else the CPU in float32.
 
     Args:
         device: `auto`, or what `torch.device` takes.
         dtype: `auto`, or the name of a torch type.
+        half: the type that `auto` takes on an accelerator.
 
     Raises:
         ModelUnavailable: this build of torch cannot use that device.
@@ -40,8 +41,8 @@ def choose_placement(device: str, dtype: str) -> Placement:
             f"ATELIER_DEVICE={device} cannot be used: it is no device of this machine, or none that its torch build "
             f"({torch.__version__}) can use"
         ) from error
-    automatic = torch.float32 if chosen.type == "cpu" else torch.float16
-    placement = Placement(chosen, automatic if dtype == "auto" else getattr(torch, dtype))
+    automatic = "float32" if chosen.type == "cpu" else half
+    placement = Placement(chosen, getattr(torch, automatic if dtype == "auto" else dtype))
     logger.info("models run on %s in %s, %d threads", chosen, placement.dtype, torch.get_num_threads())
     return placement
 

@@ -30,10 +30,7 @@ def open_weights(model: Model, settings: Settings) -> Weights:
     Raises:
         ModelUnavailable: the files cannot be had, or the device cannot be used.
     """
-    dtype = settings.dtype
-    if dtype == "auto" and settings.profile == "hub" and model.hub.dtype is not None:
-        dtype = model.hub.dtype if choose_placement(settings.device, dtype).device.type != "cpu" else dtype
-    placement = choose_placement(settings.device, dtype)
+    placement = choose_placement(settings.device, settings.dtype, model.hub.dtype)
     if settings.profile == "tiny":
         folder = ensure(model.tiny.recipe, settings.data_dir / "tiny")
         return Weights(folder, {"use_safetensors": True}, placement.device, placement.dtype)

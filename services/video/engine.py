@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from services.engine.generation import Run
 from services.engine.outputs import pixels
-from services.engine.pipelines import PipelineCall
+from services.engine.pipelines import PipelineCall, shrunk
 from services.engine.placement import accelerate
 from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
@@ -30,7 +30,6 @@ from services.video.schema import TextVideoJob, VideoJob
 MAX_FILMS = 4  # in progress at once, whatever the operator allows for smaller things
 NOISE = 0.02  # added to the picture; this and the guidance are the library's defaults
 GUIDANCE = 1.0, 3.0  # of the first frame and the last
-PREVIEW_CELLS = 16  # along the longer side: at most 128 pixels
 # Feature maps at full size that are alive at once, measured on a CPU at 256 and 512 pixels.
 NUM_DENOISER_MAPS = 40
 NUM_DECODER_MAPS = 8
@@ -178,10 +177,7 @@ class FilmStepper:
         if state.clean is None:
             return None
         middle = state.clean[0, state.job.num_frames // 2]
-        scale = min(1.0, PREVIEW_CELLS / max(middle.shape[-2:]))
-        height, width = (max(1, round(cells * scale)) for cells in middle.shape[-2:])
-        small = torch.nn.functional.adaptive_avg_pool2d(middle, (height, width))
-        decoded = self._decoded(small[None].to(self._pipeline.vae.dtype), 1)
+        decoded = self._decoded(shrunk(middle)[None].to(self._pipeline.vae.dtype), 1)
         frame: NDArray[np.uint8] = self._frames(decoded[0])[0]
         return frame
 

@@ -13,10 +13,16 @@ class Recorder:
     """Follows a request on the thread of its model, and leaves after iteration `stop_after`."""
 
     stop_after: int | None = None
+    raises: type[Exception] = Cancelled
     outputs: list[Any] = field(default_factory=list)
     progress: list[tuple[int, int]] = field(default_factory=list)
+    state: Any = None  # the stepper's
     result: Result | None = None
     error: Exception | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.result is not None or self.error is not None
 
     def emit(self, data: Any) -> None:
         self.outputs.append(data)
@@ -25,7 +31,7 @@ class Recorder:
         assert self.stop_after is None or len(self.progress) < self.stop_after, "the model went on"
         self.progress.append((step, steps))
         if len(self.progress) == self.stop_after:
-            raise Cancelled
+            raise self.raises
 
 
 @dataclass(frozen=True)
@@ -36,64 +42,80 @@ class Arrival:
     seed: int = 0
     tick: int = 0
     stop_after: int | None = None
+    raises: type[Exception] = Cancelled  # what it stops with
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward: its key, and which arrivals shared it."""
+    """One forward: its key, which arrivals shared it, and their phase where the stepper's states have one."""
 
     key: Hashable | None
     members: tuple[int, ...]
+    phase: Any
 
 
-def run(stepper: Stepper[Any], arrivals: Sequence[Arrival]) -> tuple[list[Recorder], list[Forward]]:
-    """Run everyone to the end, all that share a key in one forward and the keys in turn."""
-    recorders = [Recorder(arrival.stop_after) for arrival in arrivals]
+def run(
+    stepper: Stepper[Any], arrivals: Sequence[Arrival], most: int = 8, repeated: frozenset[int] = frozenset()
+) -> tuple[list[Recorder], list[Forward]]:
+    """Run everyone to the end: those that share a key in one forward, and the keys in turn.
+
+    Args:
+        stepper: the model.
+        arrivals: who comes, and when.
+        most: how many may share a forward.
+        repeated: forwards that are run a second time, each row alone, as after a failure.
+    """
+    recorders = [Recorder(arrival.stop_after, arrival.raises) for arrival in arrivals]
     waiting = sorted(range(len(arrivals)), key=lambda number: arrivals[number].tick)
-    states: dict[int, Any] = {}
+    active: list[int] = []
     forwards: list[Forward] = []
     turns: dict[Hashable, int] = {}
     tick = 0
-    while waiting or states:
+    while waiting or active:
         while waiting and arrivals[waiting[0]].tick <= tick:
             number = waiting.pop(0)
+            recorder = recorders[number]
             try:
-                states[number] = stepper.admit(arrivals[number].request, arrivals[number].seed, recorders[number])
+                recorder.state = stepper.admit(arrivals[number].request, arrivals[number].seed, recorder)
             except Exception as error:
-                recorders[number].error = error
-        kinds: dict[Hashable, list[int]] = {}
-        for number, state in states.items():
-            key = stepper.key(state)
-            kinds.setdefault(("alone", number) if key is None else key, []).append(number)
-        if kinds:
-            kind = min(kinds, key=lambda kind: turns.get(kind, -1))
-            turns[kind] = tick
-            members = kinds[kind]
-            forwards.append(Forward(stepper.key(states[members[0]]), tuple(members)))
-            step(stepper, states, members, recorders)
+                recorder.error = error
+            else:
+                active.append(number)
         tick += 1
+        kinds: dict[Hashable, list[int]] = {}
+        for number in active:
+            key = stepper.key(recorders[number].state)
+            kinds.setdefault(("alone", number) if key is None else key, []).append(number)
+        if not kinds:
+            continue
+        kind = min(kinds, key=lambda kind: turns.get(kind, 0))
+        turns = {other: turns.get(other, 0) for other in kinds} | {kind: tick}
+        members = kinds[kind][:most]
+        state = recorders[members[0]].state
+        forwards.append(Forward(stepper.key(state), tuple(members), getattr(state, "phase", None)))
+        step(stepper, [recorders[number] for number in members], is_repeated=len(forwards) in repeated)
+        active = [number for number in active if not recorders[number].is_over]
     return recorders, forwards
 
 
-def step(stepper: Stepper[Any], states: dict[int, Any], members: list[int], recorders: list[Recorder]) -> None:
+def step(stepper: Stepper[Any], recorders: list[Recorder], *, is_repeated: bool) -> None:
     """One forward, and everyone's part of it; alone again where it fails for several."""
     try:
-        rows = stepper.forward([states[number] for number in members])
+        rows = stepper.forward([recorder.state for recorder in recorders])
+        if is_repeated:
+            rows = [stepper.forward([recorder.state])[0] for recorder in recorders]
     except Exception as error:
-        if len(members) == 1:
-            recorders[members[0]].error = error
-            del states[members[0]]
+        if len(recorders) == 1:
+            recorders[0].error = error
             return
-        for number in members:
-            step(stepper, states, [number], recorders)
+        for recorder in recorders:
+            step(stepper, [recorder], is_repeated=False)
         return
-    for number, row in zip(members, rows, strict=True):
+    for recorder, row in zip(recorders, rows, strict=True):
         try:
-            recorders[number].result = stepper.advance(states[number], row)
+            recorder.result = stepper.advance(recorder.state, row)
         except Exception as error:
-            recorders[number].error = error
-        if recorders[number].result is not None or recorders[number].error is not None:
-            del states[number]
+            recorder.error = error
 
 
 def alone(stepper: Stepper[Any], request: Any, seed: int = 0, stop_after: int | None = None) -> Recorder:

@@ -507,68 +507,6 @@ def test_a_picture_takes_the_extremes_of_its_parameters(shelf: Shelf, fields: di
     assert picture.std() > 1
 
 
-# --- mesh ---
-
-
-@pytest.mark.parametrize("model", ["shap-e", "shap-e-img2img"])
-def test_a_mesh_is_the_pipelines_own(shelf: Shelf, model: str) -> None:
-    (mesh,) = shelf.make(model, seed=7).outputs
-    request, picture = job(model)
-    pipeline = load_pipeline(MODELS[model], shelf.settings)
-    latents = pipeline(
-        picture or request.prompt,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        generator=seeded(7),
-        output_type="latent",
-    ).images
-    made = pipeline.shap_e_renderer.decode_to_mesh(latents, "cpu", grid_size=request.grid_size)
-
-    assert np.array_equal(mesh.vertices, made.verts.detach().numpy())
-    assert np.array_equal(mesh.faces, made.faces.numpy())
-    colours = torch.stack([made.vertex_channels[name] for name in "RGB"], dim=1)
-    assert np.array_equal(mesh.colours, colours.detach().clamp(0, 1).numpy())
-
-
-def test_a_text_is_not_for_the_picture_model_nor_the_reverse(shelf: Shelf) -> None:
-    for model, other, wanted in (("shap-e", "shap-e-img2img", "prompt"), ("shap-e-img2img", "shap-e", "image")):
-        with pytest.raises(InvalidRequest, match=f"'{model}' needs '{wanted}'") as refusal:
-            alone(shelf[model], job(other), stop_after=0)
-        assert refusal.value.param == wanted
-
-
-@pytest.mark.parametrize("model", ["shap-e", "shap-e-img2img"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"num_inference_steps": 2},
-        {"grid_size": 8},
-        {"grid_size": 33},
-        {"guidance_scale": 0},
-        {"guidance_scale": 50},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_mesh_takes_the_extremes_of_its_parameters(shelf: Shelf, model: str, fields: dict[str, Any]) -> None:
-    made = shelf.make(model, **fields)
-
-    assert len(made.outputs[0].faces) == made.result.usage["faces"] > 100
-    assert np.isfinite(made.outputs[0].vertices).all()
-
-
-def test_an_empty_shape_is_a_failure_with_advice(shelf: Shelf, tmp_path: Path) -> None:
-    shutil.copytree(shelf.settings.data_dir / "tiny" / "mesh", tmp_path / "tiny" / "mesh")
-    path = tmp_path / "tiny" / "mesh" / "shap_e_renderer" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(path)
-    last = max(name for name in tensors if name.startswith("mlp.mlp.") and name.endswith("bias"))
-    tensors[last][0] = -1e6  # a signed distance that is outside everywhere
-    save_file(tensors, path, {"format": "pt"})
-    hollow = mesh.make_stepper(MODELS["shap-e"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
-
-    with pytest.raises(GenerationFailed, match="empty shape; try another"):
-        alone(hollow, job("shap-e"))
-
-
 # --- texts that nobody expected ---
 
 

@@ -4,9 +4,7 @@ import contextlib
 import gc
 import shutil
 import weakref
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +25,14 @@ from services.engine.generation import Generation, Terms
 from services.engine.outputs import Mesh
 from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
-from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading, ServiceError
-from services.mesh.engine import MeshStepper, Phase, Shape
+from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading
+from services.mesh.engine import MeshStepper, Phase
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import load_models
 from services.schema import MAX_SEED, check_is_text, complete
 from services.settings import Settings
 from tests.services.conftest import MakeBench
+from tests.services.stepping import Arrival, Recorder, run
 
 MODELS = {model.id: model for model in load_models() if model.task == "mesh"}
 PICTURES = (
@@ -63,102 +62,26 @@ class Boom(Exception):
     """Something that nobody foresaw."""
 
 
-@dataclass
-class Recorder:
-    """Follows a request, and raises at iteration `stop_after`."""
-
-    stop_after: int | None = None
-    error: type[Exception] = Cancelled
-    outputs: list[Any] = field(default_factory=list)
-    progress: list[tuple[int, int]] = field(default_factory=list)
-
-    def emit(self, data: Any) -> None:
-        self.outputs.append(data)
-
-    def advance(self, step: int, steps: int) -> None:
-        assert self.stop_after is None or len(self.progress) < self.stop_after, "the model went on"
-        self.progress.append((step, steps))
-        if len(self.progress) == self.stop_after:
-            raise self.error
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A request, and when it comes."""
-
-    request: tuple[MeshJob, Image.Image | None]
-    seed: int = 0
-    tick: int = 0
-    stop_after: int | None = None
-    error: type[Exception] = Cancelled
-
-
-@dataclass(eq=False)
-class Served:
-    """What became of an `Ask`."""
-
-    state: Shape
-    recorder: Recorder
-    result: Result | None = None
-    error: Exception | None = None
-
-    @property
-    def mesh(self) -> Mesh:
-        (mesh,) = self.recorder.outputs
-        assert isinstance(mesh, Mesh)
-        return mesh
-
-    @property
-    def bytes(self) -> bytes:
-        return self.mesh.vertices.tobytes() + self.mesh.faces.tobytes() + self.mesh.colours.tobytes()
-
-
 Log = list[tuple[Phase, list[int]]]  # of the forwards: what they were, and for whom
 
 
 def drive(
-    stepper: MeshStepper, *asks: Ask, most: int = 8, repeated: frozenset[int] = frozenset()
-) -> tuple[list[Served], Log]:
-    """Serve `asks` as the engine would: by the turn, those of a key together.
+    stepper: MeshStepper, *asks: Arrival, most: int = 8, repeated: frozenset[int] = frozenset()
+) -> tuple[list[Recorder], Log]:
+    """Serve `asks` as the engine would, see `run`."""
+    made, forwards = run(stepper, asks, most, repeated)
+    return made, [(forward.phase, list(forward.members)) for forward in forwards]
 
-    Args:
-        most: how many may share a forward.
-        repeated: forwards that are run a second time, each row alone, as after a failure.
-    """
-    served: dict[int, Served] = {}
-    active: list[int] = []
-    turns: dict[Hashable, int] = {}
-    log: Log = []
-    tick = 0
-    while active or len(served) < len(asks):
-        for index, ask in enumerate(asks):
-            if ask.tick <= tick and index not in served:
-                recorder = Recorder(ask.stop_after, ask.error)
-                served[index] = Served(stepper.admit(ask.request, ask.seed, recorder), recorder)
-                active.append(index)
-        tick += 1
-        kinds: dict[Hashable, list[int]] = defaultdict(list)
-        for index in active:
-            kinds[stepper.key(served[index].state) or index].append(index)
-        if not kinds:
-            continue
-        kind = min(kinds, key=lambda kind: turns.get(kind, 0))
-        turns = {other: turns.get(other, 0) for other in kinds} | {kind: tick}
-        batch = kinds[kind][:most]
-        states = [served[index].state for index in batch]
-        log.append((states[0].phase, batch))
-        rows = stepper.forward(states)
-        if tick in repeated:
-            rows = [stepper.forward([state])[0] for state in states]
-        for index, row in zip(batch, rows, strict=True):
-            one = served[index]
-            try:
-                one.result = stepper.advance(one.state, row)
-            except (ServiceError, Cancelled, Boom) as error:
-                one.error = error
-            if one.result or one.error:
-                active.remove(index)
-    return [served[index] for index in range(len(asks))], log
+
+def mesh_of(made: Recorder) -> Mesh:
+    (mesh,) = made.outputs
+    assert isinstance(mesh, Mesh)
+    return mesh
+
+
+def bytes_of(made: Recorder) -> bytes:
+    mesh = mesh_of(made)
+    return mesh.vertices.tobytes() + mesh.faces.tobytes() + mesh.colours.tobytes()
 
 
 class Shelf:
@@ -170,8 +93,8 @@ class Shelf:
         self.pipeline = cache(lambda model: load_pipeline(MODELS[model], settings))
         self.known = cache(self.make)
 
-    def make(self, model: str, seed: int = 0, **fields: Any) -> Served:
-        ((made,), _) = drive(self.stepper(model), Ask(request(model, **fields), seed))
+    def make(self, model: str, seed: int = 0, **fields: Any) -> Recorder:
+        ((made,), _) = drive(self.stepper(model), Arrival(request(model, **fields), seed))
         if made.error:
             raise made.error
         return made
@@ -192,7 +115,7 @@ def request(model: str, source: int = 0, **fields: Any) -> tuple[MeshJob, Image.
     return job, None if is_text else PICTURES[source]
 
 
-def library_latents(pipeline: Any, ask: Ask) -> torch.Tensor:
+def library_latents(pipeline: Any, ask: Arrival) -> torch.Tensor:
     """What the library's one call makes of `ask`."""
     job, picture = ask.request
     latents: torch.Tensor = pipeline(
@@ -236,14 +159,14 @@ def check_looks_the_same(mesh: Mesh, other: Mesh) -> None:
         assert gaps.min(dim=1).values.max() <= 2e-3
 
 
-def check_is_the_librarys(pipeline: Any, ask: Ask, made: Served) -> None:
+def check_is_the_librarys(pipeline: Any, ask: Arrival, made: Recorder) -> None:
     own = library_latents(pipeline, ask)
     grid_size = ask.request[0].grid_size
 
     assert (made.state.latents - own).abs().max() <= 1e-3 * own.std()
-    check_is_close(made.mesh, library_mesh(pipeline, made.state.latents, grid_size), 1e-5)
-    check_looks_the_same(made.mesh, library_mesh(pipeline, own, grid_size))
-    assert made.result == Result({"meshes": 1, "faces": len(made.mesh.faces)})
+    check_is_close(mesh_of(made), library_mesh(pipeline, made.state.latents, grid_size), 1e-5)
+    check_looks_the_same(mesh_of(made), library_mesh(pipeline, own, grid_size))
+    assert made.result == Result({"meshes": 1, "faces": len(mesh_of(made).faces)})
 
 
 # --- equal to the library ---
@@ -252,12 +175,12 @@ def check_is_the_librarys(pipeline: Any, ask: Ask, made: Served) -> None:
 @by_model
 @pytest.mark.parametrize("fineness", [MeshStepper, Finely])
 def test_a_mesh_is_the_pipelines_own(shelf: Shelf, model: str, fineness: type[MeshStepper]) -> None:
-    ask = Ask(request(model, grid_size=33), seed=7)
+    ask = Arrival(request(model, grid_size=33), seed=7)
     ((made,), _) = drive(fineness(MODELS[model], shelf.settings), ask)
     latents = library_latents(shelf.pipeline(model), ask)
 
     assert torch.equal(made.state.latents, latents)
-    check_is_close(made.mesh, library_mesh(shelf.pipeline(model), latents, 33), 1e-5)
+    check_is_close(mesh_of(made), library_mesh(shelf.pipeline(model), latents, 33), 1e-5)
 
 
 @st.composite
@@ -285,7 +208,7 @@ def mixes(draw: st.DrawFn) -> dict[str, Any]:
 def test_whoever_is_served_beside_a_request_it_gets_the_librarys_own(
     shelf: Shelf, model: str, mix: dict[str, Any]
 ) -> None:
-    asks = [Ask(request(model, **fields), seed, tick) for fields, seed, tick in mix["asks"]]
+    asks = [Arrival(request(model, **fields), seed, tick) for fields, seed, tick in mix["asks"]]
     made, _ = drive(shelf.stepper(model), *asks, most=mix["most"], repeated=mix["repeated"])
 
     for ask, one in zip(asks, made, strict=True):
@@ -295,9 +218,9 @@ def test_whoever_is_served_beside_a_request_it_gets_the_librarys_own(
 @by_model
 def test_requests_share_encoding_and_denoising_whatever_they_ask_for(shelf: Shelf, model: str) -> None:
     asks = [
-        Ask(request(model, 0, num_inference_steps=4)),
-        Ask(request(model, 1, num_inference_steps=2, guidance_scale=1)),
-        Ask(request(model, 2, num_inference_steps=3, guidance_scale=9)),
+        Arrival(request(model, 0, num_inference_steps=4)),
+        Arrival(request(model, 1, num_inference_steps=2, guidance_scale=1)),
+        Arrival(request(model, 2, num_inference_steps=3, guidance_scale=9)),
     ]
     _, log = drive(shelf.stepper(model), *asks)
     shared = [batch for phase, batch in log if phase in (Phase.ENCODE, Phase.DENOISE)]
@@ -313,8 +236,8 @@ def test_requests_share_encoding_and_denoising_whatever_they_ask_for(shelf: Shel
 
 @by_model
 def test_the_decoding_of_one_takes_turns_with_the_denoising_of_another(shelf: Shelf, model: str) -> None:
-    first = Ask(request(model, num_inference_steps=2))
-    _, log = drive(shelf.stepper(model), first, Ask(request(model, num_inference_steps=8), tick=4))
+    first = Arrival(request(model, num_inference_steps=2))
+    _, log = drive(shelf.stepper(model), first, Arrival(request(model, num_inference_steps=8), tick=4))
 
     assert [phase for phase, batch in log if 0 in batch] == [
         Phase.ENCODE,
@@ -330,7 +253,7 @@ def test_the_decoding_of_one_takes_turns_with_the_denoising_of_another(shelf: Sh
 
 
 def test_two_decodings_take_turns_and_keep_apart(shelf: Shelf) -> None:
-    asks = [Ask(request("shap-e", source, num_inference_steps=2), source) for source in (0, 1)]
+    asks = [Arrival(request("shap-e", source, num_inference_steps=2), source) for source in (0, 1)]
     made, log = drive(shelf.stepper("shap-e"), *asks)
 
     assert [batch for phase, batch in log if phase is Phase.GRID] == [[0], [1]] * 8
@@ -344,12 +267,15 @@ def test_two_decodings_take_turns_and_keep_apart(shelf: Shelf) -> None:
 def test_the_end_of_one_changes_nothing_for_its_mates(
     shelf: Shelf, model: str, stop_after: int, error: type[Exception], tick: int
 ) -> None:
-    mates = [Ask(request(model, 1), 1), Ask(request(model, 2, guidance_scale=1, num_inference_steps=5), 2, tick)]
-    gone = Ask(request(model, 0), 0, tick, stop_after, error)
+    mates = [
+        Arrival(request(model, 1), 1),
+        Arrival(request(model, 2, guidance_scale=1, num_inference_steps=5), 2, tick),
+    ]
+    gone = Arrival(request(model, 0), 0, tick, stop_after, error)
     made, log = drive(shelf.stepper(model), *mates, gone)
 
     assert isinstance(made[2].error, error)
-    assert made[2].recorder.outputs == []
+    assert made[2].outputs == []
     assert sum(2 in batch for _, batch in log) == stop_after
     for ask, one in zip(mates, made, strict=False):
         check_is_the_librarys(shelf.pipeline(model), ask, one)
@@ -359,17 +285,17 @@ def test_the_end_of_one_changes_nothing_for_its_mates(
 def test_a_model_stops_at_the_iteration_after_which_its_caller_is_gone(shelf: Shelf, model: str) -> None:
     before = shelf.make(model)
     phases = set()
-    for stop_after in range(1, len(before.recorder.progress) + 1):
-        ask = Ask(request(model), stop_after=stop_after)
+    for stop_after in range(1, len(before.progress) + 1):
+        ask = Arrival(request(model), stop_after=stop_after)
         ((left,), log) = drive(shelf.stepper(model), ask)
         phases.add(log[-1][0])
 
         assert isinstance(left.error, Cancelled)
-        assert len(log) == len(left.recorder.progress) == stop_after
-        assert left.recorder.outputs == []
+        assert len(log) == len(left.progress) == stop_after
+        assert left.outputs == []
 
     assert phases == set(Phase)
-    assert shelf.make(model).bytes == before.bytes
+    assert bytes_of(shelf.make(model)) == bytes_of(before)
 
 
 async def leave_at(generation: Generation, stop_at: int) -> None:
@@ -386,7 +312,7 @@ async def test_the_engine_runs_one_iteration_at_most_after_a_cancel(
     shelf: Shelf, make_bench: MakeBench, model: str
 ) -> None:
     bench = make_bench({"model": Slot(lambda: shelf.stepper(model), is_preloaded=False)})
-    last = len(shelf.known(model).recorder.progress)
+    last = len(shelf.known(model).progress)
     for stop_at in range(1, last):
         generation = bench.engine.submit(request(model), None, 0, Terms(LONG))
         before = bench.count("iterations_after_leave_total") or 0
@@ -403,7 +329,7 @@ async def test_the_engine_runs_one_iteration_at_most_after_a_cancel(
 @pytest.mark.anyio
 async def test_a_model_runs_in_the_engine_with_others(shelf: Shelf, make_bench: MakeBench, model: str) -> None:
     bench = make_bench({"model": Slot(lambda: shelf.stepper(model), is_preloaded=False)})
-    asks = [Ask(request(model, source, num_inference_steps=2 + source), source) for source in range(3)]
+    asks = [Arrival(request(model, source, num_inference_steps=2 + source), source) for source in range(3)]
     generations = [bench.engine.submit(ask.request, None, ask.seed, Terms(LONG)) for ask in asks]
 
     histories = [[event async for event in generation] for generation in generations]
@@ -416,8 +342,8 @@ async def test_a_model_runs_in_the_engine_with_others(shelf: Shelf, make_bench: 
         assert isinstance(events[0], Queued)
         assert Started() in events
         assert events[-1] == Done({"meshes": 1, "faces": len(mesh.faces)}, "stop")
-        assert progress == alone[0].recorder.progress
-        check_looks_the_same(mesh, alone[0].mesh)
+        assert progress == alone[0].progress
+        check_looks_the_same(mesh, mesh_of(alone[0]))
     assert (bench.count("batch_size_sum") or 0) > (bench.count("batch_size_count") or 0)
 
 
@@ -426,8 +352,8 @@ async def test_a_model_runs_in_the_engine_with_others(shelf: Shelf, make_bench: 
 
 @by_model
 def test_the_same_seed_makes_the_same_and_another_another(shelf: Shelf, model: str) -> None:
-    assert shelf.make(model).bytes == shelf.known(model).bytes
-    assert shelf.make(model, MAX_SEED).bytes != shelf.known(model).bytes
+    assert bytes_of(shelf.make(model)) == bytes_of(shelf.known(model))
+    assert bytes_of(shelf.make(model, MAX_SEED)) != bytes_of(shelf.known(model))
 
 
 @by_model
@@ -435,13 +361,13 @@ def test_progress_rises_to_its_end_and_is_whole_with_the_last_colour_only(shelf:
     steps = 1 + 5 + 1 + 8 + 1 + 1
 
     colours = [(steps - 1, steps), (steps, steps)]  # how many pieces they take is not known before
-    assert shelf.known(model).recorder.progress == [(step, steps) for step in range(1, steps)] + colours
+    assert shelf.known(model).progress == [(step, steps) for step in range(1, steps)] + colours
 
 
 @by_model
 def test_a_finished_request_is_kept_by_nothing(shelf: Shelf, model: str) -> None:
     for stop_after in (None, 2, 6, 7, 8, 16, 17):
-        (served, _) = drive(shelf.stepper(model), Ask(request(model), stop_after=stop_after))
+        (served, _) = drive(shelf.stepper(model), Arrival(request(model), stop_after=stop_after))
         gone = weakref.ref(served[0].state)
         del served
         gc.collect()
@@ -467,7 +393,7 @@ def test_the_global_generator_is_left_alone(shelf: Shelf, model: str) -> None:
 
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert shelf.make(model).bytes == made.bytes
+    assert bytes_of(shelf.make(model)) == bytes_of(made)
 
 
 def test_a_text_is_not_for_the_picture_model_nor_the_reverse(shelf: Shelf) -> None:
@@ -493,8 +419,8 @@ def test_a_mesh_takes_the_extremes_of_its_parameters(shelf: Shelf, model: str, f
     made = shelf.make(model, **fields)
 
     assert made.result is not None
-    assert len(made.mesh.faces) == made.result.usage["faces"] > 100
-    assert np.isfinite(made.mesh.vertices).all()
+    assert len(mesh_of(made).faces) == made.result.usage["faces"] > 100
+    assert np.isfinite(mesh_of(made).vertices).all()
 
 
 def test_the_cost_grows_with_the_grid_and_as_many_run_as_are_set(shelf: Shelf) -> None:
@@ -524,8 +450,8 @@ def last_bias(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def failure(stepper: MeshStepper, model: str) -> Exception | None:
-    ((made,), _) = drive(stepper, Ask(request(model)))
-    assert made.recorder.outputs == []
+    ((made,), _) = drive(stepper, Arrival(request(model)))
+    assert made.outputs == []
     return made.error
 
 
@@ -569,7 +495,7 @@ def passes(text: str) -> bool:
 @quickly(max_examples=8)
 @given(texts=st.lists(st.text(min_size=1, max_size=60).filter(passes), min_size=1, max_size=3))
 def test_any_texts_that_pass_make_meshes_together(shelf: Shelf, texts: Sequence[str]) -> None:
-    asks = [Ask(request("shap-e", prompt=text, num_inference_steps=2, grid_size=8)) for text in texts]
+    asks = [Arrival(request("shap-e", prompt=text, num_inference_steps=2, grid_size=8)) for text in texts]
     made, _ = drive(shelf.stepper("shap-e"), *asks)
 
-    assert all(len(one.recorder.outputs) == 1 for one in made)
+    assert all(len(one.outputs) == 1 for one in made)

@@ -626,7 +626,10 @@ def test_the_terms_are_the_gateways() -> None:
 
     assert (terms.deadline, terms.caller, terms.priority, terms.num_previews) == (5, "ann", -3, 0)
     assert terms_of(request_with(), longest=60).priority == 0
-    assert terms_of(request_with(accept="text/event-stream"), longest=60).num_previews > 0
+    assert not terms.wants_progress
+    followed = terms_of(request_with(accept="text/event-stream"), longest=60)
+    assert followed.num_previews > 0
+    assert followed.wants_progress
 
 
 @pytest.mark.parametrize("value", ["", "high", "1.5", "101", "-101", "1 ", "+1"])

@@ -234,10 +234,21 @@ async def test_everyone_hears_how_many_are_ahead(bench: Bench, walker: Walker) -
     gate.opened.set()
     *_, last = await asyncio.gather(*map(follow, generations))
 
-    positions = [event.position for event in last if isinstance(event, Queued)]
-    assert positions[0] == 3
-    assert positions == sorted(positions, reverse=True)
-    assert set(positions) >= {3, 2, 1}
+    assert [event.position for event in last if isinstance(event, Queued)] == [3, 2, 1]
+
+
+async def test_who_is_overtaken_hears_of_it(bench: Bench, walker: Walker) -> None:
+    walker.max_active = 1
+    gate = walker.gates[1] = Gate()
+    running = submit(bench, Walk("running", 1))
+    await reach(gate)
+    waiting, urgent = submit(bench, Walk("waiting", 1)), submit(bench, Walk("urgent", 1), priority=1)
+    gate.opened.set()
+    _, told, told_first = await asyncio.gather(*map(follow, (running, waiting, urgent)))
+
+    assert [event.position for event in told if isinstance(event, Queued)] == [1, 2, 1]
+    assert [event.position for event in told_first if isinstance(event, Queued)] == [1]
+    assert (waiting.position, urgent.position) == (1, 1)
 
 
 async def test_a_full_queue_says_when_there_will_be_room_by_the_pace_so_far(
@@ -432,6 +443,14 @@ async def test_previews_are_spread_over_the_iterations(bench: Bench, num_preview
     assert all(0 < step < steps for step in shown)
     assert shown == sorted(set(shown))
     assert all((event.picture == event.step).all() for event in events if isinstance(event, Preview))
+
+
+async def test_progress_that_nobody_asked_for_is_not_told(bench: Bench) -> None:
+    events = await follow(submit(bench, Walk("a", 9), wants_progress=False))
+
+    assert not any(isinstance(event, Progress) for event in events)
+    assert made(events) == steps_of(Walk("a", 9))
+    assert bench.count("iterations_total") == 9
 
 
 async def test_the_time_left_falls_to_nothing(bench: Bench) -> None:

@@ -1,7 +1,7 @@
 """Films by the step on the tiny checkpoints: they are the library's own, whoever else is served beside."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,6 @@ class Watched(FilmStepper):
             assert isinstance(state.run, Recorder | Generation)
             if isinstance(state.run, Recorder):
                 self.advanced.append((state.seed, phase, len(state.run.outputs)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small lose by sharing work, above all where others want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

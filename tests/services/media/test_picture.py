@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from services.media import picture
@@ -299,3 +300,44 @@ def test_whatever_a_client_sends_is_a_picture_or_a_sentence(kind: str, data: st.
 @settings(deadline=None)
 def test_noise_is_refused(start: bytes, noise: bytes) -> None:
     refusal(start + noise)
+
+
+# --- masks ---
+
+
+def mask_of(image: Image.Image, **options: Any) -> NDArray[np.uint8]:
+    file = BytesIO()
+    image.save(file, "PNG", **options)
+    mask = picture.read_mask(file.getvalue(), MAX_PIXELS)
+    assert mask.mode == "L"
+    return np.asarray(mask)
+
+
+def test_a_mask_is_white_where_it_is_transparent_whatever_its_colours() -> None:
+    mask = Image.new("RGBA", (8, 4), (255, 255, 255, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 4, 4))
+
+    assert (mask_of(mask)[:, :4] == 255).all()
+    assert (mask_of(mask)[:, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_a_mask_without_transparency_is_what_it_shows(mode: str) -> None:
+    mask = Image.new("L", (8, 4))
+    mask.paste(255, (2, 0, 6, 4))
+
+    assert np.array_equal(mask_of(mask.convert(mode)), np.asarray(mask))
+
+
+def test_a_mask_is_turned_as_its_picture_is() -> None:
+    mask = Image.new("RGBA", (8, 4), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 8, 1))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+
+    assert (mask_of(mask, exif=exif)[3] == 255).all()
+
+
+def test_what_is_no_mask_is_refused_as_a_picture_is() -> None:
+    with pytest.raises(picture.PictureError, match="not a PNG"):
+        picture.read_mask(b"no picture", MAX_PIXELS)
