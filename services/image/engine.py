@@ -114,6 +114,8 @@ class ImageStepper:
         """Bring the pipeline into memory."""
         pipeline = load_pipeline(model, settings)
         self._pipeline = pipeline
+        self._device: torch.device = pipeline.device  # kept: the library walks all modules for it each time
+        self._dtype: torch.dtype = pipeline.unet.dtype
         self._scheduler = pipeline.scheduler  # which the pipelines' own is set to a request's for some of their methods
         self.max_active = settings.max_batch_size
         self._unet = accelerate(pipeline.unet, settings)
@@ -222,7 +224,7 @@ class ImageStepper:
         negative_prompts = [state.job.negative_prompt or "" for state in states]
         is_guided = states[0].is_guided
         positive, negative = self._pipeline.encode_prompt(
-            prompts, self._pipeline.device, 1, is_guided, negative_prompts if is_guided else None
+            prompts, self._device, 1, is_guided, negative_prompts if is_guided else None
         )
         if not is_guided:
             return list(positive.split(1))
@@ -231,20 +233,18 @@ class ImageStepper:
     def _start(self, state: Drawing) -> None:
         width, height = parse_size(state.job.size)
         channels, scale = self._pipeline.unet.config.in_channels, self._pipeline.vae_scale_factor
-        noise = randn_tensor(
-            (1, channels, height // scale, width // scale), state.generator, self._pipeline.device, self._dtype
-        )
+        noise = randn_tensor((1, channels, height // scale, width // scale), state.generator, self._device, self._dtype)
         state.latents = noise * state.scheduler.init_noise_sigma
 
     def _start_from_picture(self, state: Drawing) -> None:
         """Do what the library's two pipelines do, in their order: the generator is drawn from in that order."""
         width, height = parse_size(state.job.size)
-        device, first = self._pipeline.device, state.timesteps[:1]
+        first = state.timesteps[:1]
         pipeline = self._redrawing if state.request.mask is None else self._inpainting
         pipeline.scheduler = state.scheduler
         image = pipeline.image_processor.preprocess(state.request.picture, height=height, width=width)
         if state.request.mask is None:
-            state.latents = pipeline.prepare_latents(image, first, 1, 1, self._dtype, device, state.generator)
+            state.latents = pipeline.prepare_latents(image, first, 1, 1, self._dtype, self._device, state.generator)
             return
         drawn = pipeline.prepare_latents(
             1,
@@ -252,7 +252,7 @@ class ImageStepper:
             height,
             width,
             self._dtype,
-            device,
+            self._device,
             state.generator,
             image=image,
             timestep=first,
@@ -269,7 +269,7 @@ class ImageStepper:
             height,
             width,
             self._dtype,
-            device,
+            self._device,
             state.generator,
             do_classifier_free_guidance=False,
         )
@@ -288,7 +288,7 @@ class ImageStepper:
             contexts.append(state.context)
         predicted: torch.Tensor = self._unet(
             torch.cat(inputs),
-            torch.stack(times).to(self._pipeline.device, torch.float32, non_blocking=True),
+            torch.stack(times).to(self._device, torch.float32, non_blocking=True),
             encoder_hidden_states=torch.cat(contexts),
             timestep_cond=self._guidance_embedding(guidances),
             return_dict=False,
@@ -303,7 +303,7 @@ class ImageStepper:
         embedded: torch.Tensor = self._pipeline.get_guidance_scale_embedding(
             torch.tensor(guidances), embedding_dim=width
         )
-        return embedded.to(device=self._pipeline.device, dtype=self._dtype)
+        return embedded.to(device=self._device, dtype=self._dtype)
 
     def _step(self, state: Drawing, predicted: torch.Tensor) -> None:
         if state.is_guided:
@@ -335,15 +335,10 @@ class ImageStepper:
         return decoded
 
     def _finished(self, decoded: torch.Tensor) -> NDArray[np.uint8]:
-        checked, flags = self._pipeline.run_safety_checker(decoded, self._pipeline.device, self._dtype)
+        checked, flags = self._pipeline.run_safety_checker(decoded, self._device, self._dtype)
         if flags and any(flags):
             raise ContentRefused("the model's safety checker refused the picture; change the prompt or the seed")
         return self._picture(checked)
 
     def _picture(self, decoded: torch.Tensor) -> NDArray[np.uint8]:
         return pixels(self._pipeline.image_processor.postprocess(decoded, output_type="np")[0])
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._pipeline.text_encoder.dtype
-        return dtype

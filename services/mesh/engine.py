@@ -81,6 +81,8 @@ class MeshStepper:
         self._name = model.id
         self._pipeline = load_pipeline(model, settings)
         self._prior = accelerate(self._pipeline.prior, settings)
+        self._device: torch.device = self._prior.device  # kept: the library walks all modules for it each time
+        self._dtype: torch.dtype = self._prior.dtype
         self._renderer = self._pipeline.shap_e_renderer
         self._takes_pictures = hasattr(self._pipeline, "image_encoder")
 
@@ -104,9 +106,7 @@ class MeshStepper:
         scheduler.set_begin_index(0)  # it would look for it, and read from the device
         shape = 1, self._prior.config.num_embeddings, self._prior.config.embedding_dim
         generator = torch.Generator().manual_seed(seed)
-        latents = self._pipeline.prepare_latents(
-            shape, self._prior.dtype, self._prior.device, generator, None, scheduler
-        )
+        latents = self._pipeline.prepare_latents(shape, self._dtype, self._device, generator, None, scheduler)
         num_others = 4  # encoding, projecting, the surface, the colours
         steps = len(scheduler.timesteps) + -(-(job.grid_size**3) // self.piece) + num_others
         return Shape(job, picture, run, scheduler, latents, steps)
@@ -164,9 +164,9 @@ class MeshStepper:
         pipeline = self._pipeline
         if self._takes_pictures:
             pictures = [pipeline.image_processor(state.picture, return_tensors="pt").pixel_values for state in states]
-            encoded = pipeline._encode_image(torch.cat(pictures), self._prior.device, 1, False)
+            encoded = pipeline._encode_image(torch.cat(pictures), self._device, 1, False)
         else:
-            encoded = pipeline._encode_prompt([state.job.prompt for state in states], self._prior.device, 1, False)
+            encoded = pipeline._encode_prompt([state.job.prompt for state in states], self._device, 1, False)
         rows: Sequence[torch.Tensor] = encoded.split(1)
         return rows
 
@@ -176,7 +176,7 @@ class MeshStepper:
         timesteps = torch.stack([state.timestep for state in states]).repeat_interleave(torch.tensor(sizes))
         predicted = self._prior(
             torch.cat([sample.expand(size, -1, -1) for sample, size in zip(samples, sizes, strict=True)]),
-            timestep=timesteps.to(self._prior.device, non_blocking=True),
+            timestep=timesteps.to(self._device, non_blocking=True),
             proj_embedding=torch.cat([state.condition for state in states]),
         ).predicted_image_embedding
         rows: Sequence[torch.Tensor] = predicted.split(sizes)
@@ -189,17 +189,16 @@ class MeshStepper:
         """
         size, volume = state.job.grid_size, self._renderer.volume
         end = min(state.num_sampled + self.piece, size**3)
-        index = torch.arange(state.num_sampled, end, device=volume.bbox_min.device)
+        index = torch.arange(state.num_sampled, end, device=self._device)
         cells = torch.stack([index // size**2, index // size % size, index % size], dim=1)
         points: torch.Tensor = cells.float() / (size - 1) * (volume.bbox_max - volume.bbox_min) + volume.bbox_min
         return points
 
     def _sample(self, state: Shape, points: torch.Tensor) -> Any:
         """Ask the request's own network, which has the layers that its latent was projected to."""
-        network = self._renderer.mlp
-        position = points[None].to(network.device, network.dtype)
+        position = points[None].to(self._device, self._dtype)
         inputs = {"position": position, "direction": None, "ts": None, "nerf_level": "fine", "rendering_mode": "stf"}
-        return torch.func.functional_call(network, state.layers, kwargs=inputs)
+        return torch.func.functional_call(self._renderer.mlp, state.layers, kwargs=inputs)
 
     def _find_surface(self, state: Shape) -> Any:
         volume = self._renderer.volume

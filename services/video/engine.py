@@ -94,6 +94,8 @@ class FilmStepper:
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
         self._pipeline = load_pipeline(model, settings)
+        self._device: torch.device = self._pipeline.device  # kept: the library walks all modules for it each time
+        self._dtype: torch.dtype = self._pipeline.unet.dtype
         self.max_active = min(MAX_FILMS, settings.max_batch_size)
         self._unet = accelerate(self._pipeline.unet, settings)
 
@@ -106,21 +108,20 @@ class FilmStepper:
         num_together = min(job.decode_chunk_size, job.num_frames)
         denoising: int = NUM_DENOISER_MAPS * 2 * job.num_frames * num_cells * unet.config.block_out_channels[0]
         decoding: int = NUM_DECODER_MAPS * num_together * width * height * vae.config.block_out_channels[1]
-        itemsize: int = unet.dtype.itemsize
-        return max(denoising, decoding) * itemsize
+        return max(denoising, decoding) * self._dtype.itemsize
 
     def admit(self, request: tuple[VideoJob, Image.Image], seed: int, run: Run) -> Film:
         """Crop the picture, and give the request a scheduler of its own."""
         job, picture = request
         width, height = parse_size(job.size)
         scheduler = copy.deepcopy(self._pipeline.scheduler)
-        scheduler.set_timesteps(job.num_inference_steps, device=self._pipeline.device)
+        scheduler.set_timesteps(job.num_inference_steps, device=self._device)
         scheduler.set_begin_index(0)  # it would look for it, and read from the device
         scale = self._pipeline.vae_scale_factor
         channels = self._pipeline.unet.config.out_channels
         shape = 1, job.num_frames, channels, height // scale, width // scale
         ramp = torch.linspace(*GUIDANCE, job.num_frames)[:, None, None, None]
-        guidance = ramp.to(self._pipeline.device, self._pipeline.unet.dtype)
+        guidance = ramp.to(self._device, self._dtype)
         return Film(job, ImageOps.fit(picture, (width, height)), seed, run, scheduler, shape, guidance)
 
     def key(self, state: Film) -> Hashable | None:
@@ -186,15 +187,15 @@ class FilmStepper:
         pipeline, job = self._pipeline, film.job
         width, height = film.picture.size
         generator = torch.Generator().manual_seed(film.seed)
-        context = pipeline._encode_image(film.picture, pipeline.device, 1, True)
-        picture = pipeline.video_processor.preprocess(film.picture, height=height, width=width).to(pipeline.device)
-        picture = picture + NOISE * randn_tensor(picture.shape, generator, pipeline.device, picture.dtype)
+        context = pipeline._encode_image(film.picture, self._device, 1, True)
+        picture = pipeline.video_processor.preprocess(film.picture, height=height, width=width).to(self._device)
+        picture = picture + NOISE * randn_tensor(picture.shape, generator, self._device, picture.dtype)
         with self._upcast():
-            source = pipeline._encode_vae_image(picture, pipeline.device, 1, True).to(context.dtype)
+            source = pipeline._encode_vae_image(picture, self._device, 1, True).to(context.dtype)
         time_ids = pipeline._get_add_time_ids(job.fps - 1, job.motion_bucket_id, NOISE, context.dtype, 1, 1, True)
-        noise = randn_tensor(film.shape, generator, pipeline.device, context.dtype)
+        noise = randn_tensor(film.shape, generator, self._device, context.dtype)
         latents = noise * film.scheduler.init_noise_sigma
-        return Encoded(context, source, time_ids.to(pipeline.device), latents)
+        return Encoded(context, source, time_ids.to(self._device), latents)
 
     @contextmanager
     def _upcast(self) -> Iterator[None]:
