@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -71,24 +72,23 @@ class Stub:
 
 def report(steps: int) -> str:
     """Measure, and say it in a table."""
-    lines = ["active  forward  batch  µs a forward: mean  median   p95  thread's CPU  µs a request in it: mean   CPU"]
-    for seconds in FORWARD_SECONDS:
-        for num_active in ACTIVE:
-            stub = Stub(steps if not seconds else max(20, steps // 10), seconds)
-            asyncio.run(run(stub, num_active))
-            batch = stub.num_rows / stub.num_forwards
-            spent = sorted(stub.outside)
-            mean, cpu = (1e6 * sum(values) / len(values) for values in (spent, stub.outside_cpu))
-            median, p95 = 1e6 * spent[len(spent) // 2], 1e6 * spent[int(len(spent) * 0.95)]
-            lines.append(
-                f"{num_active:6}  {1000 * seconds:4.0f} ms  {batch:5.1f}"
-                f"  {mean:18.0f}  {median:6.0f}  {p95:4.0f}  {cpu:12.0f}  {mean / batch:24.0f}  {cpu / batch:4.0f}"
-            )
+    lines = ["events  active  forward  batch  µs a forward: mean  median   p95  thread's CPU  a request in it: CPU"]
+    for wants_progress, seconds, num_active in product((False, True), FORWARD_SECONDS, ACTIVE):
+        stub = Stub(steps if not seconds else max(20, steps // 10), seconds)
+        asyncio.run(run(stub, num_active, wants_progress=wants_progress))
+        batch = stub.num_rows / stub.num_forwards
+        spent = sorted(stub.outside)
+        mean, cpu = (1e6 * sum(values) / len(values) for values in (spent, stub.outside_cpu))
+        median, p95 = 1e6 * spent[len(spent) // 2], 1e6 * spent[int(len(spent) * 0.95)]
+        lines.append(
+            f"{'yes' if wants_progress else 'no':6}  {num_active:6}  {1000 * seconds:4.0f} ms  {batch:5.1f}"
+            f"  {mean:18.0f}  {median:6.0f}  {p95:4.0f}  {cpu:12.0f}  {cpu / batch:20.0f}"
+        )
     return "\n".join(lines)
 
 
-async def run(stub: Stub, num_active: int) -> None:
-    """Let `num_active` requests share the stub, each with a follower on this loop."""
+async def run(stub: Stub, num_active: int, *, wants_progress: bool) -> None:
+    """Let `num_active` requests share the stub, each with a follower on this loop, told of every iteration or not."""
     from prometheus_client import CollectorRegistry
 
     from services.engine.engine import Engine, Limits, Slot
@@ -100,7 +100,7 @@ async def run(stub: Stub, num_active: int) -> None:
     engine = Engine({"stub": slot}, EngineMetrics("stub", CollectorRegistry()), limits)
 
     async def follow() -> None:
-        async for _ in engine.submit(None, None, 0, Terms(deadline=3600)):
+        async for _ in engine.submit(None, None, 0, Terms(deadline=3600, wants_progress=wants_progress)):
             pass
 
     engine.start()

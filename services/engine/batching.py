@@ -15,12 +15,19 @@ class BatchSizer:
         """Allow `most` at most."""
         self._most = most
         self._samples: dict[int, deque[float]] = {}
+        self._fastest: dict[int, float] = {}
+        self._fit: tuple[float, float] | None = None
         self._num_forwards = 0
 
     def note(self, size: int, seconds: float) -> None:
         """Remember a forward of `size` requests."""
         self._num_forwards += 1
-        self._samples.setdefault(size, deque(maxlen=NUM_SAMPLES)).append(seconds)
+        samples = self._samples.setdefault(size, deque(maxlen=NUM_SAMPLES))
+        samples.append(seconds)
+        fastest = min(samples)
+        if self._fastest.get(size) != fastest:
+            self._fastest[size] = fastest
+            self._fit = None  # is made when it is asked for
 
     def halve(self, size: int) -> None:
         """Remember that memory did not suffice for `size`."""
@@ -41,7 +48,7 @@ class BatchSizer:
         allowed = min(self._most, 2 * tried)
         if len(self._samples) == 1:
             return allowed
-        fixed, each = self._fit()
+        fixed, each = self._fit = self._fit or self._fitted()
         for size in range(1, allowed):
             seconds = fixed + each * (size + 1)
             gain = 1 - seconds / (size + 1) / (fixed / size + each)
@@ -52,9 +59,9 @@ class BatchSizer:
                 return size if is_tried and self._num_forwards % CURIOSITY else size + 1
         return allowed
 
-    def _fit(self) -> tuple[float, float]:
+    def _fitted(self) -> tuple[float, float]:
         """Seconds of a forward as (what it takes whatever its size, what each request adds); neither is negative."""
-        points = [(size, min(seconds)) for size, seconds in self._samples.items()]
+        points = self._fastest.items()
         mean_size = sum(size for size, _ in points) / len(points)
         mean_seconds = sum(seconds for _, seconds in points) / len(points)
         spread = sum((size - mean_size) ** 2 for size, _ in points)

@@ -324,9 +324,10 @@ class Engine:
 
     def _drop_stopped(self) -> None:
         """Let those go whom nobody waits for any more."""
-        for active in tuple(self._active):
-            if self._end_if_stopped(active.generation):
-                self._drop(active)
+        now = time.monotonic()
+        for active in [active for active in self._active if active.generation.is_unwanted(now)]:
+            self._drop(active)
+            self._end_if_stopped(active.generation)
 
     def _admit(self) -> None:
         """Take up those who wait, as long as there is room."""

@@ -152,9 +152,16 @@ class Generation:
             Cancelled: the caller left.
             DeadlineExceeded: the caller's deadline has passed.
         """
-        if self._stopped_by is None and time.monotonic() > self._expires_at:
+        self._check(time.monotonic())
+
+    def is_unwanted(self, now: float) -> bool:
+        """Whether nobody wants the result any more at `now`, by the monotonic clock."""
+        if self._stopped_by is None and now > self._expires_at:
             self._stopped_by = DeadlineExceeded
-        if self._stopped_by is not None:
+        return self._stopped_by is not None
+
+    def _check(self, now: float) -> None:
+        if self.is_unwanted(now) and self._stopped_by is not None:
             raise self._stopped_by
 
     def begin(self, now: float, *, is_timed: bool) -> None:
@@ -183,7 +190,7 @@ class Generation:
             self._iteration_began = now
         if self._stopped_by is Cancelled:
             self._metrics.iterations_after_leave.inc()
-        self.check()
+        self._check(now)
         self.eta = (now - (self._started_at or now)) * (steps - step) / step if step else 0.0
         self._progress = step, steps
         if self._wants_progress and (self._num_posted - self._num_read < MAX_UNREAD or step == steps):

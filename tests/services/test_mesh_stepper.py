@@ -140,15 +140,20 @@ def check_is_close(mesh: Mesh, other: Mesh, tolerance: float) -> None:
     assert np.allclose(mesh.colours, other.colours, rtol=0, atol=tolerance)
 
 
-def check_looks_the_same(mesh: Mesh, other: Mesh) -> None:
+def check_looks_the_same(mesh: Mesh, other: Mesh, grid_size: int) -> None:
     """Compare what was made of latents that rounding made differ.
 
-    It may turn a distance of nearly nothing from + to -, which puts a vertex on another edge, at the same place. The
-    tiny checkpoints' colours are fine-grained noise there, so that they can be compared vertex by vertex only.
+    A vertex moves far along its edge where the distance hardly changes, but stays within a twentieth of it. Rounding
+    may turn a distance of nearly nothing from + to -, which puts a vertex on another edge, at the same place. The tiny
+    checkpoints' colours are fine-grained noise there, so that they can be compared only at vertices that stayed.
     """
+    tolerance = 0.05 * 2 / (grid_size - 1)  # the cube has edges of 2
     if np.array_equal(mesh.faces, other.faces):
-        assert np.allclose(mesh.vertices, other.vertices, rtol=0, atol=2e-3)  # of a cube with edges of 2
-        assert np.allclose(mesh.colours, other.colours, rtol=0, atol=2 / 255)
+        moved = np.abs(mesh.vertices - other.vertices).max(axis=1)
+        stays = moved <= 1e-3
+        assert moved.max() <= tolerance
+        assert stays.mean() >= 0.95
+        assert np.allclose(mesh.colours[stays], other.colours[stays], rtol=0, atol=2 / 255)
         return
     for one, two in ((mesh, other), (other, mesh)):
         gaps = torch.cdist(
@@ -156,7 +161,7 @@ def check_looks_the_same(mesh: Mesh, other: Mesh) -> None:
             torch.from_numpy(two.vertices),
             compute_mode="donot_use_mm_for_euclid_dist",
         )
-        assert gaps.min(dim=1).values.max() <= 2e-3
+        assert gaps.min(dim=1).values.max() <= tolerance
 
 
 def check_is_the_librarys(pipeline: Any, ask: Arrival, made: Recorder) -> None:
@@ -165,7 +170,7 @@ def check_is_the_librarys(pipeline: Any, ask: Arrival, made: Recorder) -> None:
 
     assert (made.state.latents - own).abs().max() <= 1e-3 * own.std()
     check_is_close(mesh_of(made), library_mesh(pipeline, made.state.latents, grid_size), 1e-5)
-    check_looks_the_same(mesh_of(made), library_mesh(pipeline, own, grid_size))
+    check_looks_the_same(mesh_of(made), library_mesh(pipeline, own, grid_size), grid_size)
     assert made.result == Result({"meshes": 1, "faces": len(mesh_of(made).faces)})
 
 
@@ -343,7 +348,7 @@ async def test_a_model_runs_in_the_engine_with_others(shelf: Shelf, make_bench: 
         assert Started() in events
         assert events[-1] == Done({"meshes": 1, "faces": len(mesh.faces)}, "stop")
         assert progress == alone[0].progress
-        check_looks_the_same(mesh, mesh_of(alone[0]))
+        check_looks_the_same(mesh, mesh_of(alone[0]), ask.request[0].grid_size)
     assert (bench.count("batch_size_sum") or 0) > (bench.count("batch_size_count") or 0)
 
 
