@@ -16,10 +16,12 @@ from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
 from services.errors import GenerationFailed, InvalidRequest
 from services.mesh.schema import MeshJob
+from services.mesh.surface import find_surface
 from services.registry import Model
 from services.settings import Settings
 
-BYTES_PER_CELL = 480  # of the grid, while its surface is sought
+BYTES_PER_CELL = 20  # of the grid, while its surface is sought
+BYTES_PER_SQUARE = 8000  # of a side of it: 900 a vertex; smooth shapes have 2 to 3 of them there
 
 
 class Phase(StrEnum):
@@ -87,9 +89,9 @@ class MeshStepper:
         self._takes_pictures = hasattr(self._pipeline, "image_encoder")
 
     def cost(self, request: tuple[MeshJob, Image.Image | None]) -> int:
-        """Estimate the bytes: measured, the surface of a grid takes 480 for each cell, and the rest little beside."""
+        """Estimate the bytes that finding the surface takes, as measured; the rest is little beside."""
         job, _ = request
-        return BYTES_PER_CELL * job.grid_size**3
+        return BYTES_PER_CELL * job.grid_size**3 + BYTES_PER_SQUARE * job.grid_size**2
 
     def admit(self, request: tuple[MeshJob, Image.Image | None], seed: int, run: Run) -> Shape:
         """Draw the noise and lay out the steps.
@@ -200,11 +202,13 @@ class MeshStepper:
         inputs = {"position": position, "direction": None, "ts": None, "nerf_level": "fine", "rendering_mode": "stf"}
         return torch.func.functional_call(self._renderer.mlp, state.layers, kwargs=inputs)
 
-    def _find_surface(self, state: Shape) -> Any:
+    def _find_surface(self, state: Shape) -> tuple[torch.Tensor, torch.Tensor]:
         volume = self._renderer.volume
         cube = state.distances.reshape((state.job.grid_size,) * 3)
         closed = torch.nn.functional.pad(cube, (1,) * 6, value=-1)  # all around it is outside
-        return self._renderer.mesh_decoder(closed, volume.bbox_min, volume.bbox_max - volume.bbox_min)
+        tables = self._renderer.mesh_decoder
+        size = volume.bbox_max - volume.bbox_min
+        return find_surface(closed, tables.cases, tables.masks, volume.bbox_min, size)
 
     def _take(self, state: Shape, row: Any) -> None:
         match state.phase:
@@ -238,14 +242,15 @@ class MeshStepper:
         if state.step == len(state.scheduler.timesteps):
             state.phase = Phase.PROJECT
 
-    def _take_surface(self, state: Shape, found: Any) -> None:
+    def _take_surface(self, state: Shape, found: tuple[torch.Tensor, torch.Tensor]) -> None:
+        vertices, faces = found
         if not state.distances.isfinite().all():
             raise overflowed()
-        if len(found.verts) == 0:
+        if len(vertices) == 0:
             raise GenerationFailed("the model made an empty shape; try another prompt or seed")
         del state.distances
-        state.vertices, state.faces = found.verts, found.faces
-        state.colours = torch.empty_like(found.verts)
+        state.vertices, state.faces = vertices, faces
+        state.colours = torch.empty_like(vertices)
         state.num_sampled = 0
         state.phase = Phase.COLOUR
 
