@@ -171,7 +171,9 @@ class EventEncoder:
             case Started():
                 return server_sent("started")
             case Progress(step, steps, eta):
-                return server_sent("progress", step=step, steps=steps, eta_seconds=round(eta, 3))
+                return server_sent(
+                    "progress", step=step, steps=steps, eta_seconds=None if eta is None else round(eta, 3)
+                )
             case Preview(step, picture):
                 return server_sent("preview", step=step, media_type="image/jpeg", b64=text_of(jpeg.encode(picture)))
             case ServiceError():

@@ -21,6 +21,9 @@ from services.responses import rendered, respond, terms_of
 from services.schema import GenerationRequest, Job, complete, envelope
 from services.settings import Settings
 
+Fit = Callable[[Image], Image]
+
+MAX_CONCURRENCY = 1024  # connections with a request: far beyond our queue, since BentoML's 429 says nothing more
 SPARE = 60  # seconds that BentoML waits longer than the engine: for the upload, and so that our own answer comes first
 
 
@@ -66,25 +69,30 @@ class Worker:
             raise HTTPException(error.status, said.model_dump_json()) from error
         return True
 
-    async def read_picture(self, data: bytes, param: str) -> Image:
+    async def read_picture(self, data: bytes, param: str, fit: Fit) -> Image:
         """Decode a caller's picture beside the event loop.
 
-        Raises:
-            InvalidRequest: it is none, or one that would not fit into memory.
-        """
-        return await self._read(picture.read, data, param)
-
-    async def read_mask(self, data: bytes, param: str) -> Image:
-        """Decode a caller's mask: L, white where it is transparent, or white.
+        Args:
+            data: the file.
+            param: the field that it came in.
+            fit: makes of it what the model works on; the whole one may be large, and the request may wait long.
 
         Raises:
             InvalidRequest: it is none, or one that would not fit into memory.
         """
-        return await self._read(picture.read_mask, data, param)
+        return await self._read(picture.read, data, param, fit)
 
-    async def _read(self, read: Callable[[bytes, int], Image], data: bytes, param: str) -> Image:
+    async def read_mask(self, data: bytes, param: str, fit: Fit) -> Image:
+        """Decode a caller's mask, likewise: L, white where it is transparent, or white.
+
+        Raises:
+            InvalidRequest: it is none, or one that would not fit into memory.
+        """
+        return await self._read(picture.read_mask, data, param, fit)
+
+    async def _read(self, read: Callable[[bytes, int], Image], data: bytes, param: str, fit: Fit) -> Image:
         try:
-            return await asyncio.to_thread(read, data, self.settings.max_image_pixels)
+            return await asyncio.to_thread(lambda: fit(read(data, self.settings.max_image_pixels)))
         except picture.PictureError as error:
             raise InvalidRequest(str(error), param=param) from error
 
@@ -110,6 +118,7 @@ class Worker:
 
         async def start() -> tuple[Generation, Encoder]:
             terms = terms_of(request, self.longest)
+            self.engine.check_for_place()  # before a picture is decoded for nothing
             job = complete(job_type, body, self.engine.defaults(body.model))
             work, encoder = await prepare(job)
             return self.engine.submit(work, body.model, body.seed, terms), encoder

@@ -12,7 +12,7 @@ from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
-from services.worker import SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, Worker
 
 TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
@@ -29,7 +29,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     name="audio",
     workers=1,
     resources={"cpu": "2", "memory": "6Gi"},
-    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 64},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["audio"].port},
 )
 class AudioService(Worker):

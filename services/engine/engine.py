@@ -10,14 +10,14 @@ import math
 import secrets
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from services.engine import memory
 from services.engine.batching import BatchSizer
-from services.engine.generation import Generation, Terms, restarting
+from services.engine.generation import Generation, Pace, Terms, restarting
 from services.engine.mail import together
 from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
@@ -127,13 +127,16 @@ class Engine:
             limits: how many requests may wait, and what those in progress may take.
         """
         self._slots = slots
-        self._queue_length = metrics.queue_length
         self._metrics = {name: metrics.of(name) for name in slots}
+        self._paces = {name: Pace() for name in slots}
         self._limits = limits
         self._queue: FairQueue[Generation] = FairQueue()
         self._admitting: Generation | None = None
+        self._loading: Generation | None = None  # still in the queue, but its turn has come
+        self._has_room = False  # since the waiting were told of their places
         self._active: list[Active] = []  # in the order they came, the higher priority first
         self._last_forwards: dict[Hashable, int] = {}  # by kind: when it had its turn
+        self._last_turns: dict[str, int] = {}  # by caller: when one of its requests had its turn
         self._num_forwards = 0
         self._sizers: dict[Hashable, BatchSizer] = {}
         self._memory_bytes = 0.0
@@ -207,18 +210,33 @@ class Engine:
         if slot.is_preloaded and not slot.is_loaded:
             raise loading(name)
         seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
-        generation = Generation(request, name, seed, terms, self._metrics[name], self._withdraw)
+        generation = Generation(request, name, seed, terms, self._metrics[name], self._paces[name], self._withdraw)
         with self._wake:
-            if self._is_closing:
-                raise restarting()
-            if len(self._queue) >= self._limits.queue_size:
-                raise QueueFull(
-                    f"{len(self._queue)} requests wait already; try again later", retry_after=self._seconds_to_a_place()
-                )
+            self._check_for_place()
             self._queue.push(generation)
             self._note_queue()
             self._wake.notify()
         return generation
+
+    def check_for_place(self) -> None:
+        """Raise when a request would be refused whatever it asks for: to be called before work is put into it.
+
+        Raises:
+            ModelLoading: the worker is going down.
+            QueueFull: too many wait already.
+        """
+        with self._wake:
+            self._check_for_place()
+
+    def _check_for_place(self) -> None:
+        if self._is_closing:
+            raise restarting()
+        if self._num_waiting() >= self._limits.queue_size:
+            message = f"{self._num_waiting()} requests wait already; try again later"
+            raise QueueFull(message, retry_after=self._seconds_to_a_place())
+
+    def _num_waiting(self) -> int:
+        return len(self._queue) - (self._loading in self._queue)
 
     def _find(self, model: str | None) -> tuple[str, Slot]:
         name = model if model is not None else next(iter(self._slots))
@@ -244,7 +262,10 @@ class Engine:
 
     def _note_queue(self) -> None:
         """Count those who wait, and tell them how many are ahead."""
-        self._queue_length.set(len(self._queue))
+        waiting = Counter(generation.model for generation in self._queue.in_order() if generation is not self._loading)
+        for name, metrics in self._metrics.items():
+            metrics.queue_length.set(waiting[name])
+        self._has_room = False
         num_beyond = len(self._active) + (self._admitting is not None)
         for position, generation in enumerate(self._queue.in_order(), start=num_beyond):
             generation.queue(position)
@@ -256,8 +277,7 @@ class Engine:
                 self._preload()
                 self._drop_stopped()
                 self._admit()
-                if self._active:
-                    self._step(*self._choose())
+                self._advance_some()
             except Exception:
                 logger.exception("the engine failed; nobody who waits is kept waiting")
                 self._fail_all()
@@ -269,7 +289,7 @@ class Engine:
             self._active.clear()
             for generation in self._queue.in_order():
                 self._queue.remove(generation)
-            self._queue_length.set(0)
+            self._note_queue()
         for generation in everyone:
             generation.fail(GenerationFailed("the engine failed; its log says why"))
 
@@ -278,6 +298,7 @@ class Engine:
         with self._wake:
             if not self._active:
                 self._last_forwards.clear()  # whose keys may be requests
+                self._last_turns.clear()
                 retry_at = min((slot.retry_at for slot in self._slots.values()), default=math.inf)
                 patience = None if retry_at == math.inf else max(0.0, retry_at - time.monotonic())
                 self._wake.wait_for(lambda: self._queue or self._is_closing, patience)
@@ -335,11 +356,21 @@ class Engine:
             with self._wake:
                 if self._is_closing:
                     return
-                generation = self._admitting = self._next()
+                generation = self._next()
                 if generation is None:
+                    if self._has_room:
+                        self._note_queue()
                     return
-                self._queue.serve(generation)
+                is_loaded = self._slots[generation.model].is_loaded
+                if is_loaded:
+                    self._admitting = generation
+                    self._queue.serve(generation)
+                else:
+                    self._loading = generation
                 self._note_queue()
+            if not is_loaded:
+                self._load_for(generation)
+                continue
             try:
                 active = self._taken_up(generation)
             except Exception as error:
@@ -352,12 +383,29 @@ class Engine:
             self._admitting = None
             del generation  # the next may be long in coming, and this one's request may be large
 
+    def _load_for(self, generation: Generation) -> None:
+        """Load the model that a request needs; whether it has room beside the others is known only then."""
+        error = None
+        try:
+            generation.check()
+            self._loaded(generation.model)
+        except Exception as failure:
+            error = failure
+        with self._wake:
+            self._loading = None
+            if error is None or generation not in self._queue:  # it left meanwhile
+                return
+            self._queue.remove(generation)
+            self._note_queue()
+        end(generation, error)
+
     def _taken_up(self, generation: Generation) -> Active:
         generation.check()
         stepper = self._loaded(generation.model)
-        generation.check()  # loading takes its time
+        cost = stepper.cost(generation.request)
         state = stepper.admit(generation.request, generation.seed, generation)
-        return Active(generation, stepper, state, stepper.cost(generation.request))
+        generation.request = None  # which may be large; the state has what it needs
+        return Active(generation, stepper, state, cost)
 
     def _next(self) -> Generation | None:
         """Return who can be in progress beside the others; whoever waits for memory is not overtaken."""
@@ -368,19 +416,44 @@ class Engine:
             num_active = sum(active.stepper is stepper for active in self._active)
             if num_active < stepper.max_active:
                 in_use = sum(active.cost for active in self._active)
-                return generation if in_use + stepper.cost(generation.request) <= self._memory_bytes else None
+                try:
+                    cost = stepper.cost(generation.request)
+                except Exception:
+                    return generation  # who takes it up meets the same, and ends it
+                return generation if in_use + cost <= self._memory_bytes else None
         return None
 
-    def _choose(self) -> tuple[Hashable, list[Active]]:
-        """Choose the kind that has waited longest for its turn, and of those who need it, the first."""
+    def _advance_some(self) -> None:
+        chosen = self._choose()
+        if chosen is not None:
+            self._step(*chosen)
+
+    def _choose(self) -> tuple[Hashable, list[Active]] | None:
+        """Choose the kind that has waited longest for its turn, and as many who need it as are worth while."""
         kinds: dict[Hashable, list[Active]] = defaultdict(list)
-        for active in self._active:
-            kinds[active.kind].append(active)
+        for active in tuple(self._active):
+            try:
+                kinds[active.kind].append(active)
+            except Exception as error:
+                self._end(active, error)
+        if not kinds:
+            return None
         kind = min(kinds, key=lambda kind: self._last_forwards.get(kind, 0))
         self._num_forwards += 1
         self._last_forwards = {other: self._last_forwards.get(other, 0) for other in kinds}
         self._last_forwards[kind] = self._num_forwards
-        return kind, kinds[kind][: self._sizer(kind, kinds[kind][0]).limit(self._limits.step_seconds)]
+        limit = self._sizer(kind, kinds[kind][0]).limit(self._limits.step_seconds)
+        return kind, self._in_turn(kinds[kind])[:limit] if limit < len(kinds[kind]) else kinds[kind]
+
+    def _in_turn(self, actives: Sequence[Active]) -> list[Active]:
+        """Order who cannot all share a forward: by priority, then the callers in turn, each with the first it sent."""
+        counts: Counter[tuple[int, str]] = Counter()
+        ranks = []
+        for active in actives:
+            priority, caller = active.generation.priority, active.generation.caller
+            ranks.append((-priority, counts[priority, caller], self._last_turns.get(caller, 0)))
+            counts[priority, caller] += 1
+        return [actives[place] for place in sorted(range(len(actives)), key=ranks.__getitem__)]
 
     def _sizer(self, kind: Hashable, active: Active) -> BatchSizer:
         if kind is active:  # it runs alone
@@ -396,6 +469,7 @@ class Engine:
         stepper = batch[0].stepper
         started = time.monotonic()
         for active in batch:
+            self._last_turns[active.generation.caller] = self._num_forwards
             active.generation.begin(started, is_timed=active is batch[0])
         self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
         try:
@@ -433,9 +507,20 @@ class Engine:
             generation.finish(result.usage, result.finish_reason)
             self._drop(active)
         elif generation.wants_preview:
+            self._show(active)
+
+    def _show(self, active: Active) -> None:
+        """Hand on a sketch, if there is one: for want of it nobody loses the picture."""
+        try:
             picture = active.stepper.preview(active.state)
-            if picture is not None:
-                generation.show(picture)
+        except Exception as error:
+            logger.warning("model %s: a preview failed: %s", active.generation.model, error)
+            active.generation.forgo()
+            if memory.is_out_of_memory(error):
+                memory.give_back()
+            return
+        if picture is not None:
+            active.generation.show(picture)
 
     def _end_if_stopped(self, generation: Generation) -> bool:
         """End what nobody waits for any more; whether that is so."""
@@ -454,6 +539,7 @@ class Engine:
     def _drop(self, active: Active) -> None:
         with self._wake:
             self._active.remove(active)
+            self._has_room = True
 
 
 def end(generation: Generation, error: Exception) -> None:

@@ -23,7 +23,7 @@ class Progress:
 
     step: int
     steps: int
-    eta: float = field(default=0.0, compare=False)  # seconds until the last one, at the pace so far
+    eta: float | None = field(default=None, compare=False)  # seconds until the last one; None: not known yet
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,13 @@ class Terms:
     wants_progress: bool = True
 
 
+@dataclass
+class Pace:
+    """What iterations of a model took when they were last measured, in seconds; its first ones are another matter."""
+
+    seconds: float | None = None
+
+
 class Run(Protocol):
     """What a model sees of its request while it works on it; every call comes from the engine's thread."""
 
@@ -66,6 +73,7 @@ class Generation:
         seed: int,
         terms: Terms,
         metrics: GenerationMetrics,
+        pace: Pace,
         withdraw: Callable[["Generation"], None],
     ) -> None:
         """Take a request that was admitted; must be called from the event loop that follows it.
@@ -76,9 +84,10 @@ class Generation:
             seed: the seed in use, drawn where the caller gave none.
             terms: on what terms its caller waits.
             metrics: where its iterations are counted.
+            pace: of its model; shared by all of its generations.
             withdraw: called when it stops early, so that it does not go on waiting for its turn.
         """
-        self.request = request
+        self.request: Any = request  # None once the model has taken it up, or it is over
         self.model = model
         self.seed = seed
         self.caller = terms.caller
@@ -86,7 +95,7 @@ class Generation:
         self.position: int | None = None  # when it was accepted
         self._last_position: int | None = None
         self.num_iterations = 0
-        self.eta: float | None = None  # seconds, at the pace so far
+        self.eta: float | None = None  # seconds; None: not known yet
         self._num_previews = terms.num_previews
         self._wants_progress = terms.wants_progress
         self._num_shown = 0
@@ -94,6 +103,9 @@ class Generation:
         self._started_at: float | None = None
         self._expires_at = self._arrived_at + terms.deadline
         self._metrics = metrics
+        self._pace = pace
+        self._first: tuple[int, float] | None = None  # the first step that was reached, and when
+        self._reached_at = 0.0  # the present one
         self._withdraw = withdraw
         self._stopped_by: type[Cancelled | DeadlineExceeded] | None = None
         self._iteration_began: float | None = None
@@ -191,10 +203,27 @@ class Generation:
         if self._stopped_by is Cancelled:
             self._metrics.iterations_after_leave.inc()
         self._check(now)
-        self.eta = (now - (self._started_at or now)) * (steps - step) / step if step else 0.0
+        self._estimate(step, steps, now)
         self._progress = step, steps
         if self._wants_progress and (self._num_posted - self._num_read < MAX_UNREAD or step == steps):
             self._post(Progress(step, steps, self.eta))
+
+    def _estimate(self, step: int, steps: int, now: float) -> None:
+        """Guess when it will be through: by its pace since the first step, which encodes, or else by its model's."""
+        began = self._started_at or now
+        if step != self._progress[0]:
+            self._reached_at = now
+            if self._first is None:
+                self._first = step, now
+                if step == steps and self._pace.seconds is None:
+                    self._pace.seconds = (now - began) / step
+            elif step > self._first[0]:
+                self._pace.seconds = (now - self._first[1]) / (step - self._first[0])
+        if step == steps:
+            self.eta = 0.0
+        elif self._pace.seconds is not None:
+            since = now - (self._reached_at if step else began)
+            self.eta = max(0.0, self._pace.seconds * (steps - step) - since)
 
     @property
     def wants_preview(self) -> bool:
@@ -206,6 +235,10 @@ class Generation:
         """Hand on a sketch of the result."""
         self._num_shown += 1
         self._post(Preview(self._progress[0], picture))
+
+    def forgo(self) -> None:
+        """Do without one of the sketches."""
+        self._num_shown += 1
 
     def finish(self, usage: Mapping[str, int], finish_reason: str) -> None:
         """Say that the result is whole."""
@@ -224,6 +257,7 @@ class Generation:
         self._withdraw(self)
 
     def _end(self, ending: Ending, event: Done | ServiceError) -> None:
+        self.request = None
         self._metrics.endings[ending].inc()
         self._post(event)
 

@@ -26,6 +26,7 @@ class GenerationMetrics:
     iterations_after_leave: Counter
     iteration_seconds: Histogram
     batch_size: Histogram
+    queue_length: Gauge
 
 
 class EngineMetrics:
@@ -57,13 +58,13 @@ class EngineMetrics:
         self._batch_size = Histogram(
             "atelier_batch_size", "Requests that shared a forward", labels, buckets=BATCH_BUCKETS, registry=registry
         )
-        self.queue_length = Gauge(
+        self._queue_length = Gauge(
             "atelier_queue_length",
             "Requests that wait for the model",
-            ("modality",),
+            labels,
             multiprocess_mode="mostrecent",
             registry=registry,
-        ).labels(modality)
+        )
 
     def of(self, model: str) -> GenerationMetrics:
         """The series of one model; they show as 0 from here on."""
@@ -74,4 +75,5 @@ class EngineMetrics:
             iterations_after_leave=self._iterations_after_leave.labels(*labels),
             iteration_seconds=self._iteration_seconds.labels(*labels),
             batch_size=self._batch_size.labels(*labels),
+            queue_length=self._queue_length.labels(*labels),
         )

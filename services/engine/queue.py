@@ -1,9 +1,11 @@
 """Who is next: the higher priority, then the caller who has been served least, then whoever came first.
 
-Within a priority this is start-time fair queueing: a request's turn is the later of its caller's last turn and the turn
-being served, plus one. Who sends many at once waits behind those who send one.
+Within a priority this is start-time fair queueing: a caller's requests have turns one after the other, beginning behind
+the one being served or the caller's last, whichever is later. Who sends many at once waits behind those who send one.
 """
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 
@@ -17,48 +19,89 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
+@dataclass
+class Line(Generic[W]):
+    """A caller's requests of one priority, in the order they came.
+
+    Args:
+        last: the turn that the caller has had.
+    """
+
+    last: int
+    items: list[W] = field(default_factory=list)
+
+
+@dataclass
+class Level(Generic[W]):
+    """A priority.
+
+    Args:
+        turn: what is being served.
+        lines: by caller; one without requests is of a caller who is ahead of `turn`.
+    """
+
+    turn: int = 0
+    lines: dict[str, Line[W]] = field(default_factory=dict)
+
+
 class FairQueue(Generic[W]):
     """Requests that wait. Not thread-safe."""
 
     def __init__(self) -> None:
         """Start empty."""
-        self._turns: dict[W, tuple[int, int, int]] = {}  # in the order they came; what they are sorted by
-        self._last_turns: dict[str, int] = {}  # of callers who are ahead of what is being served
-        self._served = 0
+        self._arrivals: dict[W, int] = {}
+        self._levels: defaultdict[int, Level[W]] = defaultdict(Level)
         self._count = 0
 
     def __len__(self) -> int:
         """Count who waits."""
-        return len(self._turns)
+        return len(self._arrivals)
 
     def __contains__(self, item: object) -> bool:
         """Whether it waits."""
-        return item in self._turns
+        return item in self._arrivals
 
     def push(self, item: W) -> None:
         """Let `item` wait."""
-        turn = max(self._last_turns.get(item.caller, 0), self._served) + 1
-        self._last_turns[item.caller] = turn
         self._count += 1
-        self._turns[item] = (-item.priority, turn, self._count)
+        self._arrivals[item] = self._count
+        level = self._levels[item.priority]
+        line = level.lines.setdefault(item.caller, Line(level.turn))
+        if not line.items:
+            line.last = max(line.last, level.turn)
+        line.items.append(item)
 
     def remove(self, item: W) -> None:
-        """Let `item` wait no longer.
+        """Let `item` wait no longer; its turn goes to the next of its caller.
 
         Raises:
             KeyError: it does not wait.
         """
-        del self._turns[item]
-        if not self._turns:  # nobody is ahead of anybody any more
-            self._last_turns.clear()
-            self._served = 0
+        del self._arrivals[item]
+        self._levels[item.priority].lines[item.caller].items.remove(item)
+        self._forget(item.priority)
 
     def serve(self, item: W) -> None:
         """Take `item` out, as its turn has come."""
-        self._served = max(self._served, self._turns[item][1])
-        self._last_turns = {caller: turn for caller, turn in self._last_turns.items() if turn > self._served}
+        level = self._levels[item.priority]
+        line = level.lines[item.caller]
+        level.turn = max(level.turn, line.last + 1)
+        line.last += 1
         self.remove(item)
 
     def in_order(self) -> list[W]:
         """Everyone, the next one first."""
-        return sorted(self._turns, key=self._turns.__getitem__)
+        ranks = {
+            item: (-priority, line.last + place, self._arrivals[item])
+            for priority, level in self._levels.items()
+            for line in level.lines.values()
+            for place, item in enumerate(line.items)
+        }
+        return sorted(ranks, key=ranks.__getitem__)
+
+    def _forget(self, priority: int) -> None:
+        """Keep of those who do not wait only who is ahead of others that do."""
+        level = self._levels[priority]
+        level.lines = {caller: line for caller, line in level.lines.items() if line.items or line.last > level.turn}
+        if not any(line.items for line in level.lines.values()):
+            del self._levels[priority]

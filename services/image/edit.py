@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from services.image.schema import ImageJob
-from services.schema import parse_size
+
+STRENGTH = 0.8  # of a whole picture, the library's
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,8 +17,3 @@ class Edit:
     picture: Image.Image | None = None  # RGB, of the job's size
     mask: Image.Image | None = None  # L, of the job's size, white where to paint
     strength: float = 1.0  # how far the picture may be left behind
-
-
-def fitted(picture: Image.Image, size: str) -> Image.Image:
-    """Crop a picture to the aspect ratio of `size`, and scale it."""
-    return ImageOps.fit(picture, parse_size(size))

@@ -155,9 +155,8 @@ class ImageStepper:
             timesteps, _ = self._redrawing.get_timesteps(job.num_inference_steps, request.strength, "cpu")
             if not len(timesteps):
                 raise InvalidRequest("strength leaves no step to be made; raise it, or the steps", param="strength")
-        return Drawing(
-            request, run, scheduler, timesteps, torch.Generator().manual_seed(seed), is_guided=job.guidance_scale > 1
-        )
+        is_guided = job.guidance_scale > 1 and self._pipeline.unet.config.time_cond_proj_dim is None
+        return Drawing(request, run, scheduler, timesteps, torch.Generator().manual_seed(seed), is_guided)
 
     def key(self, state: Drawing) -> Hashable | None:
         """Name phase and shapes; the preparing is a request's own."""
@@ -207,7 +206,7 @@ class ImageStepper:
                 state.run.emit(self._finished(row))
                 state.advance()
                 width, height = parse_size(state.job.size)
-                return Result({"images": 1, "pixel_steps": width * height * state.job.num_inference_steps})
+                return Result({"images": 1, "pixel_steps": width * height * len(state.timesteps)})
         state.advance()
         return None
 

@@ -42,6 +42,6 @@ class ImageJob(ImageRequest):
 
 
 class EditJob(ImageJob):
-    """An edit with the model's defaults in; the strength's is the library's."""
+    """An edit with the model's defaults in."""
 
-    strength: Strength = 0.8
+    strength: Strength | None = None  # the library's: all of what a mask shows, 0.8 of a whole picture

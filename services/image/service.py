@@ -11,13 +11,14 @@ from starlette.routing import Route
 from services.encoders import Base64Encoder, Encoder, PngEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
-from services.image.edit import Edit, fitted
+from services.image.edit import STRENGTH, Edit
 from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest
+from services.media.picture import fitting
 from services.registry import WORKERS, Model
 from services.responses import negotiated, rendered
 from services.settings import Settings
 from services.uploads import JsonBodies, missing, naming_the_field, read_form
-from services.worker import SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, Worker
 
 TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
@@ -51,9 +52,11 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
         raise missing("image")
 
     async def prepare(job: EditJob) -> tuple[Edit, Encoder]:
-        picture = fitted(await worker.read_picture(files["image"], "image"), job.size)
-        mask = fitted(await worker.read_mask(files["mask"], "mask"), job.size) if "mask" in files else None
-        return Edit(job, picture, mask, job.strength), negotiated(request, PngEncoder(), in_json)
+        fit = fitting(job.size)
+        picture = await worker.read_picture(files["image"], "image", fit)
+        mask = await worker.read_mask(files["mask"], "mask", fit) if "mask" in files else None
+        strength = job.strength if job.strength is not None else STRENGTH if mask is None else 1.0
+        return Edit(job, picture, mask, strength), negotiated(request, PngEncoder(), in_json)
 
     with naming_the_field():
         return await worker.answer(request, EditRequest.model_validate(fields), EditJob, prepare)
@@ -71,7 +74,7 @@ routes = Starlette(routes=[Route(EDITS, edit, methods=["POST"])])
     name="image",
     workers=1,
     resources={"cpu": "2", "memory": "6Gi"},
-    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 64},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["image"].port},
 )
 @bentoml.asgi_app(routes)

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, ImageFile
+from PIL import ExifTags, Image, ImageChops, ImageFile, ImageOps
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -13,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 MAX_ASPECT = 100  # longer side to shorter
+MAX_SIDE = 1024  # pixels, of a picture that a model will look at in far fewer
 MAX_SCANS = 100  # a progressive JPEG has about ten; 31 bytes more ask for one more pass over every pixel
 
 # The readers themselves instead of Image.open, which warns about large pictures before anyone can look at their size.
@@ -59,6 +61,18 @@ def read_mask(data: bytes, max_pixels: int) -> Image.Image:
         PictureError: as in `read`.
     """
     return _decode(data, max_pixels, _mask)
+
+
+def fitting(size: str) -> Callable[[Image.Image], Image.Image]:
+    """Return what crops a picture to the aspect ratio of a size such as `"512x384"`, and scales it."""
+    width, height = size.split("x")
+    return partial(ImageOps.fit, size=(int(width), int(height)))
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """Scale a picture down, if need be, to a longer side of 1024 pixels; may change `image` itself."""
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return image
 
 
 def _decode(data: bytes, max_pixels: int, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

@@ -10,12 +10,13 @@ from PIL.Image import Image
 from services.encoders import Base64Encoder, Encoder, ObjEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
+from services.media.picture import reduced
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
-from services.worker import SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, Worker
 
 TIMEOUT = 900  # seconds
 MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
@@ -33,7 +34,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     name="mesh",
     workers=1,
     resources={"cpu": "2", "memory": "8Gi"},
-    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 48},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["mesh"].port},
 )
 class MeshService(Worker):
@@ -52,7 +53,10 @@ class MeshService(Worker):
             body = body.model_copy(update={"model": IMAGE_MODEL})
 
         async def prepare(job: MeshJob) -> tuple[tuple[MeshJob, Image | None], Encoder]:
-            image = None if job.image is None else await self.read_picture(base64.b64decode(job.image), "image")
+            image = None
+            if job.image is not None:
+                image = await self.read_picture(base64.b64decode(job.image), "image", reduced)
+                job = job.model_copy(update={"image": None})  # the file may be large, and the request may wait long
             return (job, image), negotiated(ctx.request, ObjEncoder(), partial(Base64Encoder, output_format="obj"))
 
         return await self.answer_api(ctx, body, MeshJob, prepare)

@@ -12,7 +12,7 @@ from services.responses import negotiated
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest
 from services.uploads import JsonBodies
-from services.worker import SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, Worker
 
 TIMEOUT = 300  # seconds
 MAX_BODY_BYTES = 10_000_000
@@ -29,7 +29,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     name="text",
     workers=1,
     resources={"cpu": "2", "memory": "6Gi"},
-    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 128},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["text"].port},
 )
 class TextService(Worker):

@@ -13,12 +13,13 @@ from services.encoders import Encoder, Mp4Encoder
 from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
+from services.media.picture import fitting
 from services.registry import WORKERS, Model
 from services.responses import negotiated, rendered
 from services.settings import Settings
 from services.uploads import naming_the_field, read_form
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
-from services.worker import SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, Worker
 
 TIMEOUT = 1800  # seconds
 FILE_FIELD = "input_reference"
@@ -67,7 +68,8 @@ async def film_picture(request: Request, worker: "VideoService", body: VideoRequ
         if data is None:
             wanted = f"a file in '{FILE_FIELD}', or with a 'prompt' for model '{TEXT_MODEL}'"
             raise InvalidRequest(f"send a multipart form with {wanted}", param=FILE_FIELD)
-        return (job, await worker.read_picture(data, FILE_FIELD)), negotiated(request, Mp4Encoder(job.fps))
+        picture = await worker.read_picture(data, FILE_FIELD, fitting(job.size))
+        return (job, picture), negotiated(request, Mp4Encoder(job.fps))
 
     return await worker.answer(request, body, VideoJob, prepare)
 
@@ -90,7 +92,7 @@ routes = Starlette(routes=[Route("/v1/videos", generate, methods=["POST"])])
     name="video",
     workers=1,
     resources={"cpu": "2", "memory": "12Gi"},
-    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": 48},
+    traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["video"].port},
 )
 @bentoml.asgi_app(routes)

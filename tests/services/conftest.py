@@ -98,7 +98,7 @@ class Bench:
 
     @property
     def queue_length(self) -> float | None:
-        return self.registry.get_sample_value("atelier_queue_length", {"modality": "test"})
+        return self.count("queue_length")
 
 
 MakeBench = Callable[..., Bench]

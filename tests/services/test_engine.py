@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from services.engine.engine import Engine, Slot
 from services.engine.events import Done, Event, Output, Progress, Queued, Started
-from services.engine.generation import Generation, Run, Terms
+from services.engine.generation import Generation, Pace, Run, Terms
 from services.engine.metrics import EngineMetrics
 from services.engine.stepper import Result
 from services.errors import (
@@ -85,7 +85,7 @@ def whole(events: list[Event]) -> list[Event]:
 def alone(deadline: float) -> Generation:
     """A generation in no engine's hands."""
     metrics = EngineMetrics("test", CollectorRegistry()).of("model")
-    return Generation(nothing, "model", 0, Terms(deadline), metrics, withdraw=lambda generation: None)
+    return Generation(nothing, "model", 0, Terms(deadline), metrics, Pace(), withdraw=lambda generation: None)
 
 
 # --- events ---

@@ -55,6 +55,10 @@ def stepper(worker_settings: Settings) -> Watched:
 
 @pytest.fixture(scope="module")
 def pipelines(data_dir: Path) -> dict[str, Any]:
+    return load_pipelines(data_dir)
+
+
+def load_pipelines(data_dir: Path) -> dict[str, Any]:
     """The library's own, by what they make a picture from."""
     drawing: Any = DiffusionPipeline.from_pretrained(data_dir / "tiny" / "image")
     redrawing: Any = StableDiffusionImg2ImgPipeline(**drawing.components, requires_safety_checker=False)
@@ -273,31 +277,58 @@ def test_a_strength_that_leaves_no_step_is_refused(stepper: Watched) -> None:
 # --- a network made for inpainting: mask and masked picture are among its inputs ---
 
 
-@pytest.fixture(scope="module")
-def painter(worker_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Watched, Any]:
-    folder = tmp_path_factory.mktemp("painter")
-    shutil.copytree(worker_settings.data_dir / "tiny" / "image", folder / "tiny" / "image")
+def altered(settings: Settings, folder: Path, **config: Any) -> tuple[Watched, dict[str, Any]]:
+    """The model with another denoiser, and the library's pipelines of it."""
+    shutil.copytree(settings.data_dir / "tiny" / "image", folder / "tiny" / "image")
     unet: Any = UNet2DConditionModel
     torch.manual_seed(0)
-    config = {**unet.load_config(folder / "tiny" / "image" / "unet"), "in_channels": 9}
+    config = {**unet.load_config(folder / "tiny" / "image" / "unet"), **config}
     unet.from_config(config).save_pretrained(folder / "tiny" / "image" / "unet")
-    loaded: Any = DiffusionPipeline.from_pretrained(folder / "tiny" / "image")
-    library: Any = StableDiffusionInpaintPipeline(**loaded.components, requires_safety_checker=False)
-    library.set_progress_bar_config(disable=True)
-    return Watched(MODEL, worker_settings.model_copy(update={"data_dir": folder})), library
+    return Watched(MODEL, settings.model_copy(update={"data_dir": folder})), load_pipelines(folder)
 
 
-def test_a_network_made_for_inpainting_is_the_librarys_own(painter: tuple[Watched, Any]) -> None:
-    stepper, library = painter
+@pytest.fixture(scope="module")
+def painter(worker_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Watched, dict[str, Any]]:
+    return altered(worker_settings, tmp_path_factory.mktemp("painter"), in_channels=9)
+
+
+def test_a_network_made_for_inpainting_is_the_librarys_own(painter: tuple[Watched, dict[str, Any]]) -> None:
+    stepper, pipelines = painter
     together = [Arrival(edit("mask", strength=1.0), seed=1), Arrival(edit("mask", guidance_scale=1), seed=2, tick=2)]
     recorders, _ = run(stepper, together)
 
     for arrival, recorder in zip(together, recorders, strict=True):
-        assert_equal(stepper, {"mask": library}, arrival, recorder)
+        assert_equal(stepper, pipelines, arrival, recorder)
 
 
 @pytest.mark.parametrize("source", ["text", "picture"])
-def test_a_network_made_for_inpainting_needs_a_mask(painter: tuple[Watched, Any], source: str) -> None:
+def test_a_network_made_for_inpainting_needs_a_mask(painter: tuple[Watched, dict[str, Any]], source: str) -> None:
     with pytest.raises(InvalidRequest, match="mask") as refusal:
         alone(painter[0], edit(source), stop_after=0)
     assert refusal.value.param == "mask"
+
+
+@pytest.mark.parametrize("source", ["text", "picture"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_a_network_that_takes_the_guidance_as_an_input_is_the_librarys_own(
+    worker_settings: Settings, tmp_path: Path, source: str, guidance_scale: float
+) -> None:
+    stepper, pipelines = altered(worker_settings, tmp_path, time_cond_proj_dim=16)
+    together = [
+        Arrival(edit(source, guidance_scale=guidance_scale), seed=1),
+        Arrival(edit("text", guidance_scale=3), seed=2, tick=2),
+    ]
+    recorders, _ = run(stepper, together)
+
+    for arrival, recorder in zip(together, recorders, strict=True):
+        assert_equal(stepper, pipelines, arrival, recorder)
+
+
+@pytest.mark.parametrize(
+    ("source", "strength", "num_steps"), [("text", 1.0, 10), ("picture", 0.3, 3), ("mask", 0.5, 5)]
+)
+def test_usage_counts_the_steps_that_were_made(stepper: Watched, source: str, strength: float, num_steps: int) -> None:
+    made = alone(stepper, edit(source, strength, num_inference_steps=10))
+
+    assert made.result is not None
+    assert made.result.usage == {"images": 1, "pixel_steps": 64 * 64 * num_steps}

@@ -104,6 +104,15 @@ def test_the_video_workers_model_for_prompts_exists() -> None:
     assert TEXT_MODEL in {model.id for model in models_of("video", MODELS)}
 
 
+LARGEST_QUEUE = 900
+
+
+def test_a_queue_may_be_as_long_as_bentoml_lets_wait() -> None:
+    assert Settings(queue_size=LARGEST_QUEUE).queue_size == LARGEST_QUEUE
+    with pytest.raises(ValidationError):
+        Settings(queue_size=LARGEST_QUEUE + 1)
+
+
 def test_workers_have_ports_of_their_own() -> None:
     assert {task: worker.port for task, worker in WORKERS.items()} == {
         "text": 3001, "audio": 3002, "image": 3003, "video": 3004, "mesh": 3005,
@@ -120,7 +129,7 @@ def test_a_workers_target_is_a_service_that_answers_before_bentoml_does(task: Ta
     assert service.config["http"]["port"] == WORKERS[task].port
     assert service.config["workers"] == 1  # the engine owns the model
     assert traffic["timeout"] > service.inner.longest  # else BentoML's 504, without our envelope, comes first
-    assert traffic["max_concurrency"] > Settings().queue_size + 1  # else its 429, without Retry-After, does
+    assert traffic["max_concurrency"] > LARGEST_QUEUE + 100  # else its 429, without Retry-After, does
     assert service.config["resources"]
 
 

@@ -7,17 +7,21 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
+from services.engine import generation as generation_module
 from services.engine.batching import BatchSizer
 from services.engine.engine import Slot
 from services.engine.events import Done, Event, Output, Preview, Progress, Queued, Started
-from services.engine.generation import Generation, Run, Terms
+from services.engine.generation import Generation, Pace, Run, Terms
+from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
 from services.engine.stepper import Result
 from services.errors import DeadlineExceeded, GenerationFailed, ModelLoading, ModelUnavailable, QueueFull
@@ -260,14 +264,56 @@ async def test_a_full_queue_says_when_there_will_be_room_by_the_pace_so_far(
     running = submit(bench, Walk("running", 100))
     await reach(gate)
     waiting = submit(bench, Walk("waiting", 1))
+    running.eta = 41.3
     with pytest.raises(QueueFull) as refusal:
         submit(bench, Walk("refused", 1))
+    with pytest.raises(QueueFull):
+        bench.engine.check_for_place()
     gate.opened.set()
     await asyncio.gather(follow(running), follow(waiting))
+    bench.engine.check_for_place()
 
-    assert refusal.value.retry_after is not None
-    assert refusal.value.retry_after >= 1
-    assert refusal.value.retry_after == int(refusal.value.retry_after)
+    assert refusal.value.retry_after == 42
+
+
+async def test_callers_in_progress_take_turns_where_not_all_can_share(
+    bench: Bench, walker: Walker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchSizer, "limit", lambda self, longest: 2)
+    walker.max_active = 8
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, Walk("first", 1))]
+    await reach(gate)
+    generations += [submit(bench, Walk(f"greedy{number}", 4), caller="greedy") for number in range(4)]
+    generations.append(submit(bench, Walk("modest", 2), caller="modest"))
+    generations.append(submit(bench, Walk("also", 2), caller="also"))
+    generations.append(submit(bench, Walk("urgent", 1), caller="greedy", priority=1))
+    gate.opened.set()
+    await asyncio.gather(*map(follow, generations))
+
+    # The urgent one first, the three callers in turn, and a caller's own one after the other.
+    assert walker.forwards[1:6] == [
+        ("urgent", "greedy0"),
+        ("modest", "also"),
+        ("greedy0", "modest"),
+        ("also", "greedy0"),
+        ("greedy0", "greedy1"),
+    ]
+
+
+async def test_who_waits_hears_when_somebody_ahead_is_through_though_nobody_is_taken_up(
+    bench: Bench, walker: Walker
+) -> None:
+    walker.max_active = 2
+    short, long = Walk("short", 2), Walk("long", 8, cost=int(1e9) - 1)
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, short), submit(bench, long)]
+    await reach(gate)
+    last = submit(bench, Walk("last", 1, cost=int(1e9)))  # needs all memory
+    gate.opened.set()
+    *_, told = await asyncio.gather(*map(follow, [*generations, last]))
+
+    assert [event.position for event in told if isinstance(event, Queued)] == [2, 1]
 
 
 class Ticket:
@@ -320,6 +366,56 @@ def test_callers_are_served_in_turns_however_many_each_sends(counts: dict[str, i
         assert all(served[:number].count(other) >= turn - 1 for other in waiting)  # nobody is two turns behind
 
 
+def served(queue: FairQueue[Ticket]) -> list[Ticket]:
+    order = []
+    while len(queue):
+        order.append(queue.in_order()[0])
+        queue.serve(order[-1])
+    return order
+
+
+def test_what_is_served_at_one_priority_moves_no_turn_at_another() -> None:
+    queue: FairQueue[Ticket] = FairQueue()
+    greedy = [Ticket("greedy", 0) for _ in range(3)]
+    urgent = [Ticket("urgent", 1) for _ in range(5)]
+    modest = Ticket("modest", 0)
+    for ticket in (*greedy, *urgent):
+        queue.push(ticket)
+    for ticket in urgent:
+        assert queue.in_order()[0] is ticket
+        queue.serve(ticket)
+    queue.push(modest)
+
+    assert served(queue) == [greedy[0], modest, *greedy[1:]]
+
+
+def test_a_turn_that_was_not_used_is_given_back() -> None:
+    queue: FairQueue[Ticket] = FairQueue()
+    withdrawn, others = [Ticket("a", 0) for _ in range(6)], [Ticket("b", 0) for _ in range(3)]
+    for ticket in (*withdrawn, *others):
+        queue.push(ticket)
+    for ticket in withdrawn:
+        queue.remove(ticket)
+    last = Ticket("a", 0)
+    queue.push(last)
+
+    assert served(queue) == [others[0], last, *others[1:]]
+
+
+def test_who_had_turns_beforehand_waits_for_those_who_had_none() -> None:
+    queue: FairQueue[Ticket] = FairQueue()
+    first, second = Ticket("a", 0), Ticket("a", 0)
+    other = [Ticket("b", 0) for _ in range(2)]
+    for ticket in (first, second, *other):
+        queue.push(ticket)
+    queue.serve(first)
+    queue.serve(second)
+    third = Ticket("a", 0)
+    queue.push(third)
+
+    assert served(queue) == [*other, third]
+
+
 # --- what goes wrong ---
 
 
@@ -370,19 +466,55 @@ async def test_too_little_memory_for_one_alone_is_told_to_it(bench: Bench, walke
 
 
 @pytest.mark.parametrize("method", ["key", "cost"])
-async def test_a_bug_in_a_stepper_fails_who_waits_and_the_next_is_served(
+async def test_a_bug_in_a_stepper_fails_whom_it_concerns_and_nobody_else(
     bench: Bench, walker: Walker, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    def fail(state: Walk) -> Any:
-        raise ZeroDivisionError
+    right = getattr(walker, method)
+
+    def fail(walk: Walk) -> Any:
+        if walk.name == "culprit":
+            raise ZeroDivisionError
+        return right(walk)
 
     await follow(submit(bench, Walk("loads the model", 1)))
-    with monkeypatch.context() as patch:
-        patch.setattr(walker, method, fail)
-        results = await asyncio.gather(*(follow(submit(bench, Walk(name))) for name in "abc"), return_exceptions=True)
-    assert all(isinstance(result, GenerationFailed) for result in results)
-    assert isinstance((await follow(submit(bench, Walk("next"))))[-1], Done)
+    walker.forwards.clear()
+    monkeypatch.setattr(walker, method, fail)
+    generations = await held(bench, walker, *(Walk(name) for name in ("a", "culprit", "b")))
+    results = await asyncio.gather(*map(follow, generations), return_exceptions=True)
+
+    assert [isinstance(result, GenerationFailed) for result in results] == [False, False, True, False]
     assert bench.queue_length == 0
+    assert bench.endings() == {"complete": 4, "left": 0, "failed": 1}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, MemoryError])
+async def test_a_preview_that_fails_is_done_without(
+    bench: Bench, walker: Walker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(state: Walk) -> Any:
+        raise error
+
+    monkeypatch.setattr(walker, "preview", fail)
+    events = await follow(submit(bench, Walk("a", 6), num_previews=2))
+
+    assert made(events) == steps_of(Walk("a", 6))
+    assert not any(isinstance(event, Preview) for event in events)
+
+
+async def test_a_request_whose_model_is_not_loaded_yet_waits_for_memory_like_others(make_bench: MakeBench) -> None:
+    walker, other = Walker(), Walker()
+    both: list[tuple[str, ...]] = []
+    walker.forwards = other.forwards = both
+    slots = {"model": Slot(lambda: walker, is_preloaded=False), "other": Slot(lambda: other, is_preloaded=False)}
+    bench = make_bench(slots, memory_bytes=10)
+    gate = walker.gates[1] = Gate()
+    first = submit(bench, Walk("first", 5, cost=9))
+    await reach(gate)
+    second = bench.engine.submit(Walk("second", 2, cost=1000), "other", 0, Terms(LONG))
+    gate.opened.set()
+    await asyncio.gather(follow(first), follow(second))
+
+    assert both == [("first",)] * 5 + [("second",)] * 2
 
 
 # --- leaving ---
@@ -453,12 +585,46 @@ async def test_progress_that_nobody_asked_for_is_not_told(bench: Bench) -> None:
     assert bench.count("iterations_total") == 9
 
 
-async def test_the_time_left_falls_to_nothing(bench: Bench) -> None:
-    events = await follow(submit(bench, Walk("a", 4)))
-    etas = [event.eta for event in events if isinstance(event, Progress)]
+async def test_the_time_left_goes_by_the_pace_since_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(generation_module, "time", SimpleNamespace(monotonic=lambda: now))
+    metrics = EngineMetrics("test", CollectorRegistry()).of("model")
+    pace = Pace()
 
-    assert etas[-1] == 0
-    assert all(eta >= 0 for eta in etas)
+    def begun() -> Generation:
+        generation = Generation(None, "model", 0, Terms(1e9), metrics, pace, withdraw=lambda generation: None)
+        generation.begin(now, is_timed=True)
+        return generation
+
+    first = begun()
+    etas = []
+    for step, seconds in [(1, 0.5), (2, 2.0), (3, 4.0), (4, 3.0), (5, 3.0)]:  # the first one is cheap: it encodes
+        now += seconds
+        first.advance(step, 5)
+        etas.append(first.eta)
+    assert etas == [None, 6.0, 6.0, 3.0, 0.0]
+
+    second = begun()  # which knows from the first what to expect
+    etas = []
+    for step, seconds in [(0, 1.0), (0, 1.0), (1, 1.0), (1, 1.0), (2, 0.0), (2, 99.0), (3, 0.0)]:
+        now += seconds
+        second.advance(step, 3)
+        etas.append(second.eta)
+    assert etas == [8.0, 7.0, 6.0, 5.0, 1.0, 0.0, 0.0]
+
+
+async def test_a_generation_that_is_over_or_taken_up_holds_its_request_no_longer(bench: Bench, walker: Walker) -> None:
+    walker.max_active = 1
+    gate = walker.gates[1] = Gate()
+    running = submit(bench, Walk("running", 2))
+    await reach(gate)
+    leaving = submit(bench, Walk("leaving", 2))
+    assert running.request is None
+    assert leaving.request is not None
+    leaving.cancel()
+    assert leaving.request is None
+    gate.opened.set()
+    await follow(running)
 
 
 async def test_a_follower_who_is_slow_misses_progress_but_no_output_and_not_the_end(bench: Bench) -> None:

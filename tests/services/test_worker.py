@@ -130,6 +130,19 @@ def test_a_form_becomes_a_film(cinema: tuple[str, Cinema]) -> None:
     assert picture.mode == "RGB"
 
 
+def test_a_large_picture_is_cut_to_the_films_size_before_it_waits(cinema: tuple[str, Cinema]) -> None:
+    url, booth = cinema
+    left_half = Image.new("RGB", (800, 400), "blue")
+    left_half.paste("red", (0, 0, 400, 400))
+    file = io.BytesIO()
+    left_half.save(file, "PNG")
+    assert post(url, file.getvalue()).status_code == 200
+
+    picture = booth.projector.asked[-1][1]
+    assert picture.size == (64, 64)
+    assert (picture.getpixel((20, 30)), picture.getpixel((50, 30))) == ((255, 0, 0), (0, 0, 255))
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

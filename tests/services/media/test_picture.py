@@ -341,3 +341,19 @@ def test_a_mask_is_turned_as_its_picture_is() -> None:
 def test_what_is_no_mask_is_refused_as_a_picture_is() -> None:
     with pytest.raises(picture.PictureError, match="not a PNG"):
         picture.read_mask(b"no picture", MAX_PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"), [((4096, 2048), (1024, 512)), ((30, 2048), (15, 1024)), ((80, 60), (80, 60))]
+)
+def test_a_picture_is_reduced_to_what_a_model_looks_at(size: tuple[int, int], smaller: tuple[int, int]) -> None:
+    assert picture.reduced(Image.new("RGB", size)).size == smaller
+
+
+def test_a_picture_is_cropped_around_its_middle_and_scaled() -> None:
+    striped = Image.new("RGB", (300, 100), "red")
+    striped.paste("blue", (100, 0, 200, 100))
+    made = picture.fitting("64x64")(striped)
+
+    assert made.size == (64, 64)
+    assert made.crop((2, 2, 62, 62)).getcolors() == [(60 * 60, (0, 0, 255))]
