@@ -133,12 +133,14 @@ def of_services(path: PurePosixPath, name: str, library: str) -> str | None:
         return "no modality knows another"
     if library == "bentoml" and file not in {"service.py", "cluster.py"} and str(path) not in WITH_BENTOML:
         return "BentoML is for services alone"
-    if library in MODELS and folder not in {"engine", "tiny"} and not (folder in MODALITIES and file == "engine.py"):
+    is_engine = (folder in MODALITIES and file == "engine.py") or str(path) in PARTS_OF_ENGINES
+    if library in MODELS and folder not in {"engine", "tiny"} and not is_engine:
         return "model libraries are for engines alone"
     return None
 
 
 SHARED_BY_SCHEMAS = {"services", "services.schema"}
+PARTS_OF_ENGINES = {"services/mesh/surface.py"}
 WITH_BENTOML = {
     "services/worker.py",  # what the five services have in common
     "services/errors.py",
