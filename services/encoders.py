@@ -4,8 +4,8 @@ import base64
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
-from uuid import uuid4
 
 from services.engine.events import Done, Event, Preview, Progress, Queued, Started
 from services.errors import ServiceError
@@ -27,6 +27,28 @@ class Encoder(Protocol):
 
     def abort(self) -> None:
         """Free what is held, whether or not it was closed; may be called twice."""
+
+
+class EventStream(ABC):
+    """An encoder whose answer consists of server-sent events: an error is one of them."""
+
+    media_type, streams = "text/event-stream", True
+
+    @abstractmethod
+    def tell(self, event: Event | ServiceError) -> bytes:
+        """Encode what is no output, as far as it is told."""
+
+    @abstractmethod
+    def add(self, data: Any) -> bytes:
+        """Take an output; return what can leave already."""
+
+    @abstractmethod
+    def close(self, done: Done) -> bytes:
+        """Return the rest."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Free what is held."""
 
 
 class PngEncoder:
@@ -105,23 +127,6 @@ class Mp4Encoder:
             self._encoder.abort()
 
 
-class TextEncoder:
-    """Text as it is made."""
-
-    media_type, streams = "text/plain", True
-
-    def add(self, data: Any) -> bytes:
-        """Take whole characters."""
-        return str(data).encode()
-
-    def close(self, done: Done) -> bytes:
-        """Return nothing."""
-        return b""
-
-    def abort(self) -> None:
-        """Hold nothing."""
-
-
 class Base64Encoder:
     """Another encoder's bytes in JSON, in the shape of OpenAI's images API."""
 
@@ -154,10 +159,8 @@ class Base64Encoder:
         self._inner.abort()
 
 
-class EventEncoder:
+class EventEncoder(EventStream):
     """Server-sent events around another encoder: how it goes on, and its bytes in base64 as they are made."""
-
-    media_type, streams = "text/event-stream", True
 
     def __init__(self, inner: Encoder) -> None:
         """Wrap `inner`."""
@@ -206,39 +209,3 @@ def server_sent(name: str, **data: Any) -> bytes:
 def text_of(data: bytes) -> str:
     """Encode bytes for JSON."""
     return base64.b64encode(data).decode()
-
-
-class ChatEncoder:
-    """A chat completion, in the shape of OpenAI's API."""
-
-    media_type, streams = "application/json", False
-
-    def __init__(self, model: str) -> None:
-        """Collect an answer of `model`."""
-        self._model = model
-        self._pieces: list[str] = []
-
-    def add(self, data: Any) -> bytes:
-        """Collect."""
-        self._pieces.append(data)
-        return b""
-
-    def close(self, done: Done) -> bytes:
-        """Return the document."""
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": "".join(self._pieces)},
-            "finish_reason": done.finish_reason,
-        }
-        document = {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self._model,
-            "choices": [choice],
-            "usage": {**done.usage, "total_tokens": sum(done.usage.values())},
-        }
-        return json.dumps(document).encode()
-
-    def abort(self) -> None:
-        """Hold nothing."""

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from services.encoders import Encoder, EventEncoder
+from services.encoders import Encoder, EventEncoder, EventStream
 from services.engine.events import Done, Event, Output
 from services.engine.generation import Generation, Terms
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ServiceError, render
@@ -33,6 +33,7 @@ class Delivery:
         """Encode `generation` with `encoder`, and own both."""
         self._generation = generation
         self._encoder = encoder
+        self._has_begun = False
         self.streams = encoder.streams
         self.media_type = encoder.media_type
 
@@ -66,9 +67,10 @@ class Delivery:
                     pieces.append(await asyncio.to_thread(self._encoder.close, done))
                     yield b"".join(pieces)
                     return
-                case _ if isinstance(self._encoder, EventEncoder):
+                case _ if isinstance(self._encoder, EventStream):
                     pieces.append(self._encoder.tell(event))
             if self.streams and any(pieces):
+                self._has_begun = True
                 yield b"".join(pieces)
                 pieces.clear()
         yield b"".join(pieces)
@@ -79,7 +81,7 @@ class Delivery:
             async for event in self._generation:
                 yield event
         except ServiceError as error:
-            if not isinstance(self._encoder, EventEncoder):
+            if not isinstance(self._encoder, EventStream) or not self._has_begun:
                 raise
             yield error
 

@@ -1,119 +1,256 @@
-"""Llama-style chat with transformers' own `generate`; knows no HTTP."""
+"""Chat models by the token: every request at its own, all in one forward; knows no HTTP."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import AutoTokenizer
 
 from services.engine.generation import Run
-from services.engine.outputs import overflowed
 from services.engine.stepper import Result
 from services.engine.weights import open_weights
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, ModelUnavailable
 from services.registry import Model
+from services.schema import MAX_SEED
 from services.settings import Settings
-from services.text.schema import ChatJob
+from services.text.network import Memory, Network
+from services.text.pieces import Piece, Token
+from services.text.sampling import Chosen, Sampler, Sampling, describe
+from services.text.schema import TextJob
+from services.text.writing import Vocabulary, Writer
 
-COLDEST = 1e-3  # below this temperature the likeliest token is as good as certain, and dividing by it overflows
-
-
-class NumberCheck(LogitsProcessor):
-    """Stops at scores that are no numbers: the likeliest of them would be any token."""
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return `scores`."""
-        if scores.isnan().any():
-            raise overflowed()
-        return scores
+CHUNK = 64  # tokens of prompts in a forward: nobody's next token waits for more
 
 
-class TokenStream(TextStreamer):
-    """Hands text on as soon as its words are whole, and lets the run stop generation at any token."""
+class Phase(StrEnum):
+    """What a request's next forward is."""
 
-    def __init__(self, tokenizer: Any, run: Run, max_tokens: int) -> None:
-        """Follow one generation of at most `max_tokens` tokens."""
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._run = run
-        self._max_tokens = max_tokens
-        self.num_tokens = 0
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, then one token a call."""
-        is_prompt = self.next_tokens_are_prompt
-        super().put(value)
-        if not is_prompt:
-            self.num_tokens += 1
-            self._run.advance(self.num_tokens, self._max_tokens)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Emit what will not change any more."""
-        if text:
-            self._run.emit(text)
+    PREFILL = "prefill"
+    DECODE = "decode"
 
 
-class TextGenerator:
+@dataclass(eq=False)
+class Answer:
+    """One of a request's answers on its way.
+
+    Args:
+        token: chosen, and not yet in the model.
+        waiting: tokens to be told as soon as the characters that they begin with are out.
+    """
+
+    index: int
+    row: Memory
+    sampler: Sampler
+    writer: Writer
+    token: int = 0
+    num_tokens: int = 0
+    finish_reason: str | None = None
+    waiting: list[tuple[int, Token]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Conversation:
+    """A request on its way.
+
+    Args:
+        limit: tokens that an answer may have.
+        row: of the prompt.
+    """
+
+    job: TextJob
+    run: Run
+    seed: int
+    prompt: Sequence[int]
+    limit: int
+    row: Memory
+    answers: list[Answer] = field(default_factory=list)
+    num_iterations: int = 0
+
+    @property
+    def phase(self) -> Phase:
+        """What the next forward is."""
+        return Phase.DECODE if self.answers else Phase.PREFILL
+
+    @property
+    def left(self) -> Sequence[int]:
+        """What of the prompt is not in the model yet."""
+        return self.prompt[self.row.length :]
+
+    @property
+    def open(self) -> list[Answer]:
+        """The answers that go on."""
+        return [answer for answer in self.answers if answer.finish_reason is None]
+
+    def advance(self) -> None:
+        """Tell of an iteration; raises when nobody waits any more."""
+        self.num_iterations += 1
+        num_parts = -(-len(self.left) // CHUNK)  # the last one gives the first token
+        num_tokens = max((answer.num_tokens for answer in self.answers), default=1)
+        self.run.advance(self.num_iterations, self.num_iterations + num_parts + self.limit - num_tokens)
+
+
+class TextStepper:
     """One chat model; loaded when it is made."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
-        """Bring tokenizer and weights into memory."""
-        weights = open_weights(model, settings)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder)
-        network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
-        self._network = network.to(weights.device).eval()
-        self._context = int(self._network.config.max_position_embeddings)
-
-    def generate(self, request: ChatJob, seed: int, run: Run) -> Result:
-        """Emit the next message of the chat, piece by piece.
+        """Bring tokenizer and weights into memory.
 
         Raises:
-            InvalidRequest: the chat does not fit into the model's context.
-            GenerationFailed: the model's numbers overflowed.
+            ModelUnavailable: its tokenizer cannot write text token by token.
         """
-        inputs = self._encode(request)
-        room = self._context - inputs["input_ids"].shape[1]
+        weights = open_weights(model, settings)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder)
+        if not self._tokenizer.is_fast:
+            raise ModelUnavailable(f"model '{model.id}' has no fast tokenizer (tokenizer.json), and none can be made")
+        self._vocabulary = Vocabulary(self._tokenizer)
+        self._network = Network(weights)
+        self.max_active = settings.max_batch_size
+        generation = self._network.generation
+        self._ends = frozenset(as_list(generation.eos_token_id))
+        self._banned = as_list(generation.suppress_tokens)
+        self._repetition_penalty = float(generation.repetition_penalty or 1)
+
+    def cost(self, request: TextJob) -> int:
+        """Estimate what the longest answers keep of themselves and of the prompt."""
+        length = len(request.tokens(self._tokenizer)) + request.max_tokens
+        return request.n * min(length, self._network.context) * self._network.bytes_per_token
+
+    def admit(self, request: TextJob, seed: int, run: Run) -> Conversation:
+        """Cut the prompt into tokens.
+
+        Raises:
+            InvalidRequest: it does not fit into the model's context, or names tokens that the model has not.
+        """
+        prompt = request.tokens(self._tokenizer)
+        room = self._network.context - len(prompt)
         if room < 1:
             raise InvalidRequest(
-                f"the chat takes {inputs['input_ids'].shape[1]} tokens and the model's context holds {self._context}, "
-                "the answer included; shorten it",
-                param="messages",
+                f"'{request.source}' takes {len(prompt)} tokens and the model's context holds "
+                f"{self._network.context}, the answer included; shorten it",
+                param=request.source,
                 code="context_length_exceeded",
             )
-        max_tokens = min(request.max_tokens, room)
-        stream = TokenStream(self._tokenizer, run, max_tokens)
-        torch.manual_seed(seed)  # the engine's thread is the only one that draws
-        with torch.inference_mode():
-            tokens = self._network.generate(
-                **inputs,
-                **sampling(request),
-                max_new_tokens=max_tokens,
-                max_length=None,
-                logits_processor=LogitsProcessorList([NumberCheck()]),
-                streamer=stream,
-            )
-        ended = int(tokens[0, -1]) in self._end_tokens
-        usage = {"prompt_tokens": inputs["input_ids"].shape[1], "completion_tokens": stream.num_tokens}
-        return Result(usage, "stop" if ended else "length")
+        for token in request.logit_bias:
+            if token >= self._network.vocabulary_size:
+                raise InvalidRequest(
+                    f"logit_bias names token {token}, and the model has {self._network.vocabulary_size}",
+                    param="logit_bias",
+                )
+        limit = min(request.max_tokens, room)
+        return Conversation(request, run, seed, prompt, limit, self._network.new_row())
 
-    @property
-    def _end_tokens(self) -> set[int]:
-        end = self._network.generation_config.eos_token_id
-        return set(end) if isinstance(end, list) else {end}
+    def key(self, state: Conversation) -> Phase | None:
+        """Let all read their prompts together, and all write together, if the model can."""
+        return state.phase if self._network.shares else None
 
-    def _encode(self, request: ChatJob) -> Any:
-        chat = [message.model_dump() for message in request.messages]
-        if chat[0]["role"] != "system":
-            chat.insert(0, {"role": "system", "content": request.system_prompt})
-        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return self._tokenizer(text, return_tensors="pt", add_special_tokens=False).to(self._network.device)
+    def forward(self, states: Sequence[Conversation]) -> Sequence[Any]:
+        """Run the phase's forward."""
+        return self._prefill(states) if states[0].phase is Phase.PREFILL else self._decode(states)
+
+    def advance(self, state: Conversation, row: Any) -> Result | None:
+        """Take the row in and emit a `Piece` of each answer that has text to show.
+
+        Raises:
+            GenerationFailed: the model's numbers overflowed.
+            Cancelled: the caller left.
+            DeadlineExceeded: the caller's deadline has passed.
+        """
+        if row is None:  # the others' prompts filled the forward
+            return None
+        if state.phase is Phase.PREFILL:
+            num_read, scores = row
+            state.row.length += num_read
+            if not state.left:
+                self._begin(state, scores)
+        else:
+            for answer, scores in zip(state.open, row, strict=True):
+                answer.row.length += 1
+                self._take(state, answer, scores)
+        state.advance()
+        if state.phase is Phase.PREFILL or state.open:
+            return None
+        num_written = sum(answer.num_tokens for answer in state.answers)
+        reasons = Counter(answer.finish_reason for answer in state.answers)
+        return Result(
+            {"prompt_tokens": len(state.prompt), "completion_tokens": num_written},
+            "length" if "length" in reasons else "stop",
+        )
+
+    def preview(self, state: Conversation) -> None:
+        """Show nothing: the text itself comes as it is made."""
+
+    def _prefill(self, states: Sequence[Conversation]) -> Sequence[Any]:
+        """Read the next part of the prompts: the first come first, as many tokens as one forward may have."""
+        room = CHUNK
+        parts = []
+        for state in states:
+            parts.append(state.left[:room])
+            room -= len(parts[-1])
+        feeds = [(state.row, part) for state, part in zip(states, parts, strict=True) if part]
+        scores = iter(self._network.forward(feeds))
+        return [(len(part), next(scores)) if part else None for part in parts]
+
+    def _decode(self, states: Sequence[Conversation]) -> Sequence[list[torch.Tensor]]:
+        feeds = [(answer.row, [answer.token]) for state in states for answer in state.open]
+        if self._network.shares:
+            scores = iter(self._network.forward(feeds))
+        else:
+            scores = iter([self._network.forward([feed])[0] for feed in feeds])
+        return [[next(scores) for _ in state.open] for state in states]
+
+    def _begin(self, state: Conversation, scores: torch.Tensor) -> None:
+        """Take up as many answers as are wanted, all behind the same prompt."""
+        job = state.job
+        sampling = Sampling(
+            temperature=job.temperature,
+            top_k=job.top_k,
+            top_p=job.top_p,
+            presence_penalty=job.presence_penalty,
+            frequency_penalty=job.frequency_penalty,
+            logit_bias=job.logit_bias,
+            banned=self._banned,
+            repetition_penalty=self._repetition_penalty,
+        )
+        for index in range(job.n):
+            row = state.row if index == job.n - 1 else state.row.copy(state.row.length)
+            sampler = Sampler(sampling, (state.seed + index) % (MAX_SEED + 1), state.prompt)
+            state.answers.append(Answer(index, row, sampler, Writer(self._tokenizer, job.stop)))
+        for answer in state.answers:
+            self._take(state, answer, scores)
+
+    def _take(self, state: Conversation, answer: Answer, scores: torch.Tensor) -> None:
+        """Choose an answer's next token, and emit the text that is certain by it."""
+        answer.token = answer.sampler.choose(scores)
+        answer.num_tokens += 1
+        if answer.token in self._ends:
+            text, answer.finish_reason = answer.writer.finish(), "stop"
+        else:
+            if state.job.top_logprobs is not None:
+                chosen = describe(scores, answer.token, state.job.top_logprobs)
+                answer.waiting.append((answer.writer.num_decoded, self._told(chosen)))
+            text = answer.writer.add(answer.token)
+            if not answer.writer.is_stopped and answer.num_tokens == state.limit:
+                text, answer.finish_reason = text + answer.writer.finish(), "length"
+            if answer.writer.is_stopped:
+                answer.finish_reason = "stop"
+        num_out = answer.writer.num_released
+        is_all = answer.finish_reason is not None and not answer.writer.is_stopped
+        told = [token for start, token in answer.waiting if start < num_out or is_all]
+        answer.waiting = [(start, token) for start, token in answer.waiting if start >= num_out and not is_all]
+        if text or told or answer.finish_reason is not None:
+            state.run.emit(Piece(answer.index, text, told, answer.finish_reason))
+
+    def _told(self, chosen: Chosen) -> Token:
+        likeliest = [self._token(token, logprob) for token, logprob in chosen.likeliest]
+        return self._token(chosen.token, chosen.logprob, likeliest)
+
+    def _token(self, token: int, logprob: float, likeliest: Sequence[Token] = ()) -> Token:
+        return Token(self._vocabulary.text(token), self._vocabulary.bytes(token), logprob, likeliest)
 
 
-def sampling(request: ChatJob) -> dict[str, Any]:
-    """What `generate` is told about choosing tokens; temperature 0 is greedy."""
-    if request.temperature < COLDEST:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {
-        "do_sample": True,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-    }
+def as_list(value: int | list[int] | None) -> list[int]:
+    """Read what a model's settings give as nothing, one token or several."""
+    return value if isinstance(value, list) else [] if value is None else [value]

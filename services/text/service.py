@@ -3,14 +3,17 @@
 from typing import Any, cast
 
 import bentoml
+from starlette.requests import Request
 
-from services.encoders import ChatEncoder, Encoder, TextEncoder
-from services.engine.stepper import Stepper, WholeCall
+from services.encoders import Encoder
+from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
+from services.errors import InvalidRequest
 from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
-from services.text.schema import ChatJob, ChatRequest
+from services.text.answers import ChatShape, ChunkEncoder, CompletionShape, DocumentEncoder, Shape, TextEncoder
+from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, TextJob, TextRequest
 from services.uploads import JsonBodies
 from services.worker import MAX_CONCURRENCY, SPARE, Worker
 
@@ -20,9 +23,9 @@ MAX_BODY_BYTES = 10_000_000
 
 def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
-    from services.text.engine import TextGenerator
+    from services.text.engine import TextStepper
 
-    return WholeCall(TextGenerator(model, settings))
+    return TextStepper(model, settings)
 
 
 @bentoml.service(
@@ -43,12 +46,37 @@ class TextService(Worker):
 
     @bentoml.api(route="/v1/chat/completions")
     async def chat(self, body: ChatRequest, /, ctx: bentoml.Context) -> Any:
-        """Answer a chat: JSON when it is whole, or the bare text as it is made under `Accept: text/plain`."""
+        """Continue a chat: JSON, chunks as they are written (`stream`), or bare text under `Accept: text/plain`."""
 
         async def prepare(job: ChatJob) -> tuple[ChatJob, Encoder]:
-            return job, negotiated(ctx.request, TextEncoder(), lambda _: ChatEncoder(job.model))
+            return job, encoder(ctx.request, body, job, ChatShape(job.model))
 
         return await self.answer_api(ctx, body, ChatJob, prepare)
+
+    @bentoml.api(route="/v1/completions")
+    async def complete(self, body: CompletionRequest, /, ctx: bentoml.Context) -> Any:
+        """Continue a text, in the same forms."""
+
+        async def prepare(job: CompletionJob) -> tuple[CompletionJob, Encoder]:
+            shape = CompletionShape(job.model, body.prompt if body.echo else "")
+            return job, encoder(ctx.request, body, job, shape)
+
+        return await self.answer_api(ctx, body, CompletionJob, prepare)
+
+
+def encoder(request: Request, body: TextRequest, job: TextJob, shape: Shape) -> Encoder:
+    """Choose the answer's form by the body and by the caller's `Accept`.
+
+    Raises:
+        InvalidRequest: several answers as one bare text.
+    """
+    if body.stream:
+        options = body.stream_options
+        return ChunkEncoder(shape, includes_usage=bool(options and options.include_usage))
+    chosen = negotiated(request, TextEncoder(), lambda _: DocumentEncoder(shape))
+    if job.n > 1 and not isinstance(chosen, DocumentEncoder):
+        raise InvalidRequest("bare text has room for one answer; leave n out, or accept application/json", param="n")
+    return chosen
 
 
 service = cast(bentoml.Service[TextService], TextService)

@@ -15,12 +15,10 @@ from PIL import Image
 
 from services.encoders import (
     Base64Encoder,
-    ChatEncoder,
     Encoder,
     Mp4Encoder,
     ObjEncoder,
     PngEncoder,
-    TextEncoder,
     WavEncoder,
 )
 from services.engine.events import Done
@@ -82,10 +80,6 @@ def test_frames_are_a_film_of_their_number_and_rate() -> None:
     assert np.allclose(frames, [0, 100, 200], atol=3)
 
 
-def test_text_is_utf8_as_it_is() -> None:
-    assert encoded(TextEncoder(), "Grüß ", "世界 🐈").decode() == "Grüß 世界 🐈"
-
-
 def test_a_picture_in_json_is_openais_shape() -> None:
     encoder = Base64Encoder(PngEncoder(), "png")
     document = json.loads(encoded(encoder, GRADIENT, done=Done({"images": 1})))
@@ -97,22 +91,10 @@ def test_a_picture_in_json_is_openais_shape() -> None:
     assert base64.b64decode(document["data"][0]["b64_json"]) == encoded(PngEncoder(), GRADIENT)
 
 
-def test_a_chat_completion_is_openais_shape() -> None:
-    document = json.loads(encoded(ChatEncoder("tiny"), "Hello ", "world"))
-
-    assert document["id"].startswith("chatcmpl-")
-    assert (document["object"], document["model"]) == ("chat.completion", "tiny")
-    assert document["choices"] == [
-        {"index": 0, "message": {"role": "assistant", "content": "Hello world"}, "finish_reason": "length"}
-    ]
-    assert document["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-
-
 def test_an_encoder_that_streams_gives_bytes_on_the_way() -> None:
     sound = Sound(np.zeros(100, np.float32), 24_000)
 
     assert WavEncoder().add(sound) != b""
-    assert TextEncoder().add("Hi") == b"Hi"
     film = Mp4Encoder(7)
     assert film.add(np.zeros((64, 64, 3), np.uint8)) != b""
     film.abort()
@@ -125,11 +107,9 @@ def test_an_encoder_that_streams_gives_bytes_on_the_way() -> None:
         (ObjEncoder, TETRAHEDRON),
         (WavEncoder, Sound(np.zeros(9, np.float32), 24_000)),
         (lambda: Mp4Encoder(7), GRADIENT),
-        (TextEncoder, "Hi"),
         (lambda: Base64Encoder(Mp4Encoder(7), "mp4"), GRADIENT),
-        (lambda: ChatEncoder("tiny"), "Hi"),
     ],
-    ids=["png", "obj", "wav", "mp4", "text", "base64", "chat"],
+    ids=["png", "obj", "wav", "mp4", "base64"],
 )
 @pytest.mark.parametrize("stage", ["unused", "half", "closed"])
 def test_an_encoder_may_be_aborted_at_any_time_and_twice(make: Any, output: Any, stage: str) -> None:

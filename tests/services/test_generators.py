@@ -36,6 +36,7 @@ from services.registry import Model, load_models
 from services.schema import MAX_SEED, check_is_text, complete
 from services.settings import Settings
 from services.text import service as text
+from services.text.pieces import Piece
 from services.text.schema import ChatJob, ChatRequest, Message
 from services.video import service as video
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
@@ -73,8 +74,8 @@ class Made:
 
 def as_bytes(output: Any) -> bytes:
     match output:
-        case str():
-            return output.encode()
+        case Piece():
+            return output.text.encode()
         case Sound(samples):
             return samples.tobytes()
         case Mesh(vertices, faces, colours):
@@ -160,10 +161,9 @@ def test_progress_rises_to_its_end(shelf: Shelf, model: str) -> None:
 
     assert steps == sorted(steps)
     assert len({of for _, of in made.progress}) == 1
-    if model == "tinyllama-1.1b-chat":
-        assert steps[-1] == made.result.usage["completion_tokens"]
-    else:
-        assert made.progress[-1][0] == made.progress[-1][1]
+    assert steps[-1] <= made.progress[-1][1]
+    if made.result.finish_reason != "stop" or model != "tinyllama-1.1b-chat":  # a chat may end early
+        assert steps[-1] == made.progress[-1][1]
 
 
 @by_model
@@ -203,7 +203,7 @@ def test_a_model_draws_no_progress_bar_into_the_log(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("model", sorted(MAKERS.keys() - {"tinyllama-1.1b-chat", "bark-small"}))
+@pytest.mark.parametrize("model", sorted(MAKERS.keys() - {"bark-small"}))
 def test_a_model_with_a_generator_of_its_own_leaves_the_global_one_alone(shelf: Shelf, model: str) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -257,108 +257,6 @@ def damaged(settings: Settings, folder: Path, recipe: str, *weights: str) -> Set
         tensors[name].fill_(torch.nan)
         save_file(tensors, path, {"format": "pt"})
     return settings.model_copy(update={"data_dir": folder})
-
-
-# --- text ---
-
-
-@pytest.fixture(scope="session")
-def llama(data_dir: Path) -> Any:
-    """The library's own greedy answer to a prompt: tokens and text."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(data_dir / "tiny" / "text")
-    network: Any = AutoModelForCausalLM.from_pretrained(data_dir / "tiny" / "text")
-
-    def answer(prompt: str, max_tokens: int, **sampling: Any) -> tuple[int, str]:
-        chat = [
-            {"role": "system", "content": "You are a helpful assistant."},
-            {"role": "user", "content": prompt},
-        ]
-        inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        tokens = network.generate(**inputs, **sampling, max_new_tokens=max_tokens, max_length=None)
-        made = tokens[0, inputs["input_ids"].shape[1] :]
-        return len(made), tokenizer.decode(made, skip_special_tokens=True)
-
-    return answer
-
-
-@pytest.mark.parametrize("prompt", ["Hello", "Wie heißt du? 世界 🐈"])
-@pytest.mark.parametrize("temperature", [0, 1e-300])
-def test_text_at_temperature_zero_is_the_librarys_greedy_answer(
-    shelf: Shelf, llama: Any, prompt: str, temperature: float
-) -> None:
-    made = shelf.make("tinyllama-1.1b-chat", seed=3, prompt=prompt, temperature=temperature, max_tokens=40)
-    num_tokens, text = llama(prompt, 40, do_sample=False)
-
-    assert "".join(made.outputs) == text
-    assert made.result.usage["completion_tokens"] == num_tokens
-    assert shelf.make("tinyllama-1.1b-chat", seed=4, prompt=prompt, temperature=0, max_tokens=40).bytes == made.bytes
-
-
-def test_sampled_text_is_the_librarys_at_the_same_seed(shelf: Shelf, llama: Any) -> None:
-    made = shelf.make("tinyllama-1.1b-chat", seed=7, max_tokens=40)
-    torch.manual_seed(7)
-    num_tokens, text = llama("Hello", 40, do_sample=True, temperature=0.7, top_k=50, top_p=0.95)
-
-    assert "".join(made.outputs) == text
-    assert made.result.usage["completion_tokens"] == num_tokens
-
-
-def test_text_ends_where_it_was_told_to_or_by_itself(shelf: Shelf, tmp_path: Path) -> None:
-    cut = shelf.make("tinyllama-1.1b-chat", max_tokens=1)
-    assert (cut.result.usage["completion_tokens"], cut.result.finish_reason) == (1, "length")
-
-    shutil.copytree(shelf.settings.data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
-    file = tmp_path / "tiny" / "text" / "generation_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": list(range(2, 300))}))
-    curt = text.make_stepper(MODELS["tinyllama-1.1b-chat"], shelf.settings.model_copy(update={"data_dir": tmp_path}))
-    ended = alone(curt, job("tinyllama-1.1b-chat")).result
-    assert ended is not None
-    assert (ended.usage["completion_tokens"], ended.finish_reason) == (1, "stop")
-
-
-def test_text_comes_in_pieces(shelf: Shelf) -> None:
-    assert len(shelf.make("tinyllama-1.1b-chat", max_tokens=60, temperature=2).outputs) > 1
-
-
-@pytest.mark.parametrize("fields", [{"temperature": 2}, {"top_p": 1e-300}, {"top_k": 1000}, {"top_k": 1}, {"top_p": 1}])
-def test_text_takes_the_extremes_of_its_parameters(shelf: Shelf, fields: dict[str, Any]) -> None:
-    assert shelf.make("tinyllama-1.1b-chat", **fields).outputs
-
-
-def test_a_chat_beyond_the_context_is_refused_by_naming_messages(shelf: Shelf) -> None:
-    with pytest.raises(InvalidRequest, match="2048") as refusal:
-        alone(shelf["tinyllama-1.1b-chat"], job("tinyllama-1.1b-chat", prompt="\u4e16" * 2000), stop_after=0)
-
-    assert refusal.value.code == "context_length_exceeded"
-    assert refusal.value.param == "messages"
-
-
-def test_an_answer_ends_with_the_context(shelf: Shelf) -> None:
-    empty = shelf.make("tinyllama-1.1b-chat", prompt="x", max_tokens=1).result.usage["prompt_tokens"]
-    room = 5
-    prompt = "x " * ((2048 - empty - room) // 2)
-    made = shelf.make("tinyllama-1.1b-chat", prompt=prompt, max_tokens=100)
-
-    left = 2048 - made.result.usage["prompt_tokens"]
-    assert 0 < left < 100
-    assert made.result.usage["completion_tokens"] <= left
-    assert made.progress[-1][1] == left
-
-
-def test_a_callers_system_prompt_replaces_the_models(shelf: Shelf) -> None:
-    own = (Message(role="system", content="Say no."), Message(role="user", content="Hello"))
-    chat = complete(
-        ChatJob,
-        ChatRequest(messages=own, max_tokens=5),
-        {"model": "m", **MODELS["tinyllama-1.1b-chat"].defaults_in("tiny")},
-    )
-    result = alone(shelf["tinyllama-1.1b-chat"], chat).result
-    assert result is not None
-    usage = result.usage
-
-    assert usage["prompt_tokens"] < shelf.known("tinyllama-1.1b-chat").result.usage["prompt_tokens"]
 
 
 # --- audio ---

@@ -22,16 +22,14 @@ from starlette.types import Message
 
 from services.encoders import (
     Base64Encoder,
-    ChatEncoder,
     Encoder,
     EventEncoder,
     Mp4Encoder,
     ObjEncoder,
     PngEncoder,
-    TextEncoder,
     WavEncoder,
 )
-from services.engine.events import Preview
+from services.engine.events import Done, Preview
 from services.engine.generation import Generation, Run
 from services.engine.outputs import Mesh, Sound
 from services.engine.stepper import Result
@@ -46,7 +44,38 @@ PICTURE = np.zeros((8, 8, 3), np.uint8)
 TRIANGLE = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]]), np.eye(3, dtype=np.float32))
 
 
-class Watched(TextEncoder):
+class Plain:
+    """Strings as they come."""
+
+    media_type, streams = "text/plain", True
+
+    def add(self, data: str) -> bytes:
+        return data.encode()
+
+    def close(self, done: Done) -> bytes:
+        return b""
+
+    def abort(self) -> None:
+        pass
+
+
+class Whole(Plain):
+    """Strings in one piece."""
+
+    media_type, streams = "application/json", False
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+
+    def add(self, data: str) -> bytes:
+        self._pieces.append(data)
+        return b""
+
+    def close(self, done: Done) -> bytes:
+        return json.dumps("".join(self._pieces)).encode()
+
+
+class Watched(Plain):
     """Tells when it is freed."""
 
     def __init__(self) -> None:
@@ -176,9 +205,9 @@ def failing(error: Exception) -> Script:
         (PngEncoder(), PICTURE),
         (ObjEncoder(), TRIANGLE),
         (Base64Encoder(PngEncoder(), "png"), PICTURE),
-        (ChatEncoder("model"), "Hi"),
+        (Whole(), "Hi"),
     ],
-    ids=["png", "obj", "base64", "chat"],
+    ids=["png", "obj", "base64", "whole"],
 )
 def test_what_is_not_streamed_has_a_length(app: App, encoder: Encoder, output: Any) -> None:
     answer = httpx.get(app.serve(emitting(output), encoder))
@@ -191,7 +220,7 @@ def test_what_is_not_streamed_has_a_length(app: App, encoder: Encoder, output: A
 
 @pytest.mark.parametrize(
     ("encoder", "output"),
-    [(TextEncoder(), "Hi"), (WavEncoder(), Sound(np.zeros(9, np.float32), 24_000)), (Mp4Encoder(7), PICTURE)],
+    [(Plain(), "Hi"), (WavEncoder(), Sound(np.zeros(9, np.float32), 24_000)), (Mp4Encoder(7), PICTURE)],
     ids=["text", "wav", "mp4"],
 )
 def test_what_is_streamed_has_none(app: App, encoder: Encoder, output: Any) -> None:
@@ -203,7 +232,7 @@ def test_what_is_streamed_has_none(app: App, encoder: Encoder, output: Any) -> N
     assert len(answer.content) > 0
 
 
-@pytest.mark.parametrize("encoder", [TextEncoder(), ChatEncoder("model")], ids=["streamed", "whole"])
+@pytest.mark.parametrize("encoder", [Plain(), Whole()], ids=["streamed", "whole"])
 def test_an_answer_says_which_model_and_which_seed(app: App, encoder: Encoder) -> None:
     answer = httpx.get(app.serve(emitting("Hi"), encoder))
 
@@ -213,7 +242,7 @@ def test_an_answer_says_which_model_and_which_seed(app: App, encoder: Encoder) -
 
 def test_pieces_leave_as_they_are_made(app: App) -> None:
     gate = Gate()
-    url = app.serve(after(gate, emitting("second ", "third"), first="first "), TextEncoder())
+    url = app.serve(after(gate, emitting("second ", "third"), first="first "), Plain())
 
     with httpx.stream("GET", url, timeout=LONG) as answer:
         pieces = answer.iter_raw()
@@ -223,13 +252,13 @@ def test_pieces_leave_as_they_are_made(app: App) -> None:
 
 
 def test_what_is_not_streamed_waits_for_the_end(app: App) -> None:
-    url = app.serve(emitting("one ", "two ", "three"), ChatEncoder("model"))
+    url = app.serve(emitting("one ", "two ", "three"), Whole())
 
-    assert httpx.get(url).json()["choices"][0]["message"]["content"] == "one two three"
+    assert httpx.get(url).json() == "one two three"
 
 
 def test_an_answer_without_any_output_is_whole(app: App) -> None:
-    answer = httpx.get(app.serve(nothing, TextEncoder()))
+    answer = httpx.get(app.serve(nothing, Plain()))
 
     assert (answer.status_code, answer.content) == (200, b"")
 
@@ -267,7 +296,7 @@ def test_what_fails_before_the_first_byte_answers_with_a_status(app: App) -> Non
 
 
 def test_who_may_come_back_is_told_when(app: App) -> None:
-    answer = httpx.get(app.serve(failing(QueueFull("later", retry_after=4.6)), TextEncoder()))
+    answer = httpx.get(app.serve(failing(QueueFull("later", retry_after=4.6)), Plain()))
 
     assert answer.status_code == 429
     assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("5", "true")
@@ -333,7 +362,7 @@ def test_an_encoder_that_fails_after_the_first_byte_breaks_off(app: App) -> None
 
 def test_the_server_goes_on_after_a_body_that_broke_off(app: App) -> None:
     gate = Gate()
-    url = app.serve(after(gate, failing(RuntimeError()), first="half "), TextEncoder())
+    url = app.serve(after(gate, failing(RuntimeError()), first="half "), Plain())
 
     with httpx.Client(timeout=LONG) as client:
         with client.stream("GET", url) as answer:
@@ -699,7 +728,7 @@ def test_what_ends_a_generation_early_is_its_last_event(app: App) -> None:
 
 
 def test_who_leaves_the_events_stops_the_model(app: App) -> None:
-    with httpx.stream("GET", app.serve(until_stopped, EventEncoder(TextEncoder()))) as answer:
+    with httpx.stream("GET", app.serve(until_stopped, EventEncoder(Plain()))) as answer:
         assert next(answer.iter_bytes())
 
     assert app.left()["left"] == 1
@@ -714,7 +743,7 @@ def test_a_preview_is_a_jpeg() -> None:
 
 
 def test_an_answer_that_is_whole_carries_the_numbers(app: App) -> None:
-    headers = httpx.get(app.serve(steps(3), ChatEncoder("m"))).headers
+    headers = httpx.get(app.serve(steps(3), Whole())).headers
 
     assert headers["x-iterations"] == "3"
     assert headers["x-queue-position"] == "0"

@@ -49,8 +49,8 @@ for entry, step in json.loads(sys.argv[1]):
         if step == "open":
             said = str(open_weights(model, settings).folder)
         else:
-            from services.text.engine import TextGenerator
-            said = type(TextGenerator(model, settings)).__name__
+            from services.text.engine import TextStepper
+            said = type(TextStepper(model, settings)).__name__
     except ModelUnavailable as error:
         said = f"{error.status}: {error.message}"
     print(json.dumps(said))
@@ -180,7 +180,7 @@ def test_the_hubs_weights_are_fetched_by_pattern_at_the_pinned_revision_and_then
 
     # The same files, without a network.
     loaded, missing = run_steps(tmp_path, (entry(), "load"), (entry(revision="e" * 40), "open"), HF_HUB_OFFLINE="1")
-    assert loaded == "TextGenerator"
+    assert loaded == "TextStepper"
     assert missing.startswith("503: model 'tiny' could not be fetched from the hub (test/tiny at eeeeeee, 0.1 GB)")
     assert "HF_HUB_OFFLINE" in missing
 

@@ -1,0 +1,207 @@
+"""Answers in the shapes of OpenAI's API: chat completions and completions, whole or as they are written."""
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from services.encoders import EventStream
+from services.engine.events import Done, Event
+from services.errors import ServiceError
+from services.schema import envelope
+from services.text.pieces import Piece, Token
+
+END = b"data: [DONE]\n\n"
+
+
+class TextEncoder:
+    """The bare text of the only answer, as it is written."""
+
+    media_type, streams = "text/plain", True
+
+    def add(self, data: Piece) -> bytes:
+        """Take whole characters."""
+        return data.text.encode()
+
+    def close(self, done: Done) -> bytes:
+        """Return nothing."""
+        return b""
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
+
+class Shape:
+    """What a document and the chunks of a stream have in common."""
+
+    prefix: str
+    document: str
+    chunk: str
+
+    def __init__(self, model: str) -> None:
+        """Begin an answer of `model`."""
+        self._head = {"id": f"{self.prefix}-{uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def head(self, name: str) -> dict[str, Any]:
+        """What every object begins with."""
+        return {**self._head, "object": name}
+
+    def choice(self, piece: Piece, *, is_chunk: bool, is_first: bool) -> dict[str, Any]:
+        """One answer, or the next of it."""
+        raise NotImplementedError
+
+
+class ChatShape(Shape):
+    """Chat completions."""
+
+    prefix, document, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, piece: Piece, *, is_chunk: bool, is_first: bool) -> dict[str, Any]:
+        """A message, or what is added to it."""
+        said: dict[str, Any] = {"content": piece.text}
+        if is_first:
+            said = {"role": "assistant", **said}
+        elif not piece.text:
+            said = {}
+        return {
+            "index": piece.index,
+            "delta" if is_chunk else "message": said,
+            "logprobs": {"content": [chat_token(token) for token in piece.tokens]} if piece.tokens else None,
+            "finish_reason": piece.finish_reason,
+        }
+
+
+class CompletionShape(Shape):
+    """Completions."""
+
+    prefix, document, chunk = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, model: str, echo: str = "") -> None:
+        """Begin an answer of `model`, with the prompt before it if that is wanted."""
+        super().__init__(model)
+        self._echo = echo
+        self._lengths: dict[int, int] = defaultdict(int)
+
+    def choice(self, piece: Piece, *, is_chunk: bool, is_first: bool) -> dict[str, Any]:
+        """A text, or what is added to it."""
+        text = self._echo + piece.text if is_first else piece.text
+        logprobs = None
+        if piece.tokens:
+            offset = self._lengths[piece.index] + len(text) - len(piece.text)
+            logprobs = completion_tokens(piece.tokens, offset)
+        self._lengths[piece.index] += len(text)
+        return {"index": piece.index, "text": text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+
+
+class DocumentEncoder:
+    """A whole answer, as JSON."""
+
+    media_type, streams = "application/json", False
+
+    def __init__(self, shape: Shape) -> None:
+        """Collect for `shape`."""
+        self._shape = shape
+        self._pieces: dict[int, list[Piece]] = defaultdict(list)
+
+    def add(self, data: Piece) -> bytes:
+        """Collect."""
+        self._pieces[data.index].append(data)
+        return b""
+
+    def close(self, done: Done) -> bytes:
+        """Return the document."""
+        choices = [
+            self._shape.choice(whole(pieces), is_chunk=False, is_first=True)
+            for _, pieces in sorted(self._pieces.items())
+        ]
+        head = self._shape.head(self._shape.document)
+        return json.dumps({**head, "choices": choices, "usage": usage(done.usage)}).encode()
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
+
+class ChunkEncoder(EventStream):
+    """An answer as server-sent chunks, with `[DONE]` behind the last, or an error and without it."""
+
+    def __init__(self, shape: Shape, *, includes_usage: bool) -> None:
+        """Stream in `shape`."""
+        self._shape = shape
+        self._includes_usage = includes_usage
+        self._begun: set[int] = set()
+
+    def tell(self, event: Event | ServiceError) -> bytes:
+        """Tell of errors alone."""
+        if not isinstance(event, ServiceError):
+            return b""
+        return framed(envelope(event.status, event.message, event.code, event.param).model_dump())
+
+    def add(self, data: Piece) -> bytes:
+        """Take the next of one of the answers."""
+        is_first = data.index not in self._begun
+        self._begun.add(data.index)
+        return self._framed([self._shape.choice(data, is_chunk=True, is_first=is_first)])
+
+    def close(self, done: Done) -> bytes:
+        """End the stream."""
+        return (self._framed([], usage(done.usage)) if self._includes_usage else b"") + END
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
+    def _framed(self, choices: Sequence[Mapping[str, Any]], used: Mapping[str, Any] | None = None) -> bytes:
+        chunk = {**self._shape.head(self._shape.chunk), "choices": choices}
+        return framed({**chunk, "usage": used} if self._includes_usage else chunk)
+
+
+def framed(data: Mapping[str, Any]) -> bytes:
+    """Encode an unnamed event of the text/event-stream format."""
+    return b"data: " + json.dumps(data).encode() + b"\n\n"
+
+
+def whole(pieces: Sequence[Piece]) -> Piece:
+    """Put the pieces of an answer together."""
+    tokens = [token for piece in pieces for token in piece.tokens]
+    return Piece(pieces[-1].index, "".join(piece.text for piece in pieces), tokens, pieces[-1].finish_reason)
+
+
+def usage(counted: Mapping[str, int]) -> dict[str, Any]:
+    """Say what was used as OpenAI does."""
+    prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def chat_token(token: Token) -> dict[str, Any]:
+    """A token as chat completions show it."""
+    likeliest = [{"token": one.text, "bytes": one.bytes, "logprob": finite(one.logprob)} for one in token.likeliest]
+    return {
+        "token": token.text,
+        "bytes": token.bytes,
+        "logprob": finite(token.logprob),
+        "top_logprobs": likeliest,
+    }
+
+
+def completion_tokens(tokens: Sequence[Token], offset: int) -> dict[str, Any]:
+    """Tokens as completions show them; the first begins `offset` characters into the text."""
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.text)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [finite(token.logprob) for token in tokens],
+        "top_logprobs": [{one.text: finite(one.logprob) for one in token.likeliest} for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+def finite(logprob: float) -> float:
+    """JSON knows no infinity: what cannot be has the lowest number that OpenAI gives."""
+    return max(logprob, -9999.0)

@@ -1,0 +1,148 @@
+"""A causal language model of the library, run on rows that come and go; knows no request."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from services.engine.weights import Weights
+from services.text.rows import ATTENTION, Feed, Feeds, Row
+
+PROBE = 9  # tokens of the forward by which a model is judged
+CLOSE = 0.05  # how far its scores may be off then, of their standard deviation: half precision rounds
+
+logger = logging.getLogger("atelier.text")
+
+
+class Memory(Protocol):
+    """What a network remembers of a sequence."""
+
+    length: int  # tokens
+
+    def copy(self, length: int) -> "Memory":
+        """Return another that begins with the same `length` tokens."""
+
+
+@dataclass(eq=False)
+class OwnCache:
+    """A sequence of a model that needs the library's own cache: it cannot share a forward."""
+
+    cache: Any
+    length: int = 0
+
+    def copy(self, length: int) -> "OwnCache":
+        """Return another that begins with the same tokens, which must be all of them."""
+        return OwnCache(copy.deepcopy(self.cache), length)
+
+
+class Network:
+    """The model in memory."""
+
+    def __init__(self, weights: Weights) -> None:
+        """Load it, and find out whether it can run several sequences in a forward."""
+        network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
+        self._network = network.to(weights.device).eval()
+        self._device: torch.device = weights.device
+        self._config = network.config.get_text_config(decoder=True)
+        self.generation: Any = network.generation_config
+        self.context = int(self._config.max_position_embeddings)
+        self.vocabulary_size = int(self._config.vocab_size)
+        self.shares = self._can_share()
+        self.bytes_per_token = self._measure()
+
+    def new_row(self) -> Memory:
+        """Return what remembers a sequence that is about to begin."""
+        return Row() if self.shares else OwnCache(DynamicCache(config=self._config))
+
+    @torch.inference_mode()
+    def forward(self, feeds: Sequence[tuple[Any, Sequence[int]]]) -> list[torch.Tensor]:
+        """Return the scores of the token that follows each feed, float32 of shape (vocabulary,), on the CPU.
+
+        Args:
+            feeds: rows, and their next tokens; only one if rows cannot share. Their `length` stays as it is.
+        """
+        logits = self._run_rows(feeds) if self.shares else self._run_alone(*feeds[0])
+        return list(logits.float().cpu())
+
+    def _run_rows(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> torch.Tensor:
+        laid_out = Feeds([Feed(row, tokens) for row, tokens in feeds])
+        scores: torch.Tensor = self._network(
+            input_ids=self._tensor([laid_out.tokens]),
+            position_ids=self._tensor([laid_out.positions]),
+            attention_mask=torch.empty(1, 1, 1, 1, device=self._device),  # four axes: taken for ready, and ignored
+            use_cache=False,
+            logits_to_keep=self._tensor(laid_out.lasts),
+            feeds=laid_out,
+        ).logits
+        return scores[0]
+
+    def _run_alone(self, row: OwnCache, tokens: Sequence[int]) -> torch.Tensor:
+        positions = range(row.length, row.length + len(tokens))
+        scores: torch.Tensor = self._network(
+            input_ids=self._tensor([tokens]),
+            position_ids=self._tensor([positions]),
+            past_key_values=row.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        return scores[0]
+
+    def _tensor(self, values: Sequence[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self._device)
+
+    def _can_share(self) -> bool:
+        """Whether attention can be taken apart: the cache is plain, and the scores are the same."""
+        reason = self._why_alone()
+        if reason is not None:
+            logger.warning("%s: sequences run one at a time, because %s", type(self._network).__name__, reason)
+        return reason is None
+
+    def _why_alone(self) -> str | None:
+        layers = DynamicCache(config=self._config).layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            return "its cache is not a plain one"
+        if not self._network._supports_attention_backend:
+            return "the library lets nobody else do its attention"
+        own = self._network.config._attn_implementation
+        try:
+            expected, found = self._probe(own)
+        except Exception as error:
+            reason = f"the trial failed ({error})"
+        else:
+            off = (expected - found).abs().max() / expected.std()
+            if off <= CLOSE:
+                return None
+            reason = f"its scores are {off:.2f} standard deviations off then"
+        self._network.set_attn_implementation(own)
+        return reason
+
+    @torch.inference_mode()
+    def _probe(self, own: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores after some tokens: by the library, and by rows that share forwards."""
+        tokens = [number % self.vocabulary_size for number in range(3, 3 + PROBE)]
+        self._network.set_attn_implementation(own)
+        expected = self._network(input_ids=self._tensor([tokens]), logits_to_keep=1).logits[0, 0]
+        self._network.set_attn_implementation(ATTENTION)
+        row, other = Row(), Row()
+        self._run_rows([(other, tokens[:2]), (row, tokens[:-2])])
+        row.length = PROBE - 2
+        self._run_rows([(row, tokens[-2:-1]), (other, tokens[:1])])
+        row.length += 1
+        return expected, self._run_rows([(other, tokens[:3]), (row, tokens[-1:])])[1]
+
+    def _measure(self) -> int:
+        """Bytes that a token takes in the cache."""
+        if not self.shares:
+            heads = getattr(self._config, "num_key_value_heads", None) or self._config.num_attention_heads
+            width = (
+                getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
+            )
+            return int(2 * self._config.num_hidden_layers * heads * width * self._network.dtype.itemsize)
+        row = Row()
+        self._run_rows([(row, [0])])
+        return sum(kept.shape[0] * kept.shape[2] * kept.itemsize for layer in row.layers for kept in layer)

@@ -1,0 +1,30 @@
+"""What the text model hands on; needs no library."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with its probabilities, as it is told.
+
+    Args:
+        bytes: its UTF-8, whole or not; None where the tokenizer does not say.
+        logprob: natural logarithm of its probability.
+        likeliest: the same of the likeliest tokens at its place.
+    """
+
+    text: str
+    bytes: list[int] | None
+    logprob: float
+    likeliest: Sequence["Token"] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of one of the answers, and why that one ended, if it did."""
+
+    index: int
+    text: str
+    tokens: Sequence[Token] = ()
+    finish_reason: str | None = None

@@ -1,0 +1,149 @@
+"""Sequences of tokens and what attention keeps of them; those of one forward lie one after the other, without padding.
+
+Plugs into the library's attention interface: to the model a forward is one sequence, and attention takes it apart.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+ATTENTION = "atelier_rows"  # what a model's configuration calls it
+GROWTH = 128  # tokens that a row's memory grows by, at least
+
+
+@dataclass(eq=False)
+class Row:
+    """One sequence, and the keys and values of its first `length` tokens.
+
+    Args:
+        layers: of each layer keys and values, (heads, capacity, width).
+    """
+
+    length: int = 0
+    layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put those of new tokens, (heads, n, width), behind the others, and return all.
+
+        Until `length` is moved on, the next call overwrites them: a forward may be repeated.
+        """
+        end = self.length + keys.shape[1]
+        if layer == len(self.layers):
+            self.layers.append((roomy(keys, end), roomy(values, end)))
+        elif self.layers[layer][0].shape[1] < end:
+            self.layers[layer] = tuple(grown(kept, self.length, end) for kept in self.layers[layer])  # type: ignore[assignment]
+        all_keys, all_values = self.layers[layer]
+        all_keys[:, self.length : end] = keys
+        all_values[:, self.length : end] = values
+        return all_keys[:, :end], all_values[:, :end]
+
+    def copy(self, length: int) -> "Row":
+        """Return another row that begins with the same `length` tokens."""
+        layers = [(grown(keys, length, length), grown(values, length, length)) for keys, values in self.layers]
+        return Row(length, layers)
+
+
+def roomy(like: torch.Tensor, length: int) -> torch.Tensor:
+    """Return memory for `length` tokens and some more."""
+    return like.new_empty(like.shape[0], length + max(GROWTH, length // 2), like.shape[2])
+
+
+def grown(kept: torch.Tensor, length: int, needed: int) -> torch.Tensor:
+    """Return memory for `needed` tokens and some more, with the first `length` in it."""
+    larger = roomy(kept, needed)
+    larger[:, :length] = kept[:, :length]
+    return larger
+
+
+@dataclass(frozen=True)
+class Feed:
+    """New tokens of a row for the next forward."""
+
+    row: Row
+    tokens: Sequence[int]
+
+
+class Feeds:
+    """All feeds of a forward."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        """Lay them out one after the other."""
+        self._feeds = feeds
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens."""
+        return [token for feed in self._feeds for token in feed.tokens]
+
+    @property
+    def positions(self) -> list[int]:
+        """Each token's place in its row."""
+        return [feed.row.length + index for feed in self._feeds for index in range(len(feed.tokens))]
+
+    @property
+    def lasts(self) -> list[int]:
+        """Where each feed's last token lies."""
+        return [end - 1 for _, _, end in self.spans()]
+
+    def spans(self) -> Iterator[tuple[Row, int, int]]:
+        """Yield each row, and from where to where its new tokens lie."""
+        end = 0
+        for feed in self._feeds:
+            start, end = end, end + len(feed.tokens)
+            yield feed.row, start, end
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    feeds: Feeds,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Let every token see those before it in its row.
+
+    Args:
+        module: the layer; it knows its number.
+        query: (1, heads, tokens, width), those of all feeds.
+        key: the same; several heads of `query` may share one of these.
+        value: the same.
+        attention_mask: ignored.
+        feeds: what is in it.
+        scaling: of the scores; None: by the width.
+        softcap: must be None.
+    """
+    if softcap is not None:
+        raise NotImplementedError("attention with a soft cap")
+    num_heads, num_tokens = query.shape[1:3]
+    attended = query.new_empty(1, num_tokens, num_heads, value.shape[-1])
+    for row, start, end in feeds.spans():
+        keys, values = row.write(module.layer_idx, key[0, :, start:end], value[0, :, start:end])
+        attended[:, start:end] = seen(query[:, :, start:end], keys[None], values[None], scaling).transpose(1, 2)
+    return attended, None
+
+
+def seen(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
+    """Attend from the last tokens to all, (1, heads, n, width); several heads of `query` may share one of `keys`."""
+    num_heads, num_new, width = query.shape[1:]
+    num_shared = num_heads // keys.shape[1]
+    if num_new == 1:  # heads that share keys are to attention what tokens are that see the same
+        packed = query.reshape(1, keys.shape[1], num_shared, width)
+        return scaled_dot_product_attention(packed, keys, values, scale=scaling).reshape(1, num_heads, 1, -1)
+    mask = None
+    if keys.shape[2] > num_new:
+        mask = torch.ones(num_new, keys.shape[2], dtype=torch.bool, device=query.device).tril(keys.shape[2] - num_new)
+    keys, values = (kept.repeat_interleave(num_shared, dim=1) for kept in (keys, values))
+    return scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None, scale=scaling)
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)  # each row's follows from its lengths

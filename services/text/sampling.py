@@ -1,0 +1,120 @@
+"""Which token is next: from a model's scores, by a request's own parameters and random numbers; knows no batch."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from services.engine.outputs import overflowed
+
+COLDEST = 1e-3  # below this temperature the likeliest token is as good as certain, and dividing by it overflows
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Args:
+        temperature: the scores are divided by it; 0 always takes the likeliest.
+        top_k: only so many of the likeliest; 0: any.
+        top_p: only the likeliest whose probabilities first add up to it.
+        presence_penalty: off the score of every token that there is already.
+        frequency_penalty: off it for each time that it is there.
+        logit_bias: onto the scores of tokens.
+        banned: tokens that are never chosen.
+        repetition_penalty: what the model's makers set: the scores of tokens that the prompt or the answer has are
+            divided by it, or multiplied where negative. Source: Keskar et al., CTRL, 2019.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    banned: Sequence[int] = ()
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token, and the natural logarithms of probabilities as the model gives them, before any parameter.
+
+    Args:
+        likeliest: tokens and theirs, the likeliest first, as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    likeliest: Sequence[tuple[int, float]]
+
+
+class Sampler:
+    """Chooses the tokens of one answer."""
+
+    def __init__(self, sampling: Sampling, seed: int, prompt: Sequence[int]) -> None:
+        """Begin with a seed, behind `prompt`."""
+        self._sampling = sampling
+        self._generator = torch.Generator().manual_seed(seed)
+        self._counts: Counter[int] = Counter()
+        self._prompt = frozenset(prompt) if sampling.repetition_penalty != 1 else frozenset()
+        self._banned = torch.tensor(sampling.banned, dtype=torch.long)
+        self._biased = torch.tensor(list(sampling.logit_bias), dtype=torch.long)
+        self._bias = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
+
+    def choose(self, scores: torch.Tensor, allowed: torch.Tensor | None = None) -> int:
+        """Choose the next token.
+
+        Args:
+            scores: float32 of shape (vocabulary,).
+            allowed: which tokens a grammar allows, bool of the same shape; None: all.
+
+        Raises:
+            GenerationFailed: the model's numbers overflowed.
+        """
+        if scores.isnan().any():
+            raise overflowed()
+        token = self._draw(self._adjusted(scores, allowed))
+        self._counts[token] += 1
+        return token
+
+    def _adjusted(self, scores: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
+        sampling = self._sampling
+        scores = scores.clone()
+        if sampling.repetition_penalty != 1:
+            seen = torch.tensor(sorted(self._prompt | self._counts.keys()), dtype=torch.long)
+            was = scores[seen]
+            scores[seen] = torch.where(was < 0, was * sampling.repetition_penalty, was / sampling.repetition_penalty)
+        if self._counts and (sampling.presence_penalty or sampling.frequency_penalty):
+            counted = torch.tensor(list(self._counts), dtype=torch.long)
+            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
+            scores[counted] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+        scores[self._biased] += self._bias
+        scores[self._banned] = -torch.inf
+        if allowed is not None:
+            scores[~allowed] = -torch.inf
+        return scores
+
+    def _draw(self, scores: torch.Tensor) -> int:
+        sampling = self._sampling
+        if sampling.temperature < COLDEST:
+            return int(scores.argmax())
+        number = torch.rand((), generator=self._generator, dtype=torch.float64)  # drawn once a token, whatever follows
+        tokens = None
+        if sampling.top_k and sampling.top_k < len(scores):
+            scores, tokens = scores.topk(sampling.top_k)
+        elif sampling.top_p < 1:
+            scores, tokens = scores.sort(descending=True)
+        sums = (scores.double() / sampling.temperature).softmax(0).cumsum(0)
+        if sampling.top_p < 1:
+            sums = sums[: int((sums < sampling.top_p).sum()) + 1]
+        place = int(torch.searchsorted(sums, number * sums[-1], right=True).clamp(max=len(sums) - 1))
+        return place if tokens is None else int(tokens[place])
+
+
+def describe(scores: torch.Tensor, token: int, number: int) -> Chosen:
+    """Say how likely `token` was, and the `number` likeliest."""
+    logprobs = scores.log_softmax(0)
+    values, tokens = logprobs.topk(min(number, len(scores)))
+    return Chosen(token, float(logprobs[token]), list(zip(tokens.tolist(), values.tolist(), strict=True)))

@@ -1,0 +1,392 @@
+"""Chats by the token: the library's own greedy text, and everyone's own, whatever else is in the batch."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.engine.stepper import Result
+from services.errors import InvalidRequest
+from services.registry import load_models
+from services.schema import MAX_SEED, complete
+from services.settings import Settings
+from services.text import network as network_module
+from services.text.engine import CHUNK, Phase, TextStepper
+from services.text.pieces import Piece, Token
+from services.text.rows import Feeds
+from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Message
+from tests.services.stepping import Arrival, Recorder, alone, run
+
+MODEL = next(model for model in load_models() if model.id == "tinyllama-1.1b-chat")
+DEFAULTS = {"model": MODEL.id, **MODEL.defaults_in("tiny")}
+GREEDY = {"temperature": 0}
+
+
+def quickly(max_examples: int) -> examples:
+    return examples(
+        deadline=None, max_examples=max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
+
+
+def chat(*turns: str | Message, **fields: Any) -> ChatJob:
+    """What the worker hands to the model: the user's words, or whole messages."""
+    messages = tuple(turn if isinstance(turn, Message) else Message(role="user", content=turn) for turn in turns)
+    return complete(ChatJob, ChatRequest(messages=messages, **{"max_tokens": 12, **fields}), DEFAULTS)
+
+
+def completion(prompt: str, **fields: Any) -> CompletionJob:
+    return complete(CompletionJob, CompletionRequest(prompt=prompt, **{"max_tokens": 12, **fields}), DEFAULTS)
+
+
+def text_of(made: Recorder, index: int = 0) -> str:
+    return "".join(piece.text for piece in made.outputs if piece.index == index)
+
+
+def reason_of(made: Recorder, index: int = 0) -> str | None:
+    reasons: list[str | None] = [piece.finish_reason for piece in made.outputs if piece.index == index]
+    return reasons[-1]
+
+
+def tokens_of(made: Recorder, index: int = 0) -> list[Token]:
+    return [token for piece in made.outputs if piece.index == index for token in piece.tokens]
+
+
+def result_of(made: Recorder) -> Result:
+    assert made.result is not None
+    return made.result
+
+
+@pytest.fixture(scope="module")
+def stepper(worker_settings: Settings) -> TextStepper:
+    return TextStepper(MODEL, worker_settings)
+
+
+@pytest.fixture(scope="module")
+def alone_only(worker_settings: Settings) -> TextStepper:
+    """The same model, as one whose cache the library keeps to itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_module, "DynamicLayer", type("Other", (), {}))
+        return TextStepper(MODEL, worker_settings)
+
+
+@dataclass
+class Llama:
+    """The library's own model."""
+
+    tokenizer: Any
+    network: Any
+
+    def answer(self, job: ChatJob | CompletionJob, **arguments: Any) -> tuple[int, str]:
+        """Its greedy answer: how many tokens, and the text."""
+        prompt = list(job.tokens(self.tokenizer))
+        made = self.network.generate(
+            torch.tensor([prompt]), max_new_tokens=job.max_tokens, max_length=None, do_sample=False, **arguments
+        )[0, len(prompt) :]
+        return len(made), self.tokenizer.decode(made, skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def llama(data_dir: Path) -> Llama:
+    folder = data_dir / "tiny" / "text"
+    return Llama(AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder))
+
+
+@pytest.fixture(params=["shared", "alone"])
+def either(request: pytest.FixtureRequest, stepper: TextStepper, alone_only: TextStepper) -> TextStepper:
+    return stepper if request.param == "shared" else alone_only
+
+
+# --- the library's own ---
+
+
+@pytest.mark.parametrize("prompt", ["Hello", "Wie heißt du? 世界 🐈", "the quick brown fox " * 40])
+@pytest.mark.parametrize("temperature", [0, 1e-300])
+def test_a_greedy_answer_is_the_librarys(either: TextStepper, llama: Llama, prompt: str, temperature: float) -> None:
+    job = chat(prompt, temperature=temperature, max_tokens=40)
+    made = alone(either, job, seed=3)
+    num_tokens, text = llama.answer(job)
+
+    assert text_of(made) == text
+    assert result_of(made).usage == {"prompt_tokens": len(job.tokens(llama.tokenizer)), "completion_tokens": num_tokens}
+
+
+def test_a_completion_goes_on_from_the_bare_text(stepper: TextStepper, llama: Llama) -> None:
+    job = completion("the quick brown", **GREEDY)
+
+    assert text_of(alone(stepper, job)) == llama.answer(job)[1]
+    assert result_of(alone(stepper, job)).usage["prompt_tokens"] == len(llama.tokenizer("the quick brown")["input_ids"])
+
+
+FIELDS = st.fixed_dictionaries(
+    {"max_tokens": st.integers(1, 30)},
+    optional={
+        "temperature": st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+        "top_p": st.sampled_from([0.1, 0.9, 1.0]),
+        "top_k": st.sampled_from([1, 5, 1000]),
+        "n": st.integers(1, 3),
+        "presence_penalty": st.sampled_from([-2.0, 0.5]),
+        "frequency_penalty": st.sampled_from([-1.0, 2.0]),
+        "logit_bias": st.just({"40": 5.0, "41": -100.0}),
+        "stop": st.sampled_from(["e", ["the ", "and"], [" "]]),
+        "logprobs": st.just(True),
+    },
+)
+PROMPTS = st.sampled_from(["Hello", "x", "the quick brown fox jumps " * 3, "世界" * 30, "a model " * 60])
+ONE = st.tuples(PROMPTS, FIELDS, st.integers(0, MAX_SEED), st.integers(0, 25), st.none() | st.integers(1, 8))
+
+
+@quickly(30)
+@given(asks=st.lists(ONE, min_size=1, max_size=6), most=st.integers(1, 6), repeated=st.frozensets(st.integers(0, 40)))
+def test_an_answer_is_its_own_whoever_comes_and_goes_beside_it(
+    stepper: TextStepper, asks: list[Any], most: int, repeated: frozenset[int]
+) -> None:
+    arrivals = [
+        Arrival(chat(prompt, **fields), seed, tick, stop_after) for prompt, fields, seed, tick, stop_after in asks
+    ]
+    made, _ = run(stepper, arrivals, most=most, repeated=repeated)
+
+    for (prompt, fields, seed, _, stop_after), one in zip(asks, made, strict=True):
+        (by_itself,), _ = run(stepper, [Arrival(chat(prompt, **fields), seed, stop_after=stop_after)])
+        for index in range(fields.get("n", 1)):
+            if stop_after is None:
+                assert text_of(one, index) == text_of(by_itself, index)
+                assert reason_of(one, index) == reason_of(by_itself, index)
+            assert [token.text for token in tokens_of(one, index)] == [
+                token.text for token in tokens_of(by_itself, index)
+            ] or stop_after is not None
+        assert one.result == by_itself.result
+
+
+@quickly(15)
+@given(asks=st.lists(st.tuples(PROMPTS, st.integers(1, 30), st.integers(0, 20)), min_size=2, max_size=6))
+def test_greedy_answers_are_the_librarys_however_they_overlap(
+    stepper: TextStepper, llama: Llama, asks: list[tuple[str, int, int]]
+) -> None:
+    jobs = [chat(prompt, max_tokens=max_tokens, **GREEDY) for prompt, max_tokens, _ in asks]
+    made, _ = run(stepper, [Arrival(job, tick=tick) for job, (_, _, tick) in zip(jobs, asks, strict=True)])
+
+    assert [text_of(one) for one in made] == [llama.answer(job)[1] for job in jobs]
+
+
+def test_sharing_makes_no_difference(stepper: TextStepper, alone_only: TextStepper) -> None:
+    for fields in ({"n": 3}, {"temperature": 2.0}, {"logprobs": True, "top_logprobs": 2}):
+        job = chat("Hello", max_tokens=20, **fields)
+        one, other = alone(stepper, job, seed=5), alone(alone_only, job, seed=5)
+        for index in range(job.n):
+            assert text_of(one, index) == text_of(other, index)
+        assert result_of(one) == result_of(other)
+
+
+# --- who shares what ---
+
+
+def test_prompts_are_read_together_and_texts_written_together(stepper: TextStepper) -> None:
+    made, forwards = run(stepper, [Arrival(completion("a", max_tokens=5), tick=tick) for tick in (0, 0, 0)])
+
+    assert [(forward.phase, forward.members) for forward in forwards] == [
+        (Phase.PREFILL, (0, 1, 2)),
+        *[(Phase.DECODE, (0, 1, 2))] * 4,
+    ]
+    assert [result_of(one).usage["completion_tokens"] for one in made] == [5, 5, 5]
+
+
+def test_a_long_prompt_is_read_in_parts_between_the_others_tokens(stepper: TextStepper) -> None:
+    long = completion("the " * (3 * CHUNK), max_tokens=2)
+    made, forwards = run(stepper, [Arrival(completion("a", max_tokens=30)), Arrival(long, tick=3)])
+    phases = [forward.phase for forward in forwards]
+    first = phases.index(Phase.PREFILL, 1)
+    num_parts = -(-result_of(made[1]).usage["prompt_tokens"] // CHUNK)
+
+    assert num_parts >= 3
+    assert phases[first : first + 2 * num_parts] == [Phase.PREFILL, Phase.DECODE] * num_parts
+
+
+def test_who_comes_first_is_read_first_and_nobody_is_told_of_parts_that_are_not_his(stepper: TextStepper) -> None:
+    jobs = [completion("the " * size, max_tokens=1) for size in (CHUNK + 10, 10, 20)]
+    made, forwards = run(stepper, [Arrival(job) for job in jobs])
+
+    assert [forward.members for forward in forwards] == [(0, 1, 2), (0, 1, 2)]
+    assert [len(one.progress) for one in made] == [2, 1, 1]
+
+
+def test_a_model_with_a_cache_of_its_own_runs_everyone_alone_and_says_so(
+    worker_settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_module, "DynamicLayer", type("Other", (), {}))
+    made = TextStepper(MODEL, worker_settings)
+    _, forwards = run(made, [Arrival(chat("Hello")), Arrival(chat("you"))])
+
+    assert "one at a time, because its cache is not a plain one" in caplog.text
+    assert all(len(forward.members) == 1 for forward in forwards)
+
+
+def test_a_model_whose_scores_would_differ_runs_everyone_alone_and_says_so(
+    worker_settings: Settings, llama: Llama, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Feeds, "positions", property(lambda self: [0] * len(self.tokens)))
+    made = TextStepper(MODEL, worker_settings)
+    job = chat("Hello", **GREEDY)
+
+    assert "standard deviations off" in caplog.text
+    assert text_of(alone(made, job)) == llama.answer(job)[1]
+
+
+# --- the parameters ---
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 2}, {"top_p": 1e-300}, {"top_k": 1000}, {"top_k": 1}, {"top_p": 1}])
+def test_parameters_may_have_their_extremes(stepper: TextStepper, fields: dict[str, Any]) -> None:
+    assert alone(stepper, chat("Hello", **fields)).outputs
+
+
+def test_several_answers_share_one_reading_of_the_prompt_and_differ(stepper: TextStepper) -> None:
+    made, forwards = run(stepper, [Arrival(completion("the", n=4, max_tokens=20, temperature=1.5), seed=8)])
+    (one,) = made
+
+    assert len({text_of(one, index) for index in range(4)}) == 4
+    assert [forward.phase for forward in forwards].count(Phase.PREFILL) == 1
+    assert result_of(one).usage["completion_tokens"] == 80
+    for index in range(4):
+        assert text_of(alone(stepper, completion("the", max_tokens=20, temperature=1.5), seed=8 + index)) == text_of(
+            one, index
+        )
+
+
+def test_a_stop_string_ends_the_text_before_it(stepper: TextStepper) -> None:
+    whole = text_of(alone(stepper, chat("Hello", max_tokens=40, **GREEDY)))
+    for size in (1, 3, 9):  # the longer ones lie across tokens
+        stop = whole[20 : 20 + size]
+        made = alone(stepper, chat("Hello", max_tokens=40, stop=["\u4e16", stop], **GREEDY))
+
+        assert text_of(made) == whole[: whole.index(stop)]
+        assert reason_of(made) == "stop"
+        assert result_of(made).finish_reason == "stop"
+        assert result_of(made).usage["completion_tokens"] < 40
+
+
+def test_text_that_only_began_like_a_stop_string_comes_in_the_end(stepper: TextStepper) -> None:
+    whole = text_of(alone(stepper, chat("Hello", **GREEDY)))
+    made = alone(stepper, chat("Hello", stop=[whole[-3:] + "\u4e16"], **GREEDY))
+
+    assert text_of(made) == whole
+    assert reason_of(made) == "length"
+
+
+def test_a_bias_forbids_and_forces(stepper: TextStepper, llama: Llama) -> None:
+    first = llama.tokenizer("Hello", add_special_tokens=False)["input_ids"][0]
+    forced = alone(stepper, chat("Hello", logit_bias={str(first): 100}, max_tokens=3))
+    assert text_of(forced) == llama.tokenizer.decode([first] * 3)
+
+    forbidden = alone(stepper, chat("Hello", logit_bias={str(first): -100}, temperature=2, max_tokens=60))
+    assert llama.tokenizer.decode([first]) not in text_of(forbidden)
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
+def test_penalties_make_a_text_repeat_itself_less(stepper: TextStepper, penalty: str) -> None:
+    def variety(value: float) -> int:
+        made = alone(stepper, completion("the", logprobs=0, max_tokens=60, **{penalty: value, **GREEDY}))
+        return len({token.text for token in tokens_of(made)})
+
+    assert variety(-2) < variety(0) < variety(2)
+
+
+def test_probabilities_are_the_models_own(stepper: TextStepper, llama: Llama) -> None:
+    made = alone(stepper, chat("Hello", logprobs=True, top_logprobs=3, temperature=1.7, max_tokens=4), seed=1)
+    prompt = list(chat("Hello").tokens(llama.tokenizer))
+    written: list[int] = []
+    for token in tokens_of(made):
+        with torch.inference_mode():
+            scores = llama.network(torch.tensor([prompt + written])).logits[0, -1].log_softmax(0)
+        values, tokens = scores.topk(3)
+        chosen = int((scores - token.logprob).abs().argmin())
+        written.append(chosen)
+
+        assert token.logprob == pytest.approx(float(scores[chosen]), abs=1e-4)
+        assert token.text == llama.tokenizer.decode([chosen])
+        assert [one.text for one in token.likeliest] == [llama.tokenizer.decode([one]) for one in tokens.tolist()]
+        assert [one.logprob for one in token.likeliest] == pytest.approx(values.tolist(), abs=1e-4)
+    assert "".join(token.text for token in tokens_of(made)) == text_of(made)
+
+
+def test_probabilities_of_what_a_stop_string_cut_off_are_not_told(stepper: TextStepper) -> None:
+    whole = alone(stepper, chat("Hello", max_tokens=40, logprobs=True, **GREEDY))
+    stop = text_of(whole)[20:24]
+    made = alone(stepper, chat("Hello", max_tokens=40, logprobs=True, stop=stop, **GREEDY))
+    shown = [token.text for token in tokens_of(made)]
+
+    assert "".join(shown).startswith(text_of(made))
+    assert text_of(made).startswith("".join(shown[:-1]))  # the last one may go on into the stop string
+
+
+# --- ends and limits ---
+
+
+def test_text_ends_where_it_was_told_to_or_by_itself(stepper: TextStepper, data_dir: Path, tmp_path: Path) -> None:
+    cut = result_of(alone(stepper, chat("Hello", max_tokens=1)))
+    assert (cut.usage["completion_tokens"], cut.finish_reason) == (1, "length")
+
+    shutil.copytree(data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
+    file = tmp_path / "tiny" / "text" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": list(range(2, 300))}))
+    curt = alone(TextStepper(MODEL, Settings(data_dir=tmp_path)), chat("Hello"))
+    assert (result_of(curt).usage["completion_tokens"], result_of(curt).finish_reason) == (1, "stop")
+    assert (text_of(curt), reason_of(curt)) == ("", "stop")
+
+
+def test_a_chat_beyond_the_context_is_refused_by_naming_messages(stepper: TextStepper) -> None:
+    (made,), _ = run(stepper, [Arrival(chat("\u4e16" * 2000))])
+
+    assert isinstance(made.error, InvalidRequest)
+    assert "2048" in made.error.message
+    assert (made.error.code, made.error.param) == ("context_length_exceeded", "messages")
+
+
+def test_a_token_that_the_model_has_not_is_refused_by_naming_it(stepper: TextStepper) -> None:
+    (made,), _ = run(stepper, [Arrival(chat("Hello", logit_bias={"99999": 1}))])
+
+    assert isinstance(made.error, InvalidRequest)
+    assert "99999" in made.error.message
+    assert made.error.param == "logit_bias"
+
+
+def test_an_answer_ends_with_the_context(stepper: TextStepper, llama: Llama) -> None:
+    job = completion("x " * 1000, max_tokens=100)
+    left = 2048 - len(job.tokens(llama.tokenizer))
+    made = alone(stepper, completion("x " * 1000 + "x" * (left - 5), max_tokens=100))
+    room = 2048 - result_of(made).usage["prompt_tokens"]
+
+    assert 0 < room < 100
+    assert result_of(made).usage["completion_tokens"] == room
+    assert reason_of(made) == "length"
+
+
+def test_a_callers_system_prompt_replaces_the_models(stepper: TextStepper) -> None:
+    for role in ("system", "developer"):
+        own = chat(Message(role=role, content="Say no."), "Hello", max_tokens=1)
+        assert (
+            result_of(alone(stepper, own)).usage["prompt_tokens"]
+            < (result_of(alone(stepper, chat("Hello", max_tokens=1))).usage["prompt_tokens"])
+        )
+
+
+def test_the_cost_is_what_the_longest_answers_may_take(stepper: TextStepper) -> None:
+    assert stepper.cost(chat("Hello", max_tokens=200)) > stepper.cost(chat("Hello", max_tokens=20))
+    assert stepper.cost(chat("Hello", n=2)) == 2 * stepper.cost(chat("Hello"))
+    assert stepper.cost(chat("Hello", max_tokens=5000)) == stepper.cost(chat("Hello", max_tokens=9000))
+
+
+def test_text_comes_in_pieces_of_whole_characters(stepper: TextStepper) -> None:
+    made = alone(stepper, chat("Hello", max_tokens=60, temperature=2))
+    pieces: Sequence[Piece] = made.outputs
+
+    assert len(pieces) > 10
+    assert not any("\ufffd" in piece.text for piece in pieces)
