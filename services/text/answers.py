@@ -174,6 +174,7 @@ def usage(counted: Mapping[str, int]) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": counted["cached_tokens"]},
     }
 
 

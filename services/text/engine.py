@@ -18,6 +18,7 @@ from services.schema import MAX_SEED
 from services.settings import Settings
 from services.text.network import Memory, Network
 from services.text.pieces import Piece, Token
+from services.text.prefixes import Prefixes
 from services.text.sampling import Chosen, Sampler, Sampling, describe
 from services.text.schema import TextJob
 from services.text.writing import Vocabulary, Writer
@@ -58,6 +59,7 @@ class Conversation:
     Args:
         limit: tokens that an answer may have.
         row: of the prompt.
+        num_cached: tokens of it that others had read.
     """
 
     job: TextJob
@@ -66,6 +68,7 @@ class Conversation:
     prompt: Sequence[int]
     limit: int
     row: Memory
+    num_cached: int = 0
     answers: list[Answer] = field(default_factory=list)
     num_iterations: int = 0
 
@@ -107,6 +110,7 @@ class TextStepper:
             raise ModelUnavailable(f"model '{model.id}' has no fast tokenizer (tokenizer.json), and none can be made")
         self._vocabulary = Vocabulary(self._tokenizer)
         self._network = Network(weights)
+        self._prefixes = Prefixes(settings.prefix_cache_mb * 1e6) if self._network.shares else None
         self.max_active = settings.max_batch_size
         generation = self._network.generation
         self._ends = frozenset(as_list(generation.eos_token_id))
@@ -140,7 +144,8 @@ class TextStepper:
                     param="logit_bias",
                 )
         limit = min(request.max_tokens, room)
-        return Conversation(request, run, seed, prompt, limit, self._network.new_row())
+        row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()
+        return Conversation(request, run, seed, prompt, limit, row, num_cached=row.length)
 
     def key(self, state: Conversation) -> Phase | None:
         """Let all read their prompts together, and all write together, if the model can."""
@@ -164,6 +169,8 @@ class TextStepper:
             num_read, scores = row
             state.row.length += num_read
             if not state.left:
+                if self._prefixes is not None:
+                    self._prefixes.keep(state.prompt, state.row)
                 self._begin(state, scores)
         else:
             for answer, scores in zip(state.open, row, strict=True):
@@ -175,7 +182,11 @@ class TextStepper:
         num_written = sum(answer.num_tokens for answer in state.answers)
         reasons = Counter(answer.finish_reason for answer in state.answers)
         return Result(
-            {"prompt_tokens": len(state.prompt), "completion_tokens": num_written},
+            {
+                "prompt_tokens": len(state.prompt),
+                "cached_tokens": state.num_cached,
+                "completion_tokens": num_written,
+            },
             "length" if "length" in reasons else "stop",
         )
 

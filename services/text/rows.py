@@ -41,6 +41,20 @@ class Row:
         all_values[:, self.length : end] = values
         return all_keys[:, :end], all_values[:, :end]
 
+    @classmethod
+    def of(cls, blocks: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> "Row":
+        """Return a row of what others have cut out of theirs, in order."""
+        row = cls()
+        for block in blocks:
+            for number, (keys, values) in enumerate(block):
+                row.write(number, keys, values)
+            row.length += block[0][0].shape[1]
+        return row
+
+    def cut(self, start: int, end: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return a copy of what is kept of some of its tokens."""
+        return [(keys[:, start:end].clone(), values[:, start:end].clone()) for keys, values in self.layers]
+
     def copy(self, length: int) -> "Row":
         """Return another row that begins with the same `length` tokens."""
         layers = [(grown(keys, length, length), grown(values, length, length)) for keys, values in self.layers]

@@ -7,7 +7,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from services.schema import Body, GenerationRequest, ModelId, check_is_text
 
@@ -95,12 +105,13 @@ class TextRequest(GenerationRequest):
     stream_options: StreamOptions | None = None
     user: Annotated[str, StringConstraints(max_length=200), Field(description="accepted and not used")] | None = None
 
-    @model_validator(mode="after")
-    def check_options(self) -> "TextRequest":
+    @field_validator("stream_options")
+    @classmethod
+    def check_options(cls, options: StreamOptions | None, others: ValidationInfo) -> StreamOptions | None:
         """Refuse what would be passed over in silence."""
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream to be true")
-        return self
+        if options is not None and not others.data.get("stream"):
+            raise ValueError("needs stream to be true")
+        return options
 
 
 class ChatRequest(TextRequest):
@@ -111,14 +122,21 @@ class ChatRequest(TextRequest):
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
 
-    @model_validator(mode="after")
-    def check_names(self) -> "ChatRequest":
-        """Refuse what contradicts itself."""
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("max_tokens and max_completion_tokens are one thing; give one of them")
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
-        return self
+    @field_validator("max_completion_tokens")
+    @classmethod
+    def check_names(cls, number: int | None, others: ValidationInfo) -> int | None:
+        """Refuse one thing under two names."""
+        if number is not None and others.data.get("max_tokens") is not None:
+            raise ValueError("is another name of max_tokens; give one of them")
+        return number
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def check_logprobs(cls, number: int | None, others: ValidationInfo) -> int | None:
+        """Refuse what would be passed over in silence."""
+        if number is not None and not others.data.get("logprobs"):
+            raise ValueError("needs logprobs to be true")
+        return number
 
 
 class CompletionRequest(TextRequest):
