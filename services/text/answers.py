@@ -11,7 +11,7 @@ from services.encoders import EventStream
 from services.engine.events import Done, Event
 from services.errors import ServiceError
 from services.schema import envelope
-from services.text.pieces import Piece, Token
+from services.text.pieces import Call, Piece, Token
 
 END = b"data: [DONE]\n\n"
 
@@ -60,11 +60,13 @@ class ChatShape(Shape):
 
     def choice(self, piece: Piece, *, is_chunk: bool, is_first: bool) -> dict[str, Any]:
         """A message, or what is added to it."""
-        said: dict[str, Any] = {"content": piece.text}
-        if is_first:
-            said = {"role": "assistant", **said}
-        elif not piece.text:
-            said = {}
+        said: dict[str, Any] = {"role": "assistant"} if is_first else {}
+        if piece.text or (is_first and not piece.calls):
+            said["content"] = piece.text
+        if piece.calls:
+            said["tool_calls"] = [chat_call(call, is_chunk=is_chunk) for call in piece.calls]
+            if not is_chunk:
+                said.setdefault("content", None)
         return {
             "index": piece.index,
             "delta" if is_chunk else "message": said,
@@ -164,7 +166,9 @@ def framed(data: Mapping[str, Any]) -> bytes:
 def whole(pieces: Sequence[Piece]) -> Piece:
     """Put the pieces of an answer together."""
     tokens = [token for piece in pieces for token in piece.tokens]
-    return Piece(pieces[-1].index, "".join(piece.text for piece in pieces), tokens, pieces[-1].finish_reason)
+    calls = [call for piece in pieces for call in piece.calls]
+    text = "".join(piece.text for piece in pieces)
+    return Piece(pieces[-1].index, text, tokens, calls, pieces[-1].finish_reason)
 
 
 def usage(counted: Mapping[str, int]) -> dict[str, Any]:
@@ -176,6 +180,12 @@ def usage(counted: Mapping[str, int]) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": counted["cached_tokens"]},
     }
+
+
+def chat_call(call: Call, *, is_chunk: bool) -> dict[str, Any]:
+    """A call as chat completions show it."""
+    shown = {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    return {"index": call.number, **shown} if is_chunk else shown
 
 
 def chat_token(token: Token) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Chat models by the token: every request at its own, all in one forward; knows no HTTP."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,9 +16,13 @@ from services.errors import InvalidRequest, ModelUnavailable
 from services.registry import Model
 from services.schema import MAX_SEED
 from services.settings import Settings
+from services.text.calls import CallReader
+from services.text.grammar import Grammars, Guide
 from services.text.network import Memory, Network
-from services.text.pieces import Piece, Token
+from services.text.pieces import Call, Piece, Token
 from services.text.prefixes import Prefixes
+from services.text.prompts import Prompts
+from services.text.rows import Row
 from services.text.sampling import Chosen, Sampler, Sampling, describe
 from services.text.schema import TextJob
 from services.text.writing import Vocabulary, Writer
@@ -39,6 +43,8 @@ class Answer:
 
     Args:
         token: chosen, and not yet in the model.
+        guide: what may be written.
+        calls: finds calls of tools in what is written.
         waiting: tokens to be told as soon as the characters that they begin with are out.
     """
 
@@ -46,6 +52,8 @@ class Answer:
     row: Memory
     sampler: Sampler
     writer: Writer
+    guide: Guide | None = None
+    calls: CallReader | None = None
     token: int = 0
     num_tokens: int = 0
     finish_reason: str | None = None
@@ -68,6 +76,7 @@ class Conversation:
     prompt: Sequence[int]
     limit: int
     row: Memory
+    guide: Guide | None = None
     num_cached: int = 0
     answers: list[Answer] = field(default_factory=list)
     num_iterations: int = 0
@@ -108,6 +117,7 @@ class TextStepper:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder)
         if not self._tokenizer.is_fast:
             raise ModelUnavailable(f"model '{model.id}' has no fast tokenizer (tokenizer.json), and none can be made")
+        self._prompts = Prompts(self._tokenizer)
         self._vocabulary = Vocabulary(self._tokenizer)
         self._network = Network(weights)
         self._prefixes = Prefixes(settings.prefix_cache_mb * 1e6) if self._network.shares else None
@@ -119,7 +129,7 @@ class TextStepper:
 
     def cost(self, request: TextJob) -> int:
         """Estimate what the longest answers keep of themselves and of the prompt."""
-        length = len(request.tokens(self._tokenizer)) + request.max_tokens
+        length = len(self._prompts.tokens(request)) + request.max_tokens
         return request.n * min(length, self._network.context) * self._network.bytes_per_token
 
     def admit(self, request: TextJob, seed: int, run: Run) -> Conversation:
@@ -128,7 +138,7 @@ class TextStepper:
         Raises:
             InvalidRequest: it does not fit into the model's context, or names tokens that the model has not.
         """
-        prompt = request.tokens(self._tokenizer)
+        prompt = self._prompts.tokens(request)
         room = self._network.context - len(prompt)
         if room < 1:
             raise InvalidRequest(
@@ -144,8 +154,25 @@ class TextStepper:
                     param="logit_bias",
                 )
         limit = min(request.max_tokens, room)
+        guide = self._guide(request)
         row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()
-        return Conversation(request, run, seed, prompt, limit, row, num_cached=row.length)
+        return Conversation(request, run, seed, prompt, limit, row, guide, num_cached=row.length)
+
+    def _guide(self, job: TextJob) -> Guide | None:
+        """Return the grammar that the answer is held to.
+
+        Raises:
+            InvalidRequest: there is none that can be kept to.
+        """
+        if job.document is not None:
+            return self._grammars.of_json(job.document)
+        if job.must_call:
+            return self._grammars.of_calls(job.must_call, is_parallel=job.parallel_tool_calls)
+        return None
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._tokenizer, self._network.vocabulary_size)
 
     def key(self, state: Conversation) -> Phase | None:
         """Let all read their prompts together, and all write together, if the model can."""
@@ -169,7 +196,7 @@ class TextStepper:
             num_read, scores = row
             state.row.length += num_read
             if not state.left:
-                if self._prefixes is not None:
+                if self._prefixes is not None and isinstance(state.row, Row):
                     self._prefixes.keep(state.prompt, state.row)
                 self._begin(state, scores)
         else:
@@ -180,14 +207,14 @@ class TextStepper:
         if state.phase is Phase.PREFILL or state.open:
             return None
         num_written = sum(answer.num_tokens for answer in state.answers)
-        reasons = Counter(answer.finish_reason for answer in state.answers)
+        reasons = {answer.finish_reason for answer in state.answers}
         return Result(
             {
                 "prompt_tokens": len(state.prompt),
                 "cached_tokens": state.num_cached,
                 "completion_tokens": num_written,
             },
-            "length" if "length" in reasons else "stop",
+            next(reason for reason in ("length", "tool_calls", "stop") if reason in reasons),
         )
 
     def preview(self, state: Conversation) -> None:
@@ -228,31 +255,54 @@ class TextStepper:
         for index in range(job.n):
             row = state.row if index == job.n - 1 else state.row.copy(state.row.length)
             sampler = Sampler(sampling, (state.seed + index) % (MAX_SEED + 1), state.prompt)
-            state.answers.append(Answer(index, row, sampler, Writer(self._tokenizer, job.stop)))
+            guide = state.guide.copy() if state.guide is not None else None
+            calls = CallReader() if job.may_call else None
+            state.answers.append(Answer(index, row, sampler, Writer(self._tokenizer, job.stop), guide, calls))
         for answer in state.answers:
             self._take(state, answer, scores)
 
     def _take(self, state: Conversation, answer: Answer, scores: torch.Tensor) -> None:
         """Choose an answer's next token, and emit the text that is certain by it."""
-        answer.token = answer.sampler.choose(scores)
+        guide = answer.guide
+        answer.token = answer.sampler.choose(scores, guide.allowed() if guide is not None else None)
         answer.num_tokens += 1
+        text = ""
         if answer.token in self._ends:
-            text, answer.finish_reason = answer.writer.finish(), "stop"
+            answer.finish_reason = "stop"
         else:
             if state.job.top_logprobs is not None:
                 chosen = describe(scores, answer.token, state.job.top_logprobs)
                 answer.waiting.append((answer.writer.num_decoded, self._told(chosen)))
             text = answer.writer.add(answer.token)
-            if not answer.writer.is_stopped and answer.num_tokens == state.limit:
-                text, answer.finish_reason = text + answer.writer.finish(), "length"
+            if guide is not None:
+                guide.take(answer.token)
+            if answer.writer.is_stopped or (guide is not None and guide.is_over):
+                answer.finish_reason = "stop"
+            elif answer.num_tokens == state.limit:
+                answer.finish_reason = "length"
+        if answer.finish_reason is not None and not answer.writer.is_stopped:
+            text += answer.writer.finish()
             if answer.writer.is_stopped:
                 answer.finish_reason = "stop"
+        self._emit(state.run, answer, text)
+
+    def _emit(self, run: Run, answer: Answer, text: str) -> None:
+        """Hand on text, the tokens that are out with it, and calls that are whole."""
         num_out = answer.writer.num_released
         is_all = answer.finish_reason is not None and not answer.writer.is_stopped
         told = [token for start, token in answer.waiting if start < num_out or is_all]
         answer.waiting = [(start, token) for start, token in answer.waiting if start >= num_out and not is_all]
-        if text or told or answer.finish_reason is not None:
-            state.run.emit(Piece(answer.index, text, told, answer.finish_reason))
+        calls: list[Call] = []
+        if answer.calls is not None:
+            found = list(answer.calls.add(text))
+            if answer.finish_reason is not None:
+                found += answer.calls.finish()
+            text = "".join(part for part in found if isinstance(part, str))
+            calls = [part for part in found if isinstance(part, Call)]
+            if answer.finish_reason == "stop" and answer.calls.num_calls:
+                answer.finish_reason = "tool_calls"
+        if text or told or calls or answer.finish_reason is not None:
+            run.emit(Piece(answer.index, text, told, calls, answer.finish_reason))
 
     def _told(self, chosen: Chosen) -> Token:
         likeliest = [self._token(token, logprob) for token, logprob in chosen.likeliest]

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from services.engine.weights import Weights
-from services.text.rows import ATTENTION, Feed, Feeds, Row
+from services.text.rows import ATTENTION, Feed, Feeds, Row, register
 
 PROBE = 9  # tokens of the forward by which a model is judged
 CLOSE = 0.05  # how far its scores may be off then, of their standard deviation: half precision rounds
@@ -109,6 +109,7 @@ class Network:
         if not self._network._supports_attention_backend:
             return "the library lets nobody else do its attention"
         own = self._network.config._attn_implementation
+        register()
         try:
             expected, found = self._probe(own)
         except Exception as error:

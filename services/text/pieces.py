@@ -21,10 +21,26 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A call of a tool.
+
+    Args:
+        number: of the answer's calls, from 0.
+        arguments: JSON.
+    """
+
+    number: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Piece:
-    """Some text of one of the answers, and why that one ended, if it did."""
+    """Some text of one of the answers, whole calls, and why that one ended, if it did."""
 
     index: int
     text: str
     tokens: Sequence[Token] = ()
+    calls: Sequence[Call] = ()
     finish_reason: str | None = None

@@ -159,5 +159,7 @@ def seen(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling:
     return scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None, scale=scaling)
 
 
-AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)  # each row's follows from its lengths
+def register() -> None:
+    """Make `attend` known to the library; may be called again."""
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)  # each row's follows from its lengths

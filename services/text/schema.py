@@ -3,8 +3,9 @@
 Source: OpenAI's chat completions and completions; `top_k` is ours. What they have and we do not is refused by name.
 """
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -34,6 +35,21 @@ MaxTokens = Annotated[int, Field(ge=1, le=131_072)]
 Likeliest = Annotated[int, Field(ge=0, le=20)]
 
 
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+CallId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def check_is_object(value: str) -> str:
+    """Refuse arguments that are no JSON object."""
+    try:
+        is_object = isinstance(json.loads(value), dict)
+    except ValueError:
+        is_object = False
+    if not is_object:
+        raise ValueError("must be a JSON object in a string")
+    return value
+
+
 class TextPart(Body):
     """A part of a message."""
 
@@ -48,16 +64,116 @@ def joined(value: object) -> object:
     return "".join(TextPart.model_validate(part).text for part in value)
 
 
+class CalledFunction(Body):
+    """What was called, and with what."""
+
+    name: FunctionName
+    arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
+
+
+class ToolCall(Body):
+    """A call that the model made."""
+
+    id: CallId
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(Body):
     """One turn of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Content, BeforeValidator(joined, json_schema_input_type=Content | list[TextPart])]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[Content, BeforeValidator(joined, json_schema_input_type=Content | list[TextPart])] | None = None
+    tool_calls: Annotated[tuple[ToolCall, ...], Field(min_length=1, max_length=64)] | None = None
+    tool_call_id: CallId | None = None
+
+    @model_validator(mode="after")
+    def check_parts(self) -> "Message":
+        """Refuse what does not belong to the role, and want of what does."""
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a tool's message, and no other, needs tool_call_id")
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("needs content")
+        return self
+
+
+class Function(Body):
+    """A function that the model may call."""
+
+    name: FunctionName
+    description: Annotated[str, StringConstraints(max_length=8000)] | None = None
+    parameters: Annotated[dict[str, Any], Field(description="a JSON schema of the arguments")] | None = None
+    strict: Annotated[bool | None, Field(description="arguments of a call that must be made keep to it anyway")] = None
+
+
+class Tool(Body):
+    """A tool that the model may use."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Body):
+    """The name of a function."""
+
+    name: FunctionName
+
+
+class ChosenTool(Body):
+    """The tool that must be used."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class JsonSchema(Body):
+    """What a document must look like."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: FunctionName
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class TextFormat(Body):
+    """Anything."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Body):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its schema."""
+        return {"type": "object"}
+
+
+class SchemaFormat(Body):
+    """JSON of a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its schema."""
+        return self.json_schema.schema_
+
+
+ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
 
 
 def check_length(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """Refuse a chat that no model's context holds: cutting it into tokens alone would keep the others waiting."""
-    num_characters = sum(len(message.content) for message in messages)
+    num_characters = sum(len(message.content or "") for message in messages)
     if num_characters > MAX_CHARACTERS:
         raise ValueError(f"must have at most {MAX_CHARACTERS} characters together, not {num_characters}")
     return messages
@@ -121,6 +237,32 @@ class ChatRequest(TextRequest):
     max_completion_tokens: Annotated[MaxTokens | None, Field(description="another name of max_tokens")] = None
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
+    response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
+    tools: Annotated[tuple[Tool, ...], Field(min_length=1, max_length=64)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def check_tools(cls, tools: tuple[Tool, ...] | None, others: ValidationInfo) -> tuple[Tool, ...] | None:
+        """Refuse two of a name, and tools where the answer is a document."""
+        if tools is not None and len({tool.function.name for tool in tools}) < len(tools):
+            raise ValueError("must have names of their own")
+        wanted = others.data.get("response_format")
+        if tools is not None and not isinstance(wanted, TextFormat | None):
+            raise ValueError("and a response_format of JSON do not go together here")
+        return tools
+
+    @field_validator("tool_choice", "parallel_tool_calls")
+    @classmethod
+    def check_choice(cls, value: Any, others: ValidationInfo) -> Any:
+        """Refuse a choice among tools that there are not."""
+        tools = others.data.get("tools") or ()
+        if not tools and value not in (None, "none", "auto"):
+            raise ValueError("needs tools")
+        if isinstance(value, ChosenTool) and value.function.name not in {tool.function.name for tool in tools}:
+            raise ValueError(f"names '{value.function.name}', which is none of the tools")
+        return value
 
     @field_validator("max_completion_tokens")
     @classmethod
@@ -163,6 +305,7 @@ class TextJob(GenerationRequest):
     frequency_penalty: float = 0
     logit_bias: dict[int, float] = Field(default_factory=dict)
     top_logprobs: int | None = None  # None: no probabilities at all
+    parallel_tool_calls: bool = True
     _tokens: Sequence[int] | None = PrivateAttr(None)
 
     @property
@@ -170,14 +313,26 @@ class TextJob(GenerationRequest):
         """The field that the prompt comes from."""
         raise NotImplementedError
 
-    def tokens(self, tokenizer: Any) -> Sequence[int]:
+    @property
+    def may_call(self) -> bool:
+        """Whether calls of tools are looked for in the answer."""
+        return False
+
+    @property
+    def must_call(self) -> Sequence[Function]:
+        """The functions one of which must be called; none: none must."""
+        return ()
+
+    @property
+    def document(self) -> dict[str, Any] | None:
+        """The JSON schema that the answer must keep to, if any."""
+        return None
+
+    def tokens(self, cut: "Callable[[TextJob], Sequence[int]]") -> Sequence[int]:
         """Return the prompt in tokens; it is cut once."""
         if self._tokens is None:
-            self._tokens = self._cut(tokenizer)
+            self._tokens = cut(self)
         return self._tokens
-
-    def _cut(self, tokenizer: Any) -> Sequence[int]:
-        raise NotImplementedError
 
 
 class ChatJob(TextJob):
@@ -185,6 +340,9 @@ class ChatJob(TextJob):
 
     system_prompt: str
     messages: tuple[Message, ...]
+    response_format: ResponseFormat | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool = "auto"
 
     @model_validator(mode="before")
     @classmethod
@@ -199,16 +357,24 @@ class ChatJob(TextJob):
         """The messages."""
         return "messages"
 
-    def _cut(self, tokenizer: Any) -> Sequence[int]:
-        chat = [{"role": message.role, "content": message.content} for message in self.messages]
-        for turn in chat:
-            if turn["role"] == "developer":
-                turn["role"] = "system"
-        if chat[0]["role"] != "system":
-            chat.insert(0, {"role": "system", "content": self.system_prompt})
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        tokens: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokens
+    @property
+    def may_call(self) -> bool:
+        """Whether there is a tool that may be used."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    @property
+    def must_call(self) -> Sequence[Function]:
+        """The functions one of which must be called; none: none must."""
+        if not self.tools or self.tool_choice in ("none", "auto"):
+            return ()
+        name = self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else None
+        return [tool.function for tool in self.tools if name in (None, tool.function.name)]
+
+    @property
+    def document(self) -> dict[str, Any] | None:
+        """The schema that the answer must keep to."""
+        wanted = self.response_format
+        return None if wanted is None or isinstance(wanted, TextFormat) else wanted.document
 
 
 class CompletionJob(TextJob):
@@ -226,7 +392,3 @@ class CompletionJob(TextJob):
     def source(self) -> str:
         """The prompt."""
         return "prompt"
-
-    def _cut(self, tokenizer: Any) -> Sequence[int]:
-        tokens: Sequence[int] = tokenizer(self.prompt)["input_ids"]
-        return tokens

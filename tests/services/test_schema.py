@@ -165,7 +165,7 @@ def test_a_seed_survives_every_json_reader(seed: int) -> None:
         (VideoRequest, "motion_bucket_id", [1, 255], [0, 256]),
         (MeshRequest, "num_inference_steps", [2, 200], [1, 0, 201]),
         (MeshRequest, "grid_size", [8, 192], [7, 193]),
-        (ChatRequest, "max_tokens", [1, 4096], [0, 4097]),
+        (ChatRequest, "max_tokens", [1, 131_072], [0, 131_073]),
         (ChatRequest, "temperature", [0, 1e-300, 2], [-0.1, 2.1, float("nan")]),
         (ChatRequest, "top_p", [1e-300, 1], [0, 1.1, float("nan")]),
         (ChatRequest, "top_k", [1, 1000], [0, 1001]),

@@ -11,10 +11,20 @@ from services.errors import QueueFull
 from services.text.answers import ChatShape, ChunkEncoder, CompletionShape, DocumentEncoder, Shape, TextEncoder
 from services.text.pieces import Piece, Token
 
-DONE = Done({"prompt_tokens": 3, "completion_tokens": 4}, "length")
-USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+DONE = Done({"prompt_tokens": 3, "cached_tokens": 2, "completion_tokens": 4}, "length")
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 4,
+    "total_tokens": 7,
+    "prompt_tokens_details": {"cached_tokens": 2},
+}
 TOKEN = Token("Hel", [72, 101, 108], -0.5, [Token("Hel", [72, 101, 108], -0.5), Token("\ufffd", [240], -float("inf"))])
-PIECES = [Piece(0, "Hel", [TOKEN]), Piece(1, "世"), Piece(0, "lo", (), "stop"), Piece(1, "", (), "length")]
+PIECES = [
+    Piece(0, "Hel", [TOKEN]),
+    Piece(1, "世"),
+    Piece(0, "lo", finish_reason="stop"),
+    Piece(1, "", finish_reason="length"),
+]
 SHAPES = [ChatShape("tiny"), CompletionShape("tiny")]
 
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=["chat", "completion"])

@@ -1,6 +1,7 @@
 """Chats by the token: the library's own greedy text, and everyone's own, whatever else is in the batch."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from services.registry import load_models
 from services.schema import MAX_SEED, complete
 from services.settings import Settings
 from services.text import network as network_module
+from services.text.calls import CallReader
 from services.text.engine import CHUNK, Phase, TextStepper
-from services.text.pieces import Piece, Token
+from services.text.pieces import Call, Piece, Token
+from services.text.prefixes import BLOCK
+from services.text.prompts import Prompts
 from services.text.rows import Feeds
 from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Message
 from tests.services.stepping import Arrival, Recorder, alone, run
@@ -67,7 +71,19 @@ def result_of(made: Recorder) -> Result:
 
 @pytest.fixture(scope="module")
 def stepper(worker_settings: Settings) -> TextStepper:
+    """The model, reading every prompt from its beginning."""
+    return TextStepper(MODEL, worker_settings.model_copy(update={"prefix_cache_mb": 0}))
+
+
+@pytest.fixture(scope="module")
+def caching(worker_settings: Settings) -> TextStepper:
+    """The model as it is served."""
     return TextStepper(MODEL, worker_settings)
+
+
+def counted(made: Recorder) -> tuple[int, int]:
+    usage = result_of(made).usage
+    return usage["prompt_tokens"], usage["completion_tokens"]
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +101,12 @@ class Llama:
     tokenizer: Any
     network: Any
 
+    def cut(self, job: ChatJob | CompletionJob) -> Sequence[int]:
+        return Prompts(self.tokenizer).tokens(job)
+
     def answer(self, job: ChatJob | CompletionJob, **arguments: Any) -> tuple[int, str]:
         """Its greedy answer: how many tokens, and the text."""
-        prompt = list(job.tokens(self.tokenizer))
+        prompt = list(self.cut(job))
         made = self.network.generate(
             torch.tensor([prompt]), max_new_tokens=job.max_tokens, max_length=None, do_sample=False, **arguments
         )[0, len(prompt) :]
@@ -116,7 +135,11 @@ def test_a_greedy_answer_is_the_librarys(either: TextStepper, llama: Llama, prom
     num_tokens, text = llama.answer(job)
 
     assert text_of(made) == text
-    assert result_of(made).usage == {"prompt_tokens": len(job.tokens(llama.tokenizer)), "completion_tokens": num_tokens}
+    assert result_of(made).usage == {
+        "prompt_tokens": len(llama.cut(job)),
+        "cached_tokens": 0,
+        "completion_tokens": num_tokens,
+    }
 
 
 def test_a_completion_goes_on_from_the_bare_text(stepper: TextStepper, llama: Llama) -> None:
@@ -147,12 +170,12 @@ ONE = st.tuples(PROMPTS, FIELDS, st.integers(0, MAX_SEED), st.integers(0, 25), s
 @quickly(30)
 @given(asks=st.lists(ONE, min_size=1, max_size=6), most=st.integers(1, 6), repeated=st.frozensets(st.integers(0, 40)))
 def test_an_answer_is_its_own_whoever_comes_and_goes_beside_it(
-    stepper: TextStepper, asks: list[Any], most: int, repeated: frozenset[int]
+    stepper: TextStepper, caching: TextStepper, asks: list[Any], most: int, repeated: frozenset[int]
 ) -> None:
     arrivals = [
         Arrival(chat(prompt, **fields), seed, tick, stop_after) for prompt, fields, seed, tick, stop_after in asks
     ]
-    made, _ = run(stepper, arrivals, most=most, repeated=repeated)
+    made, _ = run(caching, arrivals, most=most, repeated=repeated)
 
     for (prompt, fields, seed, _, stop_after), one in zip(asks, made, strict=True):
         (by_itself,), _ = run(stepper, [Arrival(chat(prompt, **fields), seed, stop_after=stop_after)])
@@ -163,7 +186,9 @@ def test_an_answer_is_its_own_whoever_comes_and_goes_beside_it(
             assert [token.text for token in tokens_of(one, index)] == [
                 token.text for token in tokens_of(by_itself, index)
             ] or stop_after is not None
-        assert one.result == by_itself.result
+        if stop_after is None:
+            assert counted(one) == counted(by_itself)
+            assert result_of(one).finish_reason == result_of(by_itself).finish_reason
 
 
 @quickly(15)
@@ -301,7 +326,7 @@ def test_penalties_make_a_text_repeat_itself_less(stepper: TextStepper, penalty:
 
 def test_probabilities_are_the_models_own(stepper: TextStepper, llama: Llama) -> None:
     made = alone(stepper, chat("Hello", logprobs=True, top_logprobs=3, temperature=1.7, max_tokens=4), seed=1)
-    prompt = list(chat("Hello").tokens(llama.tokenizer))
+    prompt = list(llama.cut(chat("Hello")))
     written: list[int] = []
     for token in tokens_of(made):
         with torch.inference_mode():
@@ -325,6 +350,184 @@ def test_probabilities_of_what_a_stop_string_cut_off_are_not_told(stepper: TextS
 
     assert "".join(shown).startswith(text_of(made))
     assert text_of(made).startswith("".join(shown[:-1]))  # the last one may go on into the stop string
+
+
+# --- prompts that begin alike ---
+
+
+def test_what_a_prompt_begins_with_is_read_once(worker_settings: Settings, stepper: TextStepper) -> None:
+    made = TextStepper(MODEL, worker_settings)
+    shared = "the quick brown fox " * 30
+    jobs = [completion(shared + end, **GREEDY) for end in ("jumps", "and I", "jumps")]
+    results = [alone(made, job) for job in jobs]
+    cached = [result_of(one).usage["cached_tokens"] for one in results]
+    length = result_of(results[0]).usage["prompt_tokens"]
+
+    assert cached[0] == 0
+    assert cached[1] == cached[2] == (length - 1) // BLOCK * BLOCK > CHUNK
+    assert [text_of(one) for one in results] == [text_of(alone(stepper, job)) for job in jobs]
+    assert len(results[2].progress) < len(results[0].progress)
+
+
+def test_a_prompt_that_is_known_whole_is_still_read_to_its_last_token(worker_settings: Settings, llama: Llama) -> None:
+    made = TextStepper(MODEL, worker_settings)
+    tokens = llama.tokenizer("the quick brown fox " * 50)["input_ids"][: 2 * BLOCK]
+    job = completion(llama.tokenizer.decode(tokens[1:]), **GREEDY)
+    assert len(llama.cut(job)) == 2 * BLOCK
+    first, second = alone(made, job), alone(made, job)
+
+    assert text_of(first) == text_of(second)
+    assert result_of(second).usage["cached_tokens"] == BLOCK
+
+
+def test_what_is_kept_of_prompts_is_bounded_and_the_oldest_goes_first(worker_settings: Settings) -> None:
+    bytes_per_block = 2 * 2 * 2 * 16 * 4 * BLOCK  # layers, keys and values, heads, width, bytes
+    made = TextStepper(MODEL, worker_settings.model_copy(update={"prefix_cache_mb": 3}))
+    num_kept = 3_000_000 // bytes_per_block
+    assert made._prefixes is not None
+    for number in range(num_kept // 10 + 5):
+        alone(made, completion(f"{number} the quick brown fox " * 60, max_tokens=1))
+        assert made._prefixes._num_bytes == len(made._prefixes._blocks) * bytes_per_block <= 3_000_000
+    assert len(made._prefixes._blocks) > num_kept - 30
+    assert result_of(alone(made, completion("0 the quick brown fox " * 60))).usage["cached_tokens"] == 0
+
+
+# --- documents and calls ---
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "kind": {"enum": ["cat", "dog"]},
+    },
+    "required": ["name", "age", "kind"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "What it is like outside",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 6}, "days": {"type": "integer", "maximum": 9}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_keeps_to_a_schema_beside_one_that_need_not(either: TextStepper, seed: int) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    strict = chat("Who?", response_format=wanted, max_tokens=300, temperature=1.5, n=2)
+    (made, other), _ = run(either, [Arrival(strict, seed), Arrival(chat("Hello"), seed)])
+    for index in range(2):
+        person = json.loads(text_of(made, index))
+        assert set(person) == {"name", "age", "kind"}
+        assert isinstance(person["age"], int)
+        assert 0 <= person["age"] <= 130
+        assert person["kind"] in ("cat", "dog")
+        assert len(person["name"]) <= 8
+        assert reason_of(made, index) == "stop"
+    assert text_of(other) == text_of(alone(either, chat("Hello"), seed))
+
+
+def test_an_answer_that_must_be_an_object_is_one_or_was_cut_off(stepper: TextStepper) -> None:
+    made = alone(stepper, chat("Who?", response_format={"type": "json_object"}, max_tokens=120), seed=2)
+
+    assert text_of(made).startswith("{")
+    if reason_of(made) == "stop":
+        assert isinstance(json.loads(text_of(made)), dict)
+    else:
+        assert reason_of(made) == "length"
+
+
+def test_a_schema_that_cannot_be_kept_to_is_refused_by_naming_the_parameter(stepper: TextStepper) -> None:
+    for schema in ({"type": "nonsense"}, {"type": "string", "pattern": "("}):
+        wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        (made,), _ = run(stepper, [Arrival(chat("Who?", response_format=wanted))])
+        assert isinstance(made.error, InvalidRequest)
+        assert made.error.param == "response_format"
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}
+    (made,), _ = run(stepper, [Arrival(chat("Who?", tools=[tool], tool_choice="required"))])
+    assert isinstance(made.error, InvalidRequest)
+    assert made.error.param == "tools"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_call_that_must_be_made_is_made(stepper: TextStepper, choice: Any, seed: int) -> None:
+    tools = [WEATHER] if choice == "required" else [WEATHER, CLOCK]
+    asked = chat("Weather?", tools=tools, tool_choice=choice, parallel_tool_calls=False, max_tokens=300)
+    made = alone(stepper, asked, seed=seed)
+    (call,) = [call for piece in made.outputs for call in piece.calls]
+
+    assert (call.number, call.name) == (0, "weather")
+    assert set(json.loads(call.arguments)) == {"city", "days"}
+    assert text_of(made) == ""
+    assert reason_of(made) == result_of(made).finish_reason == "tool_calls"
+
+
+def test_tools_are_told_of_in_words_where_the_template_knows_none(llama: Llama) -> None:
+    told = llama.tokenizer.decode(llama.cut(chat("Hello", tools=[WEATHER, CLOCK])))
+    untold = llama.tokenizer.decode(llama.cut(chat("Hello", tools=[WEATHER, CLOCK], tool_choice="none")))
+
+    assert '"name": "weather"' in told
+    assert '"name": "clock"' in told
+    assert "<tool_call>" in told
+    assert untold == llama.tokenizer.decode(llama.cut(chat("Hello")))
+
+
+def test_calls_and_their_results_are_part_of_the_chat(llama: Llama) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "UTC"}'}}
+    turns = [
+        Message(role="user", content="What time is it?"),
+        Message(role="assistant", tool_calls=[call]),
+        Message(role="tool", tool_call_id="call_1", content="noon"),
+    ]
+    told = llama.tokenizer.decode(llama.cut(chat(*turns)))
+
+    assert '{"name": "clock", "arguments": {"zone": "UTC"}}' in told
+    assert "<tool_response>\nnoon\n</tool_response>" in told
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            ["Hi ", "<", "<tool", '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "世", "\n"]
+        ),
+        max_size=8,
+    ),
+    sizes=st.lists(st.integers(1, 9), min_size=1),
+)
+def test_calls_are_found_however_the_text_is_cut(parts: list[str], sizes: list[int]) -> None:
+    text, reader, start = "".join(parts), CallReader(), 0
+    found: list[str | Call] = []
+    for size in sizes * len(text):
+        found += reader.add(text[start : start + size])
+        start += size
+    found += reader.finish()
+    calls = [part for part in found if isinstance(part, Call)]
+    words = "".join(part for part in found if isinstance(part, str))
+    expected = re.split("<tool_call>.*?</tool_call>", text, flags=re.DOTALL)
+
+    assert [(call.number, call.name, call.arguments) for call in calls] == [
+        (number, "f", '{"a": 1}') for number in range(len(expected) - 1)
+    ]
+    assert words == expected[0] + "".join(part.lstrip() for part in expected[1:])
+
+
+@pytest.mark.parametrize("inside", ["no JSON", "{}", '{"name": 3, "arguments": {}}', "[1]"])
+def test_what_only_looks_like_a_call_is_text(inside: str) -> None:
+    reader = CallReader()
+    text = f"<tool_call>{inside}</tool_call> and <tool_call>unfinished"
+
+    assert "".join(map(str, [*reader.add(text), *reader.finish()])) == text
+    assert reader.num_calls == 0
 
 
 # --- ends and limits ---
@@ -360,7 +563,7 @@ def test_a_token_that_the_model_has_not_is_refused_by_naming_it(stepper: TextSte
 
 def test_an_answer_ends_with_the_context(stepper: TextStepper, llama: Llama) -> None:
     job = completion("x " * 1000, max_tokens=100)
-    left = 2048 - len(job.tokens(llama.tokenizer))
+    left = 2048 - len(llama.cut(job))
     made = alone(stepper, completion("x " * 1000 + "x" * (left - 5), max_tokens=100))
     room = 2048 - result_of(made).usage["prompt_tokens"]
 

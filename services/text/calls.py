@@ -1,0 +1,60 @@
+"""Calls of tools in what a model writes: `<tool_call>{"name": …, "arguments": …}</tool_call>`, as Hermes does."""
+
+import json
+from collections.abc import Iterator
+from uuid import uuid4
+
+from services.text.pieces import Call
+from services.text.writing import overlap
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+class CallReader:
+    """Takes text as it is written, and tells plain text from calls."""
+
+    def __init__(self) -> None:
+        """Begin outside of any call."""
+        self._held = ""
+        self._is_inside = self._is_behind_call = False
+        self.num_calls = 0
+
+    def add(self, text: str) -> Iterator[str | Call]:
+        """Yield what is certain by now: text, and calls that are whole."""
+        self._held += text
+        while True:
+            mark = END if self._is_inside else BEGIN
+            place = self._held.find(mark)
+            if place < 0:
+                break
+            before, self._held = self._held[:place], self._held[place + len(mark) :]
+            yield from self._call(before) if self._is_inside else self._text(before)
+            self._is_inside = not self._is_inside
+        if not self._is_inside:
+            certain = len(self._held) - overlap(self._held, BEGIN)
+            text, self._held = self._held[:certain], self._held[certain:]
+            yield from self._text(text)
+
+    def finish(self) -> Iterator[str | Call]:
+        """Yield the rest: a call that was begun and is not whole is text."""
+        yield from self._text((BEGIN if self._is_inside else "") + self._held)
+
+    def _text(self, text: str) -> Iterator[str]:
+        if self._is_behind_call:
+            text = text.lstrip()
+        if text:
+            self._is_behind_call = False
+            yield text
+
+    def _call(self, written: str) -> Iterator[str | Call]:
+        try:
+            told = json.loads(written)
+            name, arguments = told["name"], told["arguments"]
+            if not isinstance(name, str):
+                raise TypeError(name)
+        except (ValueError, KeyError, TypeError):  # it is none: the model's words as they are
+            yield from self._text(f"{BEGIN}{written}{END}")
+            return
+        yield Call(self.num_calls, f"call_{uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))
+        self.num_calls += 1
+        self._is_behind_call = True

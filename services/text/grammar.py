@@ -1,0 +1,105 @@
+"""Which tokens may come next, so that what is written is JSON of a schema, or calls of tools; by llguidance."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import llguidance.hf
+import numpy as np
+import torch
+from llguidance import LLMatcher
+
+from services.errors import GenerationFailed, InvalidRequest
+from services.text.calls import BEGIN, END
+from services.text.schema import Function
+
+COMPACT = {"whitespace_flexible": False}  # else spaces and newlines may go on for ever
+
+
+class Guide:
+    """A grammar, and how far an answer has come in it."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary_size: int) -> None:
+        """Begin with `matcher`."""
+        self._matcher = matcher
+        self._vocabulary_size = vocabulary_size
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can come."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self) -> torch.Tensor:
+        """Which tokens may come next, bool of shape (vocabulary,)."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        mask = np.unpackbits(bits, count=self._vocabulary_size, bitorder="little")
+        return torch.from_numpy(mask.astype(np.bool_))
+
+    def take(self, token: int) -> None:
+        """Go on by a token.
+
+        Raises:
+            GenerationFailed: it is none of those allowed.
+        """
+        if not self._matcher.consume_token(token):
+            raise GenerationFailed("the answer left its grammar; ask again, or for something simpler")
+
+    def copy(self) -> "Guide":
+        """Return another that has come as far."""
+        return Guide(self._matcher.deep_copy(), self._vocabulary_size)
+
+
+class Grammars:
+    """The grammars that one tokenizer's tokens can be held to."""
+
+    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
+        """Read the vocabulary.
+
+        Args:
+            tokenizer: the library's.
+            vocabulary_size: of the model, which may be larger than the tokenizer's.
+        """
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary_size)
+        self._size = vocabulary_size
+
+    def of_json(self, schema: Mapping[str, Any]) -> Guide:
+        """Return the grammar of JSON documents.
+
+        Raises:
+            InvalidRequest: the schema asks for what cannot be guaranteed.
+        """
+        return self._begin(json.dumps({"grammars": [{"json_schema": compact(schema)}]}), "response_format")
+
+    def of_calls(self, functions: Sequence[Function], *, is_parallel: bool) -> Guide:
+        """Return the grammar of calls of these functions: one, or several if that is wanted.
+
+        Raises:
+            InvalidRequest: the parameters of one ask for what cannot be guaranteed.
+        """
+        calls = []
+        for function in functions:
+            schema = {
+                "type": "object",
+                "properties": {
+                    "name": {"const": function.name},
+                    "arguments": function.parameters or {"type": "object"},
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            calls.append(f"%json {json.dumps(compact(schema))}")
+        one = f'"{BEGIN}\\n" ({" | ".join(calls)}) "\\n{END}"'
+        more = ' ("\\n" call)*' if is_parallel else ""
+        return self._begin(f"start: call{more}\ncall: {one}\n", "tools")
+
+    def _begin(self, grammar: str, param: str) -> Guide:
+        matcher = LLMatcher(self._tokens, grammar)
+        if matcher.is_error():
+            reason = matcher.get_error().splitlines()[0]
+            raise InvalidRequest(f"{param} cannot be kept to: {reason}", param=param)
+        return Guide(matcher, self._size)
+
+
+def compact(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Let what is written by the schema have no spaces where JSON needs none."""
+    return {**schema, "x-guidance": COMPACT}

@@ -1,0 +1,92 @@
+"""What a model reads: chats by its own template, tools in words where that knows none, all cut into tokens."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.text.calls import BEGIN, END
+from services.text.schema import ChatJob, CompletionJob, TextJob
+
+RESPONSE = "<tool_response>\n{}\n</tool_response>"
+EXPLANATION = """\
+You may call functions. These are their signatures:
+<tools>
+{tools}
+</tools>
+To call one, answer with its name and arguments as JSON between tags, and with nothing else:
+<tool_call>
+{{"name": "the function", "arguments": {{"an argument": "its value"}}}}
+</tool_call>"""
+
+
+class Prompts:
+    """Cuts jobs into tokens, each once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Cut with the library's `tokenizer`."""
+        self._tokenizer = tokenizer
+
+    def tokens(self, job: TextJob) -> Sequence[int]:
+        """Return what the model reads of `job`."""
+        return job.tokens(self._cut)
+
+    def _cut(self, job: TextJob) -> Sequence[int]:
+        match job:
+            case ChatJob():
+                tokens: Sequence[int] = self._tokenizer(self._written(job), add_special_tokens=False)["input_ids"]
+            case CompletionJob():
+                tokens = self._tokenizer(job.prompt)["input_ids"]
+            case _:
+                raise TypeError(job)
+        return tokens
+
+    def _written(self, job: ChatJob) -> str:
+        chat = [message.model_dump(exclude_none=True) for message in job.messages]
+        for turn in chat:
+            if turn["role"] == "developer":
+                turn["role"] = "system"
+        if chat[0]["role"] != "system":
+            chat.insert(0, {"role": "system", "content": job.system_prompt})
+        tools = [tool.model_dump(exclude_none=True) for tool in job.tools] if job.may_call else []
+        turns, told = with_tools(chat, tools, str(self._tokenizer.chat_template))
+        return str(self._tokenizer.apply_chat_template(turns, tools=told, tokenize=False, add_generation_prompt=True))
+
+
+def with_tools(
+    chat: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], template: str
+) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
+    """Return turns and tools as a chat template takes them.
+
+    Args:
+        chat: turns in OpenAI's shape, the system's first.
+        tools: what may be called, in OpenAI's shape.
+        template: the checkpoint's; one that knows no tools is told of them in words, and so is one with other tags.
+    """
+    if "tools" in template and BEGIN in template:
+        return [parsed(turn) for turn in chat], tools or None
+    turns = [in_words(turn) for turn in chat]
+    if tools:
+        listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        turns[0]["content"] = f"{turns[0]['content']}\n\n{EXPLANATION.format(tools=listed)}"
+    return turns, None
+
+
+def parsed(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a template the arguments of calls as what they are, and not as JSON in a string."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}
+        for call in turn.get("tool_calls") or ()
+    ]
+    return {**turn, "content": turn.get("content") or "", **({"tool_calls": calls} if calls else {})}
+
+
+def in_words(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Write calls, and what came of them, as text."""
+    content = turn.get("content") or ""
+    if turn["role"] == "tool":
+        return {"role": "user", "content": RESPONSE.format(content)}
+    for call in turn.get("tool_calls") or ():
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        written = f'{BEGIN}\n{{"name": {json.dumps(name)}, "arguments": {arguments}}}\n{END}'
+        content = f"{content}\n{written}" if content else written
+    return {"role": turn["role"], "content": content}
