@@ -24,7 +24,7 @@ LITSERVE = "litserve==0.2.19"
 PEERS = BENCH / "peers"  # an environment of LitServe's own
 START_SECONDS = 180.0
 END_SECONDS = 10.0
-ENDLESS = "1000000"  # requests may wait or run: nobody is refused, here or at the peers
+QUEUE_SIZE = "900"  # as long as it may be: nobody is refused, here or at the peers
 THREADS = MappingProxyType({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"})
 TIMEOUT = httpx.Timeout(None, connect=10)
 
@@ -99,8 +99,7 @@ def ours_environment(checkpoint: Checkpoint) -> dict[str, str]:
         "ATELIER_DATA_DIR": str(checkpoint.data_dir),
         "ATELIER_PROFILE": "tiny",
         "ATELIER_DEVICE": "cpu",
-        "ATELIER_QUEUE_SIZE": ENDLESS,
-        "BENTOML_CONFIG_OPTIONS": f"services.image.traffic.max_concurrency={ENDLESS}",
+        "ATELIER_QUEUE_SIZE": QUEUE_SIZE,
     }
 
 

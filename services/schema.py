@@ -87,6 +87,7 @@ def complete(job: type[Job], request: GenerationRequest, defaults: Mapping[str, 
     return job.model_validate({**defaults, **request.model_dump(exclude_none=True)})
 
 
+NAME = re.compile("[a-z0-9_]+")  # of a field, or its place in a list; pydantic's own words for what it tried are others
 SHOULD = re.compile(r"^[A-Z][a-z]+ should")
 SENTENCES: Final = {  # what pydantic says in words that only Python programmers know
     "missing": "is required",
@@ -96,6 +97,10 @@ SENTENCES: Final = {  # what pydantic says in words that only Python programmers
     "model_attributes_type": "must be an object",
     "dict_type": "must be an object",
     "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "union_tag_not_found": "needs a 'type'",
     "string_type": "must be a string",
     "string_unicode": "must be text; it holds bytes that are not UTF-8",
     "int_type": "must be a whole number",
@@ -109,7 +114,9 @@ SENTENCES: Final = {  # what pydantic says in words that only Python programmers
 
 def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
     """Turn one of pydantic's errors into a sentence and the field it names, if it names one."""
-    field = ".".join(str(part) for part in error["loc"]) or None
+    field = ".".join(str(part) for part in error["loc"] if NAME.fullmatch(str(part))) or None
+    if error["type"] == "union_tag_invalid":
+        return f"{field}: must have a 'type' among {error['ctx']['expected_tags']}", field
     said = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     message = SENTENCES.get(error["type"]) or SHOULD.sub("must", said)
     if field is not None:

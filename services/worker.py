@@ -132,7 +132,11 @@ class Worker:
         job_type: type[Job],
         prepare: Callable[[Job], Awaitable[tuple[Any, Encoder]]],
     ) -> Response:
-        """`answer` for a `@bentoml.api` method, where BentoML puts the context's status over the response's."""
-        response = await rendered(self.answer(ctx.request, body, job_type, prepare))
+        """`answer` for a `@bentoml.api` method."""
+        return await self.render_api(ctx, self.answer(ctx.request, body, job_type, prepare))
+
+    async def render_api(self, ctx: bentoml.Context, answer: Awaitable[Response]) -> Response:
+        """Return what comes of `answer` in a `@bentoml.api` method: BentoML puts the context's status over its own."""
+        response = await rendered(answer)
         ctx.response.status_code = response.status_code
         return response

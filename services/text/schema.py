@@ -1,6 +1,7 @@
 """The text contracts: a chat in, its next messages out; a text in, what follows it out.
 
-Source: OpenAI's chat completions and completions; `top_k` is ours. What they have and we do not is refused by name.
+Source: OpenAI's chat completions, completions and responses; `top_k` is ours. What they have and we do not is refused
+by its name.
 """
 
 import json
@@ -289,6 +290,188 @@ class CompletionRequest(TextRequest):
     echo: bool | None = None
 
 
+class InputPart(Body):
+    """A part of an item's text; what an answer's own parts have besides is taken back and not used."""
+
+    type: Literal["input_text", "output_text"]
+    text: Content
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+def united(value: object) -> object:
+    """Read an item given in parts as one text."""
+    if not isinstance(value, list):
+        return value
+    return "".join(InputPart.model_validate(part).text for part in value)
+
+
+class MessageItem(Body):
+    """A turn of the conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Content, BeforeValidator(united, json_schema_input_type=Content | list[InputPart])]
+    id: CallId | None = None
+    status: str | None = None
+
+    def turn(self) -> dict[str, Any]:
+        """Return it as a chat has it."""
+        return {"role": self.role, "content": self.content}
+
+
+class CallItem(Body):
+    """A call that the model made."""
+
+    type: Literal["function_call"]
+    call_id: CallId
+    name: FunctionName
+    arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
+    id: CallId | None = None
+    status: str | None = None
+
+    def turn(self) -> dict[str, Any]:
+        """Return it as a chat has it."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"role": "assistant", "tool_calls": [{"id": self.call_id, "type": "function", "function": function}]}
+
+
+class OutputItem(Body):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: CallId
+    output: Content
+    id: CallId | None = None
+    status: str | None = None
+
+    def turn(self) -> dict[str, Any]:
+        """Return it as a chat has it."""
+        return {"role": "tool", "tool_call_id": self.call_id, "content": self.output}
+
+
+def typed(value: object) -> object:
+    """Read an item without a type as a message, as OpenAI does."""
+    return {"type": "message", **value} if isinstance(value, dict) else value
+
+
+Item = Annotated[Annotated[MessageItem | CallItem | OutputItem, Field(discriminator="type")], BeforeValidator(typed)]
+
+
+def check_items(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Refuse what no model's context holds."""
+    num_characters = sum(len(str(item.turn())) for item in items)
+    if num_characters > MAX_CHARACTERS:
+        raise ValueError(f"must have at most {MAX_CHARACTERS} characters together, not {num_characters}")
+    return items
+
+
+def as_items(value: object) -> object:
+    """Read a text as what the user says."""
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+class NamedFunction(Function):
+    """A function that the model may call, as responses have it."""
+
+    type: Literal["function"]
+
+
+class NamedChoice(Body):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    name: FunctionName
+
+
+class NamedSchema(Body):
+    """JSON of a schema, as responses have it."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    type: Literal["json_schema"]
+    name: FunctionName
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class TextOptions(Body):
+    """What the text must be."""
+
+    format: Annotated[TextFormat | ObjectFormat | NamedSchema, Field(discriminator="type")] | None = None
+
+
+class ResponseRequest(GenerationRequest):
+    """Body of `POST /v1/responses`. Nothing is kept: `store` may only be false."""
+
+    input: Annotated[
+        tuple[Item, ...],
+        Field(min_length=1, max_length=256),
+        BeforeValidator(as_items, json_schema_input_type=Content | list[Item]),
+        AfterValidator(check_items),
+    ]
+    instructions: Content | None = None
+    max_output_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    top_logprobs: Likeliest | None = None
+    text: TextOptions | None = None
+    tools: Annotated[tuple[NamedFunction, ...], Field(min_length=1, max_length=64)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    store: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    user: Annotated[str, StringConstraints(max_length=200), Field(description="accepted and not used")] | None = None
+
+    def chat(self) -> ChatRequest:
+        """Return what it asks for as a chat."""
+        turns = [item.turn() for item in self.input]
+        if self.instructions is not None:
+            turns.insert(0, {"role": "system", "content": self.instructions})
+        fields: dict[str, Any] = {
+            "model": self.model,
+            "seed": self.seed,
+            "messages": merged(turns),
+            "max_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "parallel_tool_calls": self.parallel_tool_calls,
+        }
+        if self.top_logprobs is not None:
+            fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
+        wanted = self.text.format if self.text is not None else None
+        if isinstance(wanted, NamedSchema):
+            schema = wanted.model_dump(exclude={"type"}, by_alias=True, exclude_none=True)
+            fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif wanted is not None:
+            fields["response_format"] = wanted.model_dump()
+        if self.tools is not None:
+            functions = (tool.model_dump(exclude={"type"}, exclude_none=True) for tool in self.tools)
+            fields["tools"] = [{"type": "function", "function": function} for function in functions]
+        choice = self.tool_choice
+        if isinstance(choice, NamedChoice):
+            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        elif choice is not None:
+            fields["tool_choice"] = choice
+        return ChatRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+
+
+def merged(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make one turn of an answer and of the calls right behind it, as chats have it."""
+    chat: list[dict[str, Any]] = []
+    for turn in turns:
+        if "tool_calls" in turn and chat and chat[-1]["role"] == "assistant":
+            chat[-1] = {**chat[-1], "tool_calls": [*chat[-1].get("tool_calls", ()), *turn["tool_calls"]]}
+        else:
+            chat.append(turn)
+    return chat
+
+
 class TextJob(GenerationRequest):
     """A request with the model's defaults in: what the model needs to know, and no more."""
 
@@ -392,3 +575,12 @@ class CompletionJob(TextJob):
     def source(self) -> str:
         """The prompt."""
         return "prompt"
+
+
+class ResponseJob(ChatJob):
+    """A response to be written: a chat under another name."""
+
+    @property
+    def source(self) -> str:
+        """The input."""
+        return "input"

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import bentoml
 from starlette.requests import Request
+from starlette.responses import Response
 
 from services.encoders import Encoder
 from services.engine.stepper import Stepper
@@ -13,8 +14,18 @@ from services.registry import WORKERS, Model
 from services.responses import negotiated
 from services.settings import Settings
 from services.text.answers import ChatShape, ChunkEncoder, CompletionShape, DocumentEncoder, Shape, TextEncoder
-from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, TextJob, TextRequest
-from services.uploads import JsonBodies
+from services.text.items import Reply, ReplyEncoder, ReplyStream
+from services.text.schema import (
+    ChatJob,
+    ChatRequest,
+    CompletionJob,
+    CompletionRequest,
+    ResponseJob,
+    ResponseRequest,
+    TextJob,
+    TextRequest,
+)
+from services.uploads import JsonBodies, naming_the_field
 from services.worker import MAX_CONCURRENCY, SPARE, Worker
 
 TIMEOUT = 300  # seconds
@@ -62,6 +73,21 @@ class TextService(Worker):
             return job, encoder(ctx.request, body, job, shape)
 
         return await self.answer_api(ctx, body, CompletionJob, prepare)
+
+    @bentoml.api(route="/v1/responses")
+    async def respond(self, body: ResponseRequest, /, ctx: bentoml.Context) -> Any:
+        """Continue a chat as OpenAI's responses do: JSON, or events as it is written (`stream`)."""
+
+        async def prepare(job: ResponseJob) -> tuple[ResponseJob, Encoder]:
+            reply = Reply(body, job)
+            return job, ReplyStream(reply) if body.stream else ReplyEncoder(reply)
+
+        async def answer() -> Response:
+            with naming_the_field():
+                chat = body.chat()
+            return await self.answer(ctx.request, chat, ResponseJob, prepare)
+
+        return await self.render_api(ctx, answer())
 
 
 def encoder(request: Request, body: TextRequest, job: TextJob, shape: Shape) -> Encoder:

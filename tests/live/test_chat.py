@@ -190,3 +190,81 @@ def test_callers_who_leave_at_random_leave_nothing_behind(system: System, client
     assert num_left == 200
     assert system.count("text", "atelier_iterations_after_leave_total") - late <= num_left
     assert client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=5).choices[0].message.content
+
+
+def test_a_response_is_the_same_streamed_and_whole(client: openai.OpenAI) -> None:
+    given: Any = {"model": MODEL, "input": "Hello", "instructions": "Be brief.", "max_output_tokens": 20}
+    whole = client.responses.create(**given, extra_body={"seed": 5})
+    with client.responses.stream(**given, extra_body={"seed": 5}) as stream:
+        events = list(stream)
+    last = events[-1]
+    assert last.type == "response.incomplete"
+
+    assert whole.output_text == last.response.output_text
+    assert whole.output_text == "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert len(whole.output_text) > 5
+    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
+    assert [event.type for event in events][:3] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+    ]
+    assert (whole.status, whole.incomplete_details and whole.incomplete_details.reason) == (
+        "incomplete",
+        "max_output_tokens",
+    )
+    assert whole.usage is not None
+    assert whole.usage.output_tokens == 20
+
+
+def test_a_response_calls_a_tool_and_goes_on_from_its_result(client: openai.OpenAI) -> None:
+    tool: Any = {
+        "type": "function",
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    }
+    given: Any = {"model": MODEL, "tools": [tool], "parallel_tool_calls": False}
+    first = client.responses.create(**given, input="Weather?", tool_choice={"type": "function", "name": "weather"})
+    (call,) = first.output
+    assert call.type == "function_call"
+    assert json.loads(call.arguments)["city"] in ("Oslo", "Rome")
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    turns: Any = [{"role": "user", "content": "Weather?"}, *(item.to_dict() for item in first.output), output]
+    after = client.responses.create(**given, input=turns, max_output_tokens=5)
+
+    assert after.status == "incomplete"
+    assert after.output_text
+    again = [*turns, *(item.to_dict() for item in after.output), {"role": "user", "content": "And now?"}]
+    assert client.responses.create(**given, input=again, max_output_tokens=5).output_text
+
+
+def test_a_response_is_json_of_a_schema(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    made = client.responses.create(
+        model=MODEL, input="Is it?", text={"format": {"type": "json_schema", "name": "answer", "schema": schema}}
+    )
+
+    assert isinstance(json.loads(made.output_text)["ok"], bool)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"store": True}, "store"),
+        ({"input": "x " * 3000}, "input"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"input": "x " * 3000, "stream": True}, "input"),
+    ],
+)
+def test_a_response_that_cannot_be_made_is_refused_by_its_name(client: openai.OpenAI, fields: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.responses.create(**{"model": MODEL, "input": "Hello", **fields})
+
+    assert refusal.value.param == param

@@ -15,10 +15,10 @@ from services.audio.schema import SpeechRequest
 from services.image.schema import ImageJob, ImageRequest
 from services.mesh.schema import MeshJob, MeshRequest
 from services.schema import Body, GenerationRequest, complete, envelope, explain, parse_size
-from services.text.schema import MAX_CHARACTERS, ChatRequest, Message
+from services.text.schema import MAX_CHARACTERS, ChatRequest, CompletionRequest, Message, ResponseRequest
 from services.video.schema import VideoRequest
 
-REQUESTS = (ChatRequest, SpeechRequest, ImageRequest, VideoRequest, MeshRequest)
+REQUESTS = (ChatRequest, CompletionRequest, ResponseRequest, SpeechRequest, ImageRequest, VideoRequest, MeshRequest)
 TEXTS = st.text(st.characters(codec=None, exclude_categories=[]), max_size=200)  # halves of characters as well
 JARGON = re.compile(
     r"input|should|valid |validation|dict|instance|pydantic|value error|pars|type=|tuple|int\b|str\b", re.I
@@ -185,6 +185,8 @@ def test_a_number_has_its_range(body: type[Body], field: str, good: list[Any], b
 
 MINIMAL: dict[type[Body], dict[str, Any]] = {
     ChatRequest: {"messages": [{"role": "user", "content": "Hi"}]},
+    CompletionRequest: {"prompt": "Hi"},
+    ResponseRequest: {"input": "Hi"},
     SpeechRequest: {"input": "Hi"},
     ImageRequest: {"prompt": "a cat"},
     VideoRequest: {},
@@ -236,7 +238,7 @@ def test_a_complaint_names_a_field_inside_another() -> None:
     message, field = complaint(ChatRequest, {"messages": [{"role": "robot", "content": "Hi"}]})
 
     assert field == "messages.0.role"
-    assert message == "messages.0.role: must be 'system', 'user' or 'assistant'"
+    assert message == "messages.0.role: must be 'system', 'developer', 'user', 'assistant' or 'tool'"
 
 
 @pytest.mark.parametrize("body", REQUESTS)
@@ -318,4 +320,4 @@ def test_an_envelope_is_what_openai_clients_parse(status: int, kind: str) -> Non
 
 def test_every_request_takes_a_model_and_a_seed() -> None:
     assert all(issubclass(body, GenerationRequest) for body in REQUESTS)
-    assert Message(role="user", content="Hi").model_dump() == {"role": "user", "content": "Hi"}
+    assert Message(role="user", content="Hi").model_dump(exclude_none=True) == {"role": "user", "content": "Hi"}
