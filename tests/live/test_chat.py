@@ -240,7 +240,7 @@ def test_a_response_calls_a_tool_and_goes_on_from_its_result(client: openai.Open
 
     assert after.status == "incomplete"
     assert after.output_text
-    again = [*turns, *(item.to_dict() for item in after.output), {"role": "user", "content": "And now?"}]
+    again: Any = [*turns, *(item.to_dict() for item in after.output), {"role": "user", "content": "And now?"}]
     assert client.responses.create(**given, input=again, max_output_tokens=5).output_text
 
 
