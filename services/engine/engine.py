@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from services.engine import memory
@@ -506,21 +507,8 @@ class Engine:
         if result is not None:
             generation.finish(result.usage, result.finish_reason)
             self._drop(active)
-        elif generation.wants_preview:
-            self._show(active)
-
-    def _show(self, active: Active) -> None:
-        """Hand on a sketch, if there is one: for want of it nobody loses the picture."""
-        try:
-            picture = active.stepper.preview(active.state)
-        except Exception as error:
-            logger.warning("model %s: a preview failed: %s", active.generation.model, error)
-            active.generation.forgo()
-            if memory.is_out_of_memory(error):
-                memory.give_back()
-            return
-        if picture is not None:
-            active.generation.show(picture)
+        else:
+            generation.sketch(partial(active.stepper.preview, active.state))
 
     def _end_if_stopped(self, generation: Generation) -> bool:
         """End what nobody waits for any more; whether that is so."""

@@ -1,15 +1,19 @@
 """One request on its way through the engine: followed from the event loop, advanced from the engine's thread."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from services.engine import memory
 from services.engine.events import Done, Event, Output, Preview, Progress, Queued, Started
 from services.engine.mail import mail_of
 from services.engine.metrics import Ending, GenerationMetrics
 from services.errors import Cancelled, DeadlineExceeded, ModelLoading, ServiceError
+
+logger = logging.getLogger("atelier.engine")
 
 MAX_UNREAD = 100  # events; a follower who is slower than the model misses some of the progress, but no output
 
@@ -58,6 +62,9 @@ class Run(Protocol):
             Cancelled: the caller left.
             DeadlineExceeded: the caller's deadline has passed.
         """
+
+    def sketch(self, make: Callable[[], Any]) -> None:
+        """Hand on what `make` returns, uint8 of shape (height, width, 3) or None, if it is time for a sketch."""
 
 
 class Generation:
@@ -225,20 +232,22 @@ class Generation:
             since = now - (self._reached_at if step else began)
             self.eta = max(0.0, self._pace.seconds * (steps - step) - since)
 
-    @property
-    def wants_preview(self) -> bool:
-        """Whether it is time for one of the sketches that the caller wants: they are spread over the iterations."""
+    def sketch(self, make: Callable[[], Any]) -> None:
+        """Hand on a sketch, if it is time for one: those that the caller wants are spread over the iterations."""
         step, steps = self._progress
-        return step < steps and step * (self._num_previews + 1) >= steps * (self._num_shown + 1)
-
-    def show(self, picture: Any) -> None:
-        """Hand on a sketch of the result."""
-        self._num_shown += 1
-        self._post(Preview(self._progress[0], picture))
-
-    def forgo(self) -> None:
-        """Do without one of the sketches."""
-        self._num_shown += 1
+        if step >= steps or step * (self._num_previews + 1) < steps * (self._num_shown + 1):
+            return
+        try:
+            picture = make()
+        except Exception as error:  # for want of a sketch nobody loses the picture
+            logger.warning("model %s: a preview failed: %s", self.model, error)
+            self._num_shown += 1
+            if memory.is_out_of_memory(error):
+                memory.give_back()
+            return
+        if picture is not None:
+            self._num_shown += 1
+            self._post(Preview(step, picture))
 
     def finish(self, usage: Mapping[str, int], finish_reason: str) -> None:
         """Say that the result is whole."""

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from services.engine.generation import Run
 from services.engine.stepper import Result
@@ -32,6 +35,7 @@ class PipelineCall:
         hand_on: emits what the call returned, and says what was made.
         decoder: called by the pipeline once for each piece after the steps; each is an iteration too.
         num_pieces: how many pieces a request has.
+        preview: sketches latents, uint8 of shape (height, width, 3); it may call the decoder.
     """
 
     pipeline: Any
@@ -39,6 +43,7 @@ class PipelineCall:
     hand_on: Callable[[Any, Any, Run], Mapping[str, int]]
     decoder: torch.nn.Module | None = None
     num_pieces: Callable[[Any], int] = lambda request: 0
+    preview: Callable[[torch.Tensor], NDArray[np.uint8]] | None = None
 
     def generate(self, request: Any, seed: int, run: Run) -> Result:
         """Make the call; its last iteration is to hand on what was made.
@@ -46,7 +51,7 @@ class PipelineCall:
         Raises:
             GenerationFailed: the model's numbers overflowed.
         """
-        watch = Watch(run, self.num_pieces(request) + 1)
+        watch = Watch(run, self.num_pieces(request) + 1, self.preview)
         with watch.following(self.decoder):
             made = self.pipeline(
                 **self.arguments(request),
@@ -61,16 +66,22 @@ class PipelineCall:
 class Watch:
     """Tells the run about iterations: steps first, then pieces."""
 
-    def __init__(self, run: Run, num_pieces: int) -> None:
+    def __init__(self, run: Run, num_pieces: int, preview: Callable[[torch.Tensor], NDArray[np.uint8]] | None) -> None:
         """Expect `num_pieces` iterations after the steps."""
         self._run = run
         self._num_pieces = num_pieces
+        self._preview = preview
+        self._is_sketching = False
         self._step = self._steps = 0
 
     def denoised(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Count a denoising step: the library's callback."""
         self._steps = pipeline.num_timesteps + self._num_pieces
         self.advance()
+        if self._preview is not None:
+            self._is_sketching = True
+            self._run.sketch(partial(self._preview, tensors["latents"]))
+            self._is_sketching = False
         return tensors
 
     @contextmanager
@@ -84,5 +95,7 @@ class Watch:
 
     def advance(self, *_: Any) -> None:
         """Count an iteration; a forward hook."""
+        if self._is_sketching:
+            return
         self._step += 1
         self._run.advance(self._step, self._steps)

@@ -253,7 +253,9 @@ class TextFilmGenerator:
         """Bring the pipeline into memory."""
         pipeline = load_pipeline(model, settings)
         pipeline.vae.float()  # as its authors run it: in half precision its colours shift
-        self._call = PipelineCall(pipeline, arguments_of, hand_on, pipeline.vae.decoder, num_latent_frames)
+        self._pipeline = pipeline
+        vae = pipeline.vae
+        self._call = PipelineCall(pipeline, arguments_of, hand_on, vae.decoder, num_latent_frames, self._preview)
 
     def generate(self, request: TextVideoJob, seed: int, run: Run) -> Result:
         """Emit the film's frames one by one, uint8 of shape (height, width, 3), once all are decoded.
@@ -262,6 +264,19 @@ class TextFilmGenerator:
             GenerationFailed: the model's numbers overflowed.
         """
         return self._call.generate(request, seed, run)
+
+    def _preview(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        """Decode a smaller version of what latents, (1, channels, frames, height, width), have in the middle."""
+        vae = self._pipeline.vae
+        mean, deviation = (
+            torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        small = shrunk(latents[0, :, latents.shape[2] // 2].to(vae.dtype))[None, :, None]
+        decoded = vae.decode(small * deviation.to(small) + mean.to(small), return_dict=False)[0]
+        frame: NDArray[np.uint8] = pixels(
+            self._pipeline.video_processor.postprocess_video(decoded, output_type="np")[0]
+        )[0]
+        return frame
 
 
 def arguments_of(job: TextVideoJob) -> dict[str, Any]:

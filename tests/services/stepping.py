@@ -1,6 +1,6 @@
 """Runs steppers as the engine does, tick by tick, so that a test can say who joins when and look at every forward."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ class Recorder:
     @property
     def is_over(self) -> bool:
         return self.result is not None or self.error is not None
+
+    def sketch(self, make: Callable[[], Any]) -> None:
+        pass  # nobody wants any
 
     def emit(self, data: Any) -> None:
         self.outputs.append(data)

@@ -456,3 +456,22 @@ def test_every_video_model_has_the_stepper_that_its_pipeline_needs(data_dir: Pat
     steppers = {name: type(make_stepper(model, worker_settings)) for name, model in MODELS.items()}
 
     assert steppers == {PICTURE_MODEL: FilmStepper, TEXT_MODEL: WholeCall}
+
+
+@pytest.mark.anyio
+async def test_a_pipelines_call_shows_small_previews_and_makes_the_same_film(
+    films_texts: Stepper[Any], make_bench: MakeBench
+) -> None:
+    request = text_job(size="128x64", num_inference_steps=6)
+    plain = alone(films_texts, request, seed=4)
+    bench = make_bench({"model": Slot(lambda: films_texts, is_preloaded=False)})
+    events = [event async for event in bench.engine.submit(request, None, 4, Terms(600, num_previews=2))]
+    previews = [event for event in events if isinstance(event, Preview)]
+    frames = [event.data for event in events if isinstance(event, Output)]
+
+    assert [preview.step for preview in previews] == [3, 6]  # of six steps, two pieces and the end
+    assert all(preview.picture.dtype == np.uint8 for preview in previews)
+    assert {preview.picture.shape for preview in previews} == {(64, 128, 3)}
+    assert all(preview.picture.std() > 1 for preview in previews)
+    assert np.array_equal(np.stack(frames), np.stack(plain.outputs))
+    assert bench.count("iterations_total") == len(plain.progress)
