@@ -132,6 +132,7 @@ class Engine:
         self._paces = {name: Pace() for name in slots}
         self._limits = limits
         self._queue: FairQueue[Generation] = FairQueue()
+        self._costs: dict[Generation, int] = {}  # bytes, of those who wait
         self._admitting: Generation | None = None
         self._loading: Generation | None = None  # still in the queue, but its turn has come
         self._has_room = False  # since the waiting were told of their places
@@ -354,6 +355,7 @@ class Engine:
     def _admit(self) -> None:
         """Take up those who wait, as long as there is room."""
         while True:
+            self._estimate()
             with self._wake:
                 if self._is_closing:
                     return
@@ -384,21 +386,40 @@ class Engine:
             self._admitting = None
             del generation  # the next may be long in coming, and this one's request may be large
 
-    def _load_for(self, generation: Generation) -> None:
-        """Load the model that a request needs; whether it has room beside the others is known only then."""
-        error = None
-        try:
-            generation.check()
-            self._loaded(generation.model)
-        except Exception as failure:
-            error = failure
+    def _estimate(self) -> None:
+        """Find out what those who wait will cost, without keeping others from joining them: it may take a while."""
+        if not self._queue and not self._costs:
+            return
         with self._wake:
-            self._loading = None
-            if error is None or generation not in self._queue:  # it left meanwhile
+            waiting = self._queue.in_order()
+        self._costs = {generation: self._costs[generation] for generation in waiting if generation in self._costs}
+        for generation in waiting:
+            stepper, request = self._slots[generation.model].stepper, generation.request
+            if stepper is None or request is None or generation in self._costs:
+                continue
+            try:
+                self._costs[generation] = stepper.cost(request)
+            except Exception as error:
+                self._refuse(generation, error)
+
+    def _refuse(self, generation: Generation, error: Exception) -> None:
+        """End one who waits, unless it has left meanwhile."""
+        with self._wake:
+            if generation not in self._queue:
                 return
             self._queue.remove(generation)
             self._note_queue()
         end(generation, error)
+
+    def _load_for(self, generation: Generation) -> None:
+        """Load the model that a request needs; whether it has room beside the others is known only then."""
+        try:
+            generation.check()
+            self._loaded(generation.model)
+        except Exception as error:
+            self._refuse(generation, error)
+        finally:
+            self._loading = None
 
     def _taken_up(self, generation: Generation) -> Active:
         generation.check()
@@ -414,14 +435,12 @@ class Engine:
             stepper = self._slots[generation.model].stepper
             if stepper is None or not self._active:
                 return generation
+            if generation not in self._costs:  # it came just now
+                return None
             num_active = sum(active.stepper is stepper for active in self._active)
             if num_active < stepper.max_active:
                 in_use = sum(active.cost for active in self._active)
-                try:
-                    cost = stepper.cost(generation.request)
-                except Exception:
-                    return generation  # who takes it up meets the same, and ends it
-                return generation if in_use + cost <= self._memory_bytes else None
+                return generation if in_use + self._costs[generation] <= self._memory_bytes else None
         return None
 
     def _advance_some(self) -> None:

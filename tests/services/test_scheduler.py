@@ -199,6 +199,28 @@ async def test_memory_bounds_who_is_in_progress_and_nobody_is_overtaken(make_ben
     assert walker.forwards[-2:] == [("huge",)] * 2  # alone, since it is alone it may
 
 
+async def test_nobody_is_kept_from_joining_while_a_cost_is_found_out(bench: Bench, walker: Walker) -> None:
+    finding, gate = Gate(), walker.gates.setdefault(1, Gate())
+    right = walker.cost
+
+    def cost(request: Walk) -> int:
+        if request.name == "long":  # to cut into tokens
+            finding()
+        return right(request)
+
+    walker.cost = cost  # type: ignore[method-assign]
+    generations = [submit(bench, Walk("first", 3))]
+    await reach(gate)
+    generations.append(submit(bench, Walk("long", 1)))
+    gate.opened.set()
+    await reach(finding)
+    generations.append(submit(bench, Walk("late", 1)))  # would hang here
+    finding.opened.set()
+    await asyncio.gather(*map(follow, generations))
+
+    assert bench.endings() == {"complete": 3, "left": 0, "failed": 0}
+
+
 def first_forward(walker: Walker, name: str) -> int:
     return next(number for number, forward in enumerate(walker.forwards) if name in forward)
 
