@@ -18,7 +18,7 @@ from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import generate, health, usage
+from gateway.routes import chat, generate, health, usage
 from gateway.settings import Settings
 from gateway.state import State
 from gateway.usage.log import UsageLog
@@ -73,6 +73,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         responses=ERRORS,
     )
     app.include_router(generate.router)
+    app.include_router(chat.router)
     app.include_router(usage.router)
     app.include_router(health.router)
     app.add_exception_handler(GatewayError, render_gateway_error)

@@ -1,4 +1,4 @@
-"""The official SDK against a live text worker."""
+"""The official SDK against a live text worker, and through the gateway."""
 
 import json
 import random
@@ -268,3 +268,19 @@ def test_a_response_that_cannot_be_made_is_refused_by_its_name(client: openai.Op
         client.responses.create(**{"model": MODEL, "input": "Hello", **fields})
 
     assert refusal.value.param == param
+
+
+def test_the_gateway_passes_on_what_the_worker_says(system: System, client: openai.OpenAI) -> None:
+    given: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 20, "seed": 5}
+    direct = client.chat.completions.create(**given).choices[0].message.content
+    with openai.OpenAI(base_url=f"{system.gateway}/v1", api_key="-", max_retries=0, timeout=LONG) as through:
+        chunks = list(through.chat.completions.create(**given, stream=True))
+        response = through.responses.create(model=MODEL, input="Hello", max_output_tokens=5)
+        completion = through.completions.create(model=MODEL, prompt="the", max_tokens=5)
+        with pytest.raises(openai.BadRequestError) as refusal:
+            through.chat.completions.create(**{**given, "messages": [{"role": "user", "content": "x " * 3000}]})
+
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == direct
+    assert response.output_text
+    assert completion.choices[0].text
+    assert (refusal.value.param, refusal.value.code) == ("messages", "context_length_exceeded")

@@ -1,0 +1,46 @@
+"""OpenAI's routes for text: the body is checked by the worker's own contract, and passed on as it came."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from gateway.state import State, StateOf
+from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
+
+router = APIRouter(prefix="/v1", tags=["text"])
+FORMS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "JSON; with `stream` events that end with `[DONE]`; bare text under `Accept: text/plain`.",
+        "content": {"application/json": {}, "text/event-stream": {}, "text/plain": {}},
+    }
+}
+
+
+@router.post("/chat/completions", responses=FORMS, response_class=Response)
+async def chat(body: ChatRequest, request: Request, state: StateOf) -> Response:
+    """Continue a chat."""
+    return await pass_on(request, state)
+
+
+@router.post("/completions", responses=FORMS, response_class=Response)
+async def completions(body: CompletionRequest, request: Request, state: StateOf) -> Response:
+    """Continue a text."""
+    return await pass_on(request, state)
+
+
+@router.post("/responses", responses=FORMS, response_class=Response)
+async def responses(body: ResponseRequest, request: Request, state: StateOf) -> Response:
+    """Continue a chat, in items."""
+    return await pass_on(request, state)
+
+
+async def pass_on(request: Request, state: State) -> Response:
+    """Ask the text worker."""
+    return await state.relay.send(
+        request,
+        state.catalog.worker("text"),
+        request.url.path,
+        accept=request.headers.get("accept", "application/json"),
+        content=await request.body(),
+    )
