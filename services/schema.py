@@ -29,10 +29,16 @@ SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 def check_is_text(value: str) -> str:
     """Refuse what nobody typed: nothing that can be seen, control characters, the debris of another encoding."""
-    if UNTYPED.search(value):
-        raise ValueError("must be text; it holds control characters or bytes that are not UTF-8")
+    check_is_clean(value)
     if all(unicodedata.category(character) in INVISIBLE for character in value):
         raise ValueError("must not be empty")
+    return value
+
+
+def check_is_clean(value: str) -> str:
+    """Refuse control characters and the debris of another encoding."""
+    if UNTYPED.search(value):
+        raise ValueError("must be text; it holds control characters or bytes that are not UTF-8")
     return value
 
 

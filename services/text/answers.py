@@ -208,9 +208,16 @@ def completion_tokens(tokens: Sequence[Token], offset: int) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [finite(token.logprob) for token in tokens],
-        "top_logprobs": [{one.text: finite(one.logprob) for one in token.likeliest} for token in tokens],
+        "top_logprobs": [{key(one): finite(one.logprob) for one in (*token.likeliest, token)} for token in tokens],
         "text_offset": offsets,
     }
+
+
+def key(token: Token) -> str:
+    """Name a token by its text, or by its bytes where they are no whole character."""
+    if token.bytes is None or "\ufffd" not in token.text:
+        return token.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
 def finite(logprob: float) -> float:

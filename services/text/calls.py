@@ -1,7 +1,7 @@
 """Calls of tools in what a model writes: `<tool_call>{"name": …, "arguments": …}</tool_call>`, as Hermes does."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from uuid import uuid4
 
 from services.text.pieces import Call
@@ -13,8 +13,9 @@ BEGIN, END = "<tool_call>", "</tool_call>"
 class CallReader:
     """Takes text as it is written, and tells plain text from calls."""
 
-    def __init__(self) -> None:
-        """Begin outside of any call."""
+    def __init__(self, names: Collection[str]) -> None:
+        """Begin outside of any call; what calls none of `names` is text."""
+        self._names = names
         self._held = ""
         self._is_inside = self._is_behind_call = False
         self.num_calls = 0
@@ -50,9 +51,9 @@ class CallReader:
         try:
             told = json.loads(written)
             name, arguments = told["name"], told["arguments"]
-            if not isinstance(name, str):
-                raise TypeError(name)
-        except (ValueError, KeyError, TypeError):  # it is none: the model's words as they are
+            if name not in self._names or not isinstance(arguments, dict):
+                raise KeyError(name)
+        except (ValueError, KeyError, TypeError, RecursionError):  # it is none: the model's words as they are
             yield from self._text(f"{BEGIN}{written}{END}")
             return
         yield Call(self.num_calls, f"call_{uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))

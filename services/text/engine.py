@@ -22,7 +22,7 @@ from services.text.network import Memory, Network
 from services.text.pieces import Call, Piece, Token
 from services.text.prefixes import Prefixes
 from services.text.prompts import Prompts
-from services.text.rows import Row
+from services.text.rows import Row, spare
 from services.text.sampling import Chosen, Sampler, Sampling, describe
 from services.text.schema import TextJob
 from services.text.writing import Vocabulary, Writer
@@ -129,8 +129,8 @@ class TextStepper:
 
     def cost(self, request: TextJob) -> int:
         """Estimate what the longest answers keep of themselves and of the prompt."""
-        length = len(self._prompts.tokens(request)) + request.max_tokens
-        return request.n * min(length, self._network.context) * self._network.bytes_per_token
+        length = min(len(self._prompts.tokens(request)) + request.max_tokens, self._network.context)
+        return request.n * (length + spare(length)) * self._network.bytes_per_token
 
     def admit(self, request: TextJob, seed: int, run: Run) -> Conversation:
         """Cut the prompt into tokens.
@@ -142,7 +142,7 @@ class TextStepper:
         room = self._network.context - len(prompt)
         if room < 1:
             raise InvalidRequest(
-                f"'{request.source}' takes {len(prompt)} tokens and the model's context holds "
+                f"the prompt takes {len(prompt)} tokens with all that belongs to it, and the model's context holds "
                 f"{self._network.context}, the answer included; shorten it",
                 param=request.source,
                 code="context_length_exceeded",
@@ -165,7 +165,7 @@ class TextStepper:
             InvalidRequest: there is none that can be kept to.
         """
         if job.document is not None:
-            return self._grammars.of_json(job.document)
+            return self._grammars.of_json(job.document, job.document_source)
         if job.must_call:
             return self._grammars.of_calls(job.must_call, is_parallel=job.parallel_tool_calls)
         return None
@@ -256,8 +256,10 @@ class TextStepper:
             row = state.row if index == job.n - 1 else state.row.copy(state.row.length)
             sampler = Sampler(sampling, (state.seed + index) % (MAX_SEED + 1), state.prompt)
             guide = state.guide.copy() if state.guide is not None else None
-            calls = CallReader() if job.may_call else None
-            state.answers.append(Answer(index, row, sampler, Writer(self._tokenizer, job.stop), guide, calls))
+            calls = CallReader(job.callable) if job.callable else None
+            stops = job.stop if not job.must_call else ()  # they end texts
+            writer = Writer(self._tokenizer, stops, state.prompt if job.goes_on else ())
+            state.answers.append(Answer(index, row, sampler, writer, guide, calls))
         for answer in state.answers:
             self._take(state, answer, scores)
 
@@ -284,9 +286,9 @@ class TextStepper:
             text += answer.writer.finish()
             if answer.writer.is_stopped:
                 answer.finish_reason = "stop"
-        self._emit(state.run, answer, text)
+        self._emit(state.run, answer, text, is_parallel=state.job.parallel_tool_calls)
 
-    def _emit(self, run: Run, answer: Answer, text: str) -> None:
+    def _emit(self, run: Run, answer: Answer, text: str, *, is_parallel: bool) -> None:
         """Hand on text, the tokens that are out with it, and calls that are whole."""
         num_out = answer.writer.num_released
         is_all = answer.finish_reason is not None and not answer.writer.is_stopped
@@ -299,6 +301,8 @@ class TextStepper:
                 found += answer.calls.finish()
             text = "".join(part for part in found if isinstance(part, str))
             calls = [part for part in found if isinstance(part, Call)]
+            if calls and not is_parallel:
+                calls, text, answer.finish_reason = calls[:1], "", "stop"
             if answer.finish_reason == "stop" and answer.calls.num_calls:
                 answer.finish_reason = "tool_calls"
         if text or told or calls or answer.finish_reason is not None:

@@ -62,13 +62,17 @@ class Grammars:
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary_size)
         self._size = vocabulary_size
 
-    def of_json(self, schema: Mapping[str, Any]) -> Guide:
+    def of_json(self, schema: Mapping[str, Any], param: str) -> Guide:
         """Return the grammar of JSON documents.
+
+        Args:
+            schema: of the documents.
+            param: what the caller gave it as.
 
         Raises:
             InvalidRequest: the schema asks for what cannot be guaranteed.
         """
-        return self._begin(json.dumps({"grammars": [{"json_schema": compact(schema)}]}), "response_format")
+        return self._begin(json.dumps({"grammars": [{"json_schema": compact(schema)}]}), param)
 
     def of_calls(self, functions: Sequence[Function], *, is_parallel: bool) -> Guide:
         """Return the grammar of calls of these functions: one, or several if that is wanted.
@@ -94,8 +98,10 @@ class Grammars:
 
     def _begin(self, grammar: str, param: str) -> Guide:
         matcher = LLMatcher(self._tokens, grammar)
-        if matcher.is_error():
-            reason = matcher.get_error().splitlines()[0]
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # which finds what is too large, or has no end
+        if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
+            reason = (matcher.get_error() or "no document ever fits").splitlines()[0]
             raise InvalidRequest(f"{param} cannot be kept to: {reason}", param=param)
         return Guide(matcher, self._size)
 

@@ -145,7 +145,7 @@ class ReplyStream(EventStream):
 
     def _added(self, data: Piece) -> Iterator[bytes]:
         yield from self._begun()
-        if data.text or data.tokens:
+        if data.text or (data.tokens and self._name is not None):  # tokens alone may be those of a call
             if self._name is None:
                 yield from self._open()
             self._text += data.text

@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+from services.errors import InvalidRequest
 from services.text.calls import BEGIN, END
 from services.text.schema import ChatJob, CompletionJob, TextJob
 
@@ -47,9 +50,30 @@ class Prompts:
                 turn["role"] = "system"
         if chat[0]["role"] != "system":
             chat.insert(0, {"role": "system", "content": job.system_prompt})
-        tools = [tool.model_dump(exclude_none=True) for tool in job.tools] if job.may_call else []
+        tools = [tool.model_dump(exclude_none=True) for tool in job.tools] if job.callable else []
         turns, told = with_tools(chat, tools, str(self._tokenizer.chat_template))
-        return str(self._tokenizer.apply_chat_template(turns, tools=told, tokenize=False, add_generation_prompt=True))
+        return self._templated(turns, told, job)
+
+    def _templated(self, turns: list[dict[str, Any]], tools: Any, job: ChatJob) -> str:
+        """Write turns by the checkpoint's template; where it knows no system's turn, our own is left out.
+
+        Raises:
+            InvalidRequest: the template refuses what the caller said.
+        """
+        options: list[list[dict[str, Any]]] = [turns]
+        if job.messages[0].role not in ("system", "developer") and not job.callable:
+            options.append(turns[1:])
+        for number, option in enumerate(options, start=1):
+            try:
+                return str(
+                    self._tokenizer.apply_chat_template(option, tools=tools, tokenize=False, add_generation_prompt=True)
+                )
+            except (TemplateError, ValueError) as error:
+                if number == len(options):
+                    raise InvalidRequest(
+                        f"the model's chat template refuses this: {error}", param=job.source
+                    ) from error
+        raise AssertionError
 
 
 def with_tools(

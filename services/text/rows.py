@@ -63,7 +63,12 @@ class Row:
 
 def roomy(like: torch.Tensor, length: int) -> torch.Tensor:
     """Return memory for `length` tokens and some more."""
-    return like.new_empty(like.shape[0], length + max(GROWTH, length // 2), like.shape[2])
+    return like.new_empty(like.shape[0], length + spare(length), like.shape[2])
+
+
+def spare(length: int) -> int:
+    """How many tokens more than `length` a row has memory for, at most."""
+    return max(GROWTH, length // 2)
 
 
 def grown(kept: torch.Tensor, length: int, needed: int) -> torch.Tensor:

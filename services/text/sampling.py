@@ -91,9 +91,12 @@ class Sampler:
             counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
             scores[counted] -= sampling.presence_penalty + sampling.frequency_penalty * counts
         scores[self._biased] += self._bias
-        scores[self._banned] = -torch.inf
-        if allowed is not None:
-            scores[~allowed] = -torch.inf
+        if allowed is None:
+            scores[self._banned] = -torch.inf
+            return scores
+        usable = allowed.clone()
+        usable[self._banned] = False
+        scores[~(usable if usable.any() else allowed)] = -torch.inf  # where only banned tokens go on, they must do
         return scores
 
     def _draw(self, scores: torch.Tensor) -> int:

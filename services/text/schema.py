@@ -6,7 +6,7 @@ by its name.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,13 +21,15 @@ from pydantic import (
     model_validator,
 )
 
-from services.schema import Body, GenerationRequest, ModelId, check_is_text
+from services.schema import Body, GenerationRequest, ModelId, check_is_clean, check_is_text
 
 MAX_CHARACTERS = 128_000  # of all messages together
+MAX_SCHEMA_CHARACTERS = 64_000  # of a document, or of all tools
 MAX_ANSWERS = 8
 TOKEN = re.compile("[0-9]{1,7}")
 
 Content = Annotated[str, StringConstraints(min_length=1, max_length=32_000), AfterValidator(check_is_text)]
+Said = Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_clean)]  # or nothing
 Temperature = Annotated[float, Field(ge=0, le=2, description="0 always takes the likeliest token")]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -44,7 +46,7 @@ def check_is_object(value: str) -> str:
     """Refuse arguments that are no JSON object."""
     try:
         is_object = isinstance(json.loads(value), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         is_object = False
     if not is_object:
         raise ValueError("must be a JSON object in a string")
@@ -55,7 +57,7 @@ class TextPart(Body):
     """A part of a message."""
 
     type: Literal["text"]
-    text: Content
+    text: Said
 
 
 def joined(value: object) -> object:
@@ -80,13 +82,24 @@ class ToolCall(Body):
     function: CalledFunction
 
 
+def check_is_said(content: str | None, role: str | None) -> str | None:
+    """Refuse what nobody said where somebody must have."""
+    return content if content is None or role in ("assistant", "tool") else check_is_text(content)
+
+
 class Message(Body):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[Content, BeforeValidator(joined, json_schema_input_type=Content | list[TextPart])] | None = None
-    tool_calls: Annotated[tuple[ToolCall, ...], Field(min_length=1, max_length=64)] | None = None
+    content: Annotated[Said, BeforeValidator(joined, json_schema_input_type=Said | list[TextPart])] | None = None
+    tool_calls: Annotated[tuple[ToolCall, ...], Field(min_length=1, max_length=256)] | None = None
     tool_call_id: CallId | None = None
+
+    @field_validator("content")
+    @classmethod
+    def check_content(cls, content: str | None, others: ValidationInfo) -> str | None:
+        """Refuse callers' turns that say nothing; models and tools may."""
+        return check_is_said(content, others.data.get("role"))
 
     @model_validator(mode="after")
     def check_parts(self) -> "Message":
@@ -129,6 +142,17 @@ class ChosenTool(Body):
     function: ChosenFunction
 
 
+def check_is_short(schema: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a schema that takes long to read: all the others would wait."""
+    try:
+        length = len(json.dumps(schema))
+    except RecursionError:
+        length = MAX_SCHEMA_CHARACTERS + 1
+    if length > MAX_SCHEMA_CHARACTERS:
+        raise ValueError(f"must have at most {MAX_SCHEMA_CHARACTERS} characters, and not be nested too deeply")
+    return schema
+
+
 class JsonSchema(Body):
     """What a document must look like."""
 
@@ -136,7 +160,7 @@ class JsonSchema(Body):
 
     name: FunctionName
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[dict[str, Any], Field(alias="schema"), AfterValidator(check_is_short)]
     strict: bool | None = None
 
 
@@ -175,6 +199,7 @@ ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
 def check_length(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """Refuse a chat that no model's context holds: cutting it into tokens alone would keep the others waiting."""
     num_characters = sum(len(message.content or "") for message in messages)
+    num_characters += sum(len(call.function.arguments) for message in messages for call in message.tool_calls or ())
     if num_characters > MAX_CHARACTERS:
         raise ValueError(f"must have at most {MAX_CHARACTERS} characters together, not {num_characters}")
     return messages
@@ -249,6 +274,8 @@ class ChatRequest(TextRequest):
         """Refuse two of a name, and tools where the answer is a document."""
         if tools is not None and len({tool.function.name for tool in tools}) < len(tools):
             raise ValueError("must have names of their own")
+        if tools is not None and sum(len(tool.model_dump_json()) for tool in tools) > MAX_SCHEMA_CHARACTERS:
+            raise ValueError(f"must have at most {MAX_SCHEMA_CHARACTERS} characters together, as JSON")
         wanted = others.data.get("response_format")
         if tools is not None and not isinstance(wanted, TextFormat | None):
             raise ValueError("and a response_format of JSON do not go together here")
@@ -294,7 +321,7 @@ class InputPart(Body):
     """A part of an item's text; what an answer's own parts have besides is taken back and not used."""
 
     type: Literal["input_text", "output_text"]
-    text: Content
+    text: Said
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
 
@@ -311,9 +338,15 @@ class MessageItem(Body):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Content, BeforeValidator(united, json_schema_input_type=Content | list[InputPart])]
+    content: Annotated[Said, BeforeValidator(united, json_schema_input_type=Said | list[InputPart])]
     id: CallId | None = None
     status: str | None = None
+
+    @field_validator("content")
+    @classmethod
+    def check_content(cls, content: str, others: ValidationInfo) -> str | None:
+        """Refuse callers' turns that say nothing; models may."""
+        return check_is_said(content, others.data.get("role"))
 
     def turn(self) -> dict[str, Any]:
         """Return it as a chat has it."""
@@ -341,7 +374,7 @@ class OutputItem(Body):
 
     type: Literal["function_call_output"]
     call_id: CallId
-    output: Content
+    output: Said
     id: CallId | None = None
     status: str | None = None
 
@@ -392,7 +425,7 @@ class NamedSchema(Body):
     type: Literal["json_schema"]
     name: FunctionName
     description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    schema_: Annotated[dict[str, Any], Field(alias="schema"), AfterValidator(check_is_short)]
     strict: bool | None = None
 
 
@@ -497,9 +530,19 @@ class TextJob(GenerationRequest):
         raise NotImplementedError
 
     @property
-    def may_call(self) -> bool:
-        """Whether calls of tools are looked for in the answer."""
+    def goes_on(self) -> bool:
+        """Whether the answer goes on from the prompt's own text."""
         return False
+
+    @property
+    def callable(self) -> Collection[str]:
+        """The functions that calls are looked for of."""
+        return ()
+
+    @property
+    def document_source(self) -> str:
+        """The field that the answer's schema comes from."""
+        return "response_format"
 
     @property
     def must_call(self) -> Sequence[Function]:
@@ -541,9 +584,9 @@ class ChatJob(TextJob):
         return "messages"
 
     @property
-    def may_call(self) -> bool:
-        """Whether there is a tool that may be used."""
-        return bool(self.tools) and self.tool_choice != "none"
+    def callable(self) -> Collection[str]:
+        """The functions that may be called."""
+        return () if self.tool_choice == "none" else {tool.function.name for tool in self.tools}
 
     @property
     def must_call(self) -> Sequence[Function]:
@@ -576,6 +619,11 @@ class CompletionJob(TextJob):
         """The prompt."""
         return "prompt"
 
+    @property
+    def goes_on(self) -> bool:
+        """It does."""
+        return True
+
 
 class ResponseJob(ChatJob):
     """A response to be written: a chat under another name."""
@@ -584,3 +632,8 @@ class ResponseJob(ChatJob):
     def source(self) -> str:
         """The input."""
         return "input"
+
+    @property
+    def document_source(self) -> str:
+        """The text's format."""
+        return "text"

@@ -100,8 +100,12 @@ def encoder(request: Request, body: TextRequest, job: TextJob, shape: Shape) -> 
         options = body.stream_options
         return ChunkEncoder(shape, includes_usage=bool(options and options.include_usage))
     chosen = negotiated(request, TextEncoder(), lambda _: DocumentEncoder(shape))
-    if job.n > 1 and not isinstance(chosen, DocumentEncoder):
-        raise InvalidRequest("bare text has room for one answer; leave n out, or accept application/json", param="n")
+    if isinstance(chosen, DocumentEncoder):
+        return chosen
+    unfit = {"n": job.n > 1, "logprobs": job.top_logprobs is not None, "tools": bool(job.callable)}
+    for field, is_unfit in {**unfit, "echo": isinstance(body, CompletionRequest) and body.echo}.items():
+        if is_unfit:
+            raise InvalidRequest(f"bare text has no room for this; leave {field} out, or accept JSON", param=field)
     return chosen
 
 

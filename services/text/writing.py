@@ -3,59 +3,72 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
+NO_CHARACTER = "\ufffd"
+SPACE = "\u2581"  # in the pieces of SentencePiece
+MAX_HELD = 32  # tokens; what is no character by then will not become one
 
 
 class Writer:
     """Writes one answer, releasing text as soon as it can no longer turn into a stop string."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str], context: Sequence[int] = ()) -> None:
         """Begin.
 
         Args:
-            tokenizer: the library's, with a Rust backend.
+            tokenizer: the library's.
             stops: the first of them ends the text, and is not part of it.
+            context: the tokens before, where the text goes on from theirs: some tokenizers drop the first space else.
         """
         self._tokenizer = tokenizer
         self._stops = stops
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._tokens: list[int] = []
-        self._num_decoded = 0  # characters
+        self._tokens = list(context[-4:])
+        self._begin, self._end = 0, len(self._tokens)  # the last tokens that became text
         self._held = ""
+        self.num_decoded = 0  # characters of all tokens so far; those that are not whole do not count
+        self.num_released = 0  # characters that are out
         self.is_stopped = False
-
-    @property
-    def num_released(self) -> int:
-        """Characters that are out."""
-        return self._num_decoded - len(self._held)
-
-    @property
-    def num_decoded(self) -> int:
-        """Characters of all tokens so far; those that are not whole do not count."""
-        return self._num_decoded
 
     def add(self, token: int) -> str:
         """Take a token and return what is certain now."""
         self._tokens.append(token)
-        return self._release(self._stream.step(self._tokenizer.backend_tokenizer, token) or "")
+        return self._release(self._decoded(is_last=False))
 
     def finish(self) -> str:
         """Return what is left, as no token follows; what is not a whole character becomes U+FFFD."""
-        whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        text = self._release(whole[self._num_decoded :])
+        text = self._release(self._decoded(is_last=True))
+        if self.is_stopped:
+            return text
         rest, self._held = self._held, ""
-        return text if self.is_stopped else text + rest
+        self.num_released += len(rest)
+        return text + rest
+
+    def _decoded(self, *, is_last: bool) -> str:
+        """Return the characters that the newest tokens make whole.
+
+        They are decoded together with those before: what a token looks like depends on its neighbours.
+        """
+        before = self._text(self._tokens[self._begin : self._end])
+        text = self._text(self._tokens[self._begin :])
+        is_whole = not text.endswith(NO_CHARACTER) or is_last or len(self._tokens) - self._end > MAX_HELD
+        if len(text) <= len(before) or not is_whole:
+            return ""
+        self._begin, self._end = self._end, len(self._tokens)
+        return text[len(before) :]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _release(self, text: str) -> str:
-        self._num_decoded += len(text)
+        self.num_decoded += len(text)
         self._held += text
         found = min((place for stop in self._stops if (place := self._held.find(stop)) >= 0), default=None)
         if found is not None:
             self.is_stopped = True
             text, self._held = self._held[:found], ""
-            return text
-        certain = len(self._held) - max((overlap(self._held, stop) for stop in self._stops), default=0)
-        text, self._held = self._held[:certain], self._held[certain:]
+        else:
+            certain = len(self._held) - max((overlap(self._held, stop) for stop in self._stops), default=0)
+            text, self._held = self._held[:certain], self._held[certain:]
+        self.num_released += len(text)
         return text
 
 
@@ -73,6 +86,9 @@ class Vocabulary:
 
     def text(self, token: int) -> str:
         """The token by itself; what is no whole character shows as U+FFFD."""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if SPACE in piece:  # at the beginning of a text, decoding would drop it
+            return str(piece).replace(SPACE, " ")
         return str(self._tokenizer.decode([token]))
 
     def bytes(self, token: int) -> list[int] | None:
@@ -83,7 +99,7 @@ class Vocabulary:
         if self._is_byte_level and all(letter in BYTES for letter in piece):
             return [BYTES[letter] for letter in piece]
         text = self.text(token)
-        return None if "\ufffd" in text else list(text.encode())
+        return None if NO_CHARACTER in text else list(text.encode())
 
     @property
     def _is_byte_level(self) -> bool:

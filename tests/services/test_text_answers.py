@@ -77,7 +77,7 @@ def test_a_completion_is_openais_shape() -> None:
     logprobs = {
         "tokens": ["Hel"],
         "token_logprobs": [-0.5],
-        "top_logprobs": [{"Hel": -0.5, "\ufffd": -9999.0}],
+        "top_logprobs": [{"Hel": -0.5, "bytes:\\xf0": -9999.0}],
         "text_offset": [5],
     }
 

@@ -185,3 +185,36 @@ def test_what_cannot_be_done_is_refused_by_its_name(fields: dict[str, Any], name
         asked(**fields)
 
     assert refusal.value.errors()[0]["loc"][0] == name
+
+
+def test_probabilities_of_a_call_are_no_message() -> None:
+    document = whole(Piece(0, "", [TOKEN]), Piece(0, "", [TOKEN], [CALL], "tool_calls"))
+
+    assert [item["type"] for item in document["output"]] == ["function_call"]
+
+
+def test_what_models_and_tools_leave_empty_can_be_sent_back_and_what_users_do_cannot() -> None:
+    empty = {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "", "annotations": []}],
+    }
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": ""}
+    chat = asked(input=[{"role": "user", "content": "Hi"}, empty, call, output]).chat()
+
+    assert [message.content for message in chat.messages] == ["Hi", "", ""]
+    with pytest.raises(ValidationError):
+        asked(input=[{"role": "user", "content": ""}])
+
+
+def test_what_would_take_long_to_read_is_refused() -> None:
+    large = {"type": "object", "description": "hello " * 20_000}
+    with pytest.raises(ValidationError) as refusal:
+        asked(tools=[{"type": "function", "name": "f", "parameters": large}]).chat()
+    assert refusal.value.errors()[0]["loc"][0] == "tools"
+    with pytest.raises(ValidationError):
+        asked(text={"format": {"type": "json_schema", "name": "x", "schema": large}})
+    deep = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a":' + "[" * 9000}
+    with pytest.raises(ValidationError):
+        asked(input=[deep])

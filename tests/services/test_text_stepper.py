@@ -27,6 +27,7 @@ from services.text.pieces import Call, Piece, Token
 from services.text.prefixes import BLOCK
 from services.text.prompts import Prompts
 from services.text.rows import Feeds
+from services.text.sampling import Sampler
 from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Message
 from tests.services.stepping import Arrival, Recorder, alone, run
 
@@ -344,12 +345,13 @@ def test_probabilities_are_the_models_own(stepper: TextStepper, llama: Llama) ->
 
 def test_probabilities_of_what_a_stop_string_cut_off_are_not_told(stepper: TextStepper) -> None:
     whole = alone(stepper, chat("Hello", max_tokens=40, logprobs=True, **GREEDY))
-    stop = text_of(whole)[20:24]
-    made = alone(stepper, chat("Hello", max_tokens=40, logprobs=True, stop=stop, **GREEDY))
-    shown = [token.text for token in tokens_of(made)]
+    for size in (2, 4, 15):  # the longest lies across tokens
+        stop = text_of(whole)[20 : 20 + size]
+        made = alone(stepper, chat("Hello", max_tokens=40, logprobs=True, stop=stop, **GREEDY))
+        shown = [token.text for token in tokens_of(made)]
 
-    assert "".join(shown).startswith(text_of(made))
-    assert text_of(made).startswith("".join(shown[:-1]))  # the last one may go on into the stop string
+        assert "".join(shown).startswith(text_of(made))
+        assert text_of(made).startswith("".join(shown[:-1]))  # the last one may go on into the stop string
 
 
 # --- prompts that begin alike ---
@@ -447,7 +449,7 @@ def test_an_answer_that_must_be_an_object_is_one_or_was_cut_off(stepper: TextSte
 
 
 def test_a_schema_that_cannot_be_kept_to_is_refused_by_naming_the_parameter(stepper: TextStepper) -> None:
-    for schema in ({"type": "nonsense"}, {"type": "string", "pattern": "("}):
+    for schema in ({"type": "nonsense"}, {"type": "string", "pattern": "("}, {"$ref": "#"}):
         wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         (made,), _ = run(stepper, [Arrival(chat("Who?", response_format=wanted))])
         assert isinstance(made.error, InvalidRequest)
@@ -470,6 +472,34 @@ def test_a_call_that_must_be_made_is_made(stepper: TextStepper, choice: Any, see
     assert set(json.loads(call.arguments)) == {"city", "days"}
     assert text_of(made) == ""
     assert reason_of(made) == result_of(made).finish_reason == "tool_calls"
+
+
+def test_a_stop_string_does_not_break_a_call_that_must_be_made(stepper: TextStepper) -> None:
+    asked = chat("Weather?", tools=[WEATHER], tool_choice="required", stop=["\n", "{"], max_tokens=300)
+    made = alone(stepper, asked)
+
+    assert [call.name for piece in made.outputs for call in piece.calls][:1] == ["weather"]
+
+
+@pytest.mark.parametrize("value", ["Zoë", "é😀中"])
+def test_a_document_may_need_tokens_that_the_model_never_writes_by_itself(stepper: TextStepper, value: str) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [value]}}}
+    made = alone(stepper, chat("Who?", response_format=wanted, max_tokens=60))
+
+    assert json.loads(text_of(made)) == value
+    assert not any("\ufffd" in piece.text for piece in made.outputs)
+
+
+def test_calls_one_at_a_time_end_the_answer_after_the_first(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
+    written = iter(llama.tokenizer(f"{one} {one}", add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr(Sampler, "choose", lambda *_: next(written))
+    made = alone(stepper, chat("When?", tools=[CLOCK], parallel_tool_calls=False, max_tokens=300))
+
+    assert [call.name for piece in made.outputs for call in piece.calls] == ["clock"]
+    assert (text_of(made), reason_of(made)) == ("", "tool_calls")
 
 
 def test_tools_are_told_of_in_words_where_the_template_knows_none(llama: Llama) -> None:
@@ -505,7 +535,7 @@ def test_calls_and_their_results_are_part_of_the_chat(llama: Llama) -> None:
     sizes=st.lists(st.integers(1, 9), min_size=1),
 )
 def test_calls_are_found_however_the_text_is_cut(parts: list[str], sizes: list[int]) -> None:
-    text, reader, start = "".join(parts), CallReader(), 0
+    text, reader, start = "".join(parts), CallReader({"f"}), 0
     found: list[str | Call] = []
     for size in sizes * len(text):
         found += reader.add(text[start : start + size])
@@ -521,13 +551,41 @@ def test_calls_are_found_however_the_text_is_cut(parts: list[str], sizes: list[i
     assert words == expected[0] + "".join(part.lstrip() for part in expected[1:])
 
 
-@pytest.mark.parametrize("inside", ["no JSON", "{}", '{"name": 3, "arguments": {}}', "[1]"])
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "no JSON",
+        "{}",
+        '{"name": 3, "arguments": {}}',
+        '{"name": "other", "arguments": {}}',
+        '{"name": "f", "arguments": 5}',
+        "[1]",
+        '{"name": "f", "arguments": ' + "[" * 3000,
+    ],
+)
 def test_what_only_looks_like_a_call_is_text(inside: str) -> None:
-    reader = CallReader()
+    reader = CallReader({"f"})
     text = f"<tool_call>{inside}</tool_call> and <tool_call>unfinished"
 
     assert "".join(map(str, [*reader.add(text), *reader.finish()])) == text
     assert reader.num_calls == 0
+
+
+def test_a_template_without_a_systems_turn_is_given_none(
+    worker_settings: Settings, data_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
+    (tmp_path / "tiny" / "text" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    strict = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+
+    assert text_of(alone(strict, chat("Hello")))
+    (made,), _ = run(strict, [Arrival(chat(Message(role="system", content="Be brief."), "Hello"))])
+    assert isinstance(made.error, InvalidRequest)
+    assert made.error.param == "messages"
+    assert "no system" in made.error.message
 
 
 # --- ends and limits ---
