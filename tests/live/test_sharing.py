@@ -39,8 +39,8 @@ def test_pictures_that_meet_share_forwards_and_look_as_they_do_alone(system: Sys
         {
             "prompt": "a cat",
             "seed": seed,
-            "num_inference_steps": 30 + seed,
-            "size": "256x256",
+            "num_inference_steps": 60 + seed,
+            "size": "64x64",  # where sharing pays on any machine: what it costs is measured, and decides
             "guidance_scale": 1 + seed,
         }
         for seed in range(5)
