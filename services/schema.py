@@ -90,7 +90,10 @@ Job = TypeVar("Job", bound=GenerationRequest)
 
 def complete(job: type[Job], request: GenerationRequest, defaults: Mapping[str, Any]) -> Job:
     """Fill what the caller left out with the model's defaults; a job is a request in which nothing is left out."""
-    return job.model_validate({**defaults, **request.model_dump(exclude_none=True)})
+    given = {
+        name: value for name, value in request.model_dump().items() if value is not None
+    }  # a null deeper down stays
+    return job.model_validate({**defaults, **given})
 
 
 NAME = re.compile("[a-z0-9_]+")  # of a field, or its place in a list; pydantic's own words for what it tried are others

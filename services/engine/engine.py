@@ -255,12 +255,17 @@ class Engine:
 
     def _withdraw(self, generation: Generation) -> None:
         """Let a request that nobody wants any more leave the queue at once: it would keep others out, and memory."""
+        if self._leave_queue(generation):
+            self._end_if_stopped(generation)
+
+    def _leave_queue(self, generation: Generation) -> bool:
+        """Take one who waits out of the queue; whether it was there."""
         with self._wake:
             if generation not in self._queue:
-                return
+                return False
             self._queue.remove(generation)
             self._note_queue()
-        self._end_if_stopped(generation)
+        return True
 
     def _note_queue(self) -> None:
         """Count those who wait, and tell them how many are ahead."""
@@ -404,12 +409,8 @@ class Engine:
 
     def _refuse(self, generation: Generation, error: Exception) -> None:
         """End one who waits, unless it has left meanwhile."""
-        with self._wake:
-            if generation not in self._queue:
-                return
-            self._queue.remove(generation)
-            self._note_queue()
-        end(generation, error)
+        if self._leave_queue(generation):
+            end(generation, error)
 
     def _load_for(self, generation: Generation) -> None:
         """Load the model that a request needs; whether it has room beside the others is known only then."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,7 @@ class TextEncoder:
         """Hold nothing."""
 
 
-class Shape:
+class Shape(ABC):
     """What a document and the chunks of a stream have in common."""
 
     prefix: str
@@ -48,9 +49,9 @@ class Shape:
         """What every object begins with."""
         return {**self._head, "object": name}
 
+    @abstractmethod
     def choice(self, piece: Piece, *, is_chunk: bool, is_first: bool) -> dict[str, Any]:
         """One answer, or the next of it."""
-        raise NotImplementedError
 
 
 class ChatShape(Shape):

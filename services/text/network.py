@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from services.engine.weights import Weights
-from services.text.rows import ATTENTION, Feed, Feeds, Row, register
+from services.text.rows import ATTENTION, Feeds, Row, register
 
 PROBE = 9  # tokens of the forward by which a model is judged
 CLOSE = 0.05  # how far its scores may be off then, of their standard deviation: half precision rounds
@@ -70,7 +70,7 @@ class Network:
         return list(logits.float().cpu())
 
     def _run_rows(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> torch.Tensor:
-        laid_out = Feeds([Feed(row, tokens) for row, tokens in feeds])
+        laid_out = Feeds(feeds)
         scores: torch.Tensor = self._network(
             input_ids=self._tensor([laid_out.tokens]),
             position_ids=self._tensor([laid_out.positions]),

@@ -78,30 +78,22 @@ def grown(kept: torch.Tensor, length: int, needed: int) -> torch.Tensor:
     return larger
 
 
-@dataclass(frozen=True)
-class Feed:
-    """New tokens of a row for the next forward."""
-
-    row: Row
-    tokens: Sequence[int]
-
-
 class Feeds:
-    """All feeds of a forward."""
+    """New tokens of rows for the next forward."""
 
-    def __init__(self, feeds: Sequence[Feed]) -> None:
+    def __init__(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> None:
         """Lay them out one after the other."""
         self._feeds = feeds
 
     @property
     def tokens(self) -> list[int]:
         """All tokens."""
-        return [token for feed in self._feeds for token in feed.tokens]
+        return [token for _, tokens in self._feeds for token in tokens]
 
     @property
     def positions(self) -> list[int]:
         """Each token's place in its row."""
-        return [feed.row.length + index for feed in self._feeds for index in range(len(feed.tokens))]
+        return [row.length + index for row, tokens in self._feeds for index in range(len(tokens))]
 
     @property
     def lasts(self) -> list[int]:
@@ -111,9 +103,9 @@ class Feeds:
     def spans(self) -> Iterator[tuple[Row, int, int]]:
         """Yield each row, and from where to where its new tokens lie."""
         end = 0
-        for feed in self._feeds:
-            start, end = end, end + len(feed.tokens)
-            yield feed.row, start, end
+        for row, tokens in self._feeds:
+            start, end = end, end + len(tokens)
+            yield row, start, end
 
 
 def attend(

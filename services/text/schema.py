@@ -7,7 +7,7 @@ by its name.
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -36,8 +36,6 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 MaxTokens = Annotated[int, Field(ge=1, le=131_072)]
 Likeliest = Annotated[int, Field(ge=0, le=20)]
-
-
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 CallId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
@@ -60,11 +58,15 @@ class TextPart(Body):
     text: Said
 
 
-def joined(value: object) -> object:
-    """Read a message given in parts, all of them text, as one text."""
-    if not isinstance(value, list):
-        return value
-    return "".join(TextPart.model_validate(part).text for part in value)
+def joined(part: type["TextPart | InputPart"]) -> BeforeValidator:
+    """Read a text given in parts as one."""
+
+    def join(value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        return "".join(part.model_validate(each).text for each in value)
+
+    return BeforeValidator(join, json_schema_input_type=Said | list[part])  # type: ignore[valid-type]
 
 
 class CalledFunction(Body):
@@ -91,7 +93,7 @@ class Message(Body):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[Said, BeforeValidator(joined, json_schema_input_type=Said | list[TextPart])] | None = None
+    content: Annotated[Said, joined(TextPart)] | None = None
     tool_calls: Annotated[tuple[ToolCall, ...], Field(min_length=1, max_length=256)] | None = None
     tool_call_id: CallId | None = None
 
@@ -326,19 +328,12 @@ class InputPart(Body):
     logprobs: list[Any] | None = None
 
 
-def united(value: object) -> object:
-    """Read an item given in parts as one text."""
-    if not isinstance(value, list):
-        return value
-    return "".join(InputPart.model_validate(part).text for part in value)
-
-
 class MessageItem(Body):
     """A turn of the conversation."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Said, BeforeValidator(united, json_schema_input_type=Said | list[InputPart])]
+    content: Annotated[Said, joined(InputPart)]
     id: CallId | None = None
     status: str | None = None
 
@@ -417,16 +412,10 @@ class NamedChoice(Body):
     name: FunctionName
 
 
-class NamedSchema(Body):
+class NamedSchema(JsonSchema):
     """JSON of a schema, as responses have it."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     type: Literal["json_schema"]
-    name: FunctionName
-    description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema"), AfterValidator(check_is_short)]
-    strict: bool | None = None
 
 
 class TextOptions(Body):
@@ -479,12 +468,12 @@ class ResponseRequest(GenerationRequest):
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         wanted = self.text.format if self.text is not None else None
         if isinstance(wanted, NamedSchema):
-            schema = wanted.model_dump(exclude={"type"}, by_alias=True, exclude_none=True)
+            schema = wanted.model_dump(exclude={"type"}, by_alias=True)
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif wanted is not None:
             fields["response_format"] = wanted.model_dump()
         if self.tools is not None:
-            functions = (tool.model_dump(exclude={"type"}, exclude_none=True) for tool in self.tools)
+            functions = (tool.model_dump(exclude={"type"}) for tool in self.tools)
             fields["tools"] = [{"type": "function", "function": function} for function in functions]
         choice = self.tool_choice
         if isinstance(choice, NamedChoice):
@@ -506,9 +495,19 @@ def merged(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class TextJob(GenerationRequest):
-    """A request with the model's defaults in: what the model needs to know, and no more."""
+    """A request with the model's defaults in: what the model needs to know, and no more.
+
+    Args:
+        source: the field that the prompt comes from.
+        document_source: the field that the answer's schema comes from.
+        goes_on: whether the answer goes on from the prompt's own text.
+    """
 
     model_config = ConfigDict(extra="ignore")
+
+    source: ClassVar[str]
+    document_source: ClassVar[str] = "response_format"
+    goes_on: ClassVar[bool] = False
 
     model: ModelId
     max_tokens: Annotated[int, Field(ge=1)]
@@ -525,24 +524,9 @@ class TextJob(GenerationRequest):
     _tokens: Sequence[int] | None = PrivateAttr(None)
 
     @property
-    def source(self) -> str:
-        """The field that the prompt comes from."""
-        raise NotImplementedError
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the answer goes on from the prompt's own text."""
-        return False
-
-    @property
     def callable(self) -> Collection[str]:
         """The functions that calls are looked for of."""
         return ()
-
-    @property
-    def document_source(self) -> str:
-        """The field that the answer's schema comes from."""
-        return "response_format"
 
     @property
     def must_call(self) -> Sequence[Function]:
@@ -564,6 +548,8 @@ class TextJob(GenerationRequest):
 class ChatJob(TextJob):
     """A chat to be continued."""
 
+    source: ClassVar[str] = "messages"
+
     system_prompt: str
     messages: tuple[Message, ...]
     response_format: ResponseFormat | None = None
@@ -577,11 +563,6 @@ class ChatJob(TextJob):
         max_tokens = fields.get("max_completion_tokens", fields["max_tokens"])
         top_logprobs = fields.get("top_logprobs", 0) if fields.get("logprobs") else None
         return {**fields, "max_tokens": max_tokens, "top_logprobs": top_logprobs}
-
-    @property
-    def source(self) -> str:
-        """The messages."""
-        return "messages"
 
     @property
     def callable(self) -> Collection[str]:
@@ -606,6 +587,9 @@ class ChatJob(TextJob):
 class CompletionJob(TextJob):
     """A text to be continued."""
 
+    source: ClassVar[str] = "prompt"
+    goes_on: ClassVar[bool] = True
+
     prompt: str
 
     @model_validator(mode="before")
@@ -614,26 +598,9 @@ class CompletionJob(TextJob):
         """Give the number of probabilities the name that it has in a chat."""
         return {**fields, "top_logprobs": fields.get("logprobs")}
 
-    @property
-    def source(self) -> str:
-        """The prompt."""
-        return "prompt"
-
-    @property
-    def goes_on(self) -> bool:
-        """It does."""
-        return True
-
 
 class ResponseJob(ChatJob):
     """A response to be written: a chat under another name."""
 
-    @property
-    def source(self) -> str:
-        """The input."""
-        return "input"
-
-    @property
-    def document_source(self) -> str:
-        """The text's format."""
-        return "text"
+    source: ClassVar[str] = "input"
+    document_source: ClassVar[str] = "text"

@@ -256,6 +256,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, 
     running.close()
 
 
+@pytest.fixture
+def client(shared: tuple[Gateway, Workers]) -> httpx.Client:
+    return shared[0].client
+
+
 def error_of(response: httpx.Response) -> dict[str, Any]:
     """The error in the envelope, which must be the whole body."""
     body = response.json()

@@ -26,11 +26,6 @@ def workers(shared: tuple[Gateway, Workers]) -> Workers:
     return shared[1]
 
 
-@pytest.fixture
-def client(shared: tuple[Gateway, Workers], workers: Workers) -> httpx.Client:
-    return shared[0].client
-
-
 @pytest.mark.parametrize("route", PROMPT_ROUTES)
 @pytest.mark.parametrize(
     "query",

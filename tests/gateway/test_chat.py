@@ -24,11 +24,6 @@ def workers(shared: tuple[Gateway, Workers]) -> Workers:
     return shared[1]
 
 
-@pytest.fixture
-def client(shared: tuple[Gateway, Workers], workers: Workers) -> httpx.Client:
-    return shared[0].client
-
-
 @by_route
 def test_a_body_goes_to_the_text_worker_byte_by_byte(client: httpx.Client, workers: Workers, route: str) -> None:
     content = json.dumps(BODIES[route], indent=3).encode()

@@ -30,11 +30,6 @@ def workers(shared: tuple[Gateway, Workers]) -> Workers:
     return shared[1]
 
 
-@pytest.fixture
-def client(shared: tuple[Gateway, Workers], workers: Workers) -> httpx.Client:
-    return shared[0].client
-
-
 def as_read_by_video_worker(request: httpx.Request) -> tuple[bytes, VideoRequest]:
     """Read the form with the worker's own reader."""
 

@@ -1,5 +1,6 @@
 """Engines whose models do what a test tells them, applications on a port of their own, and the tiny checkpoints."""
 
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -161,6 +162,15 @@ def served(app: ASGIApp) -> Iterator[str]:
         server.should_exit = True
         thread.join(LONG)
         assert not thread.is_alive()
+
+
+@contextmanager
+def undisturbed_logging() -> Iterator[None]:
+    """Make a worker that sends our log where BentoML's goes, and leave the log as it was."""
+    logger = logging.getLogger("atelier")
+    before = (logger.level, logger.handlers, logger.propagate)
+    yield
+    logger.level, logger.handlers, logger.propagate = before
 
 
 def connect(url: str) -> AbstractContextManager[socket.socket]:

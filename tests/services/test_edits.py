@@ -1,7 +1,6 @@
 """Edits over a real socket: what the model is handed of a caller's files."""
 
 import io
-import logging
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +24,7 @@ from services.image.service import draw_over
 from services.responses import rendered
 from services.settings import Settings
 from services.worker import Worker
-from tests.services.conftest import LONG, Gate, served
+from tests.services.conftest import LONG, Gate, served, undisturbed_logging
 
 
 class Studio:
@@ -55,10 +54,8 @@ class StudioWorker(Worker):
 def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Studio]]:
     monkeypatch.setattr("services.worker.Settings", lambda: Settings(queue_size=1))
     monkeypatch.setattr("services.worker.build_engine", partial(build_engine, registry=CollectorRegistry()))
-    logger = logging.getLogger("atelier")
-    before = (logger.level, logger.handlers, logger.propagate)
-    made = Studio()  # sends our log where BentoML's goes
-    logger.level, logger.handlers, logger.propagate = before
+    with undisturbed_logging():
+        made = Studio()
     made.worker.start()
     with served(Starlette(routes=[Route("/edits", made.__call__, methods=["POST"])])) as url:
         while post(url).status_code == 503:

@@ -481,9 +481,9 @@ def test_a_stop_string_does_not_break_a_call_that_must_be_made(stepper: TextStep
     assert [call.name for piece in made.outputs for call in piece.calls][:1] == ["weather"]
 
 
-@pytest.mark.parametrize("value", ["Zoë", "é😀中"])
+@pytest.mark.parametrize("value", ["Zoë", "é😀中", None])
 def test_a_document_may_need_tokens_that_the_model_never_writes_by_itself(stepper: TextStepper, value: str) -> None:
-    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": [value]}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": value}}}  # also null
     made = alone(stepper, chat("Who?", response_format=wanted, max_tokens=60))
 
     assert json.loads(text_of(made)) == value

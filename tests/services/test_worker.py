@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +27,7 @@ from services.settings import Settings
 from services.video.schema import TextVideoJob, VideoJob
 from services.video.service import TEXT_MODEL, film
 from services.worker import Worker
-from tests.services.conftest import LONG, Gate, served
+from tests.services.conftest import LONG, Gate, served, undisturbed_logging
 
 MODEL = "stable-video-diffusion-img2vid"
 
@@ -74,10 +73,8 @@ class Cinema:
 
 @pytest.fixture(scope="module")
 def cinema() -> Iterator[tuple[str, Cinema]]:
-    logger = logging.getLogger("atelier")
-    before = (logger.level, logger.handlers, logger.propagate)
-    cinema = Cinema()  # sends our log where BentoML's goes
-    logger.level, logger.handlers, logger.propagate = before
+    with undisturbed_logging():
+        cinema = Cinema()
     cinema.worker.start()
     with served(Starlette(routes=[Route("/v1/videos", cinema.__call__, methods=["POST"])])) as url:
         assert cinema.loading.reached.wait(LONG)
