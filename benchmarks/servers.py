@@ -21,7 +21,7 @@ from benchmarks.checkpoints import BENCH, ROOT, Checkpoint
 from benchmarks.painter import CHECKPOINT_VARIABLE, Order
 
 LITSERVE = "litserve==0.2.19"
-PEERS = BENCH / "peers"  # an environment of LitServe's own
+PEERS = BENCH / "peers"  # each has an environment of its own
 START_SECONDS = 180.0
 END_SECONDS = 10.0
 QUEUE_SIZE = "900"  # as long as it may be: nobody is refused, here or at the peers
@@ -145,7 +145,7 @@ def litserve_peer(batch_timeout: float) -> Kind:
     Args:
         batch_timeout: seconds that the first of a batch waits for others.
     """
-    python = install_litserve()
+    python = peer_python("litserve", (LITSERVE,))
     return Kind(
         name="litserve",
         command=lambda port: (str(python), "-m", "benchmarks.peer_litserve", str(port), str(batch_timeout)),
@@ -157,23 +157,22 @@ def litserve_peer(batch_timeout: float) -> Kind:
     )
 
 
-def install_litserve() -> Path:
-    """Return the Python of an environment that has LitServe besides all that ours has, made when it is missing.
+def peer_python(name: str, requirements: tuple[str, ...]) -> Path:
+    """Return the Python of an environment that has a peer besides all that ours has, made when it is missing.
 
     Torch is 700 MB: ours is used through a line in a `.pth` file, and pip installs what is not there.
     """
-    python = PEERS / "bin" / "python"
-    stamp = PEERS / ".installed"
-    if stamp.exists() and stamp.read_text() == LITSERVE:
+    folder = PEERS / name
+    python, stamp, wanted = folder / "bin" / "python", folder / ".installed", "\n".join(requirements)
+    if stamp.exists() and stamp.read_text() == wanted:
         return python
-    subprocess.run((sys.executable, "-m", "venv", "--clear", str(PEERS)), check=True)  # noqa: S603  our own words
+    subprocess.run((sys.executable, "-m", "venv", "--clear", str(folder)), check=True)  # noqa: S603  our own words
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    (PEERS / "lib" / version / "site-packages" / "ours.pth").write_text(f"{packages}\n")
-    subprocess.run(  # noqa: S603  our own words
-        (str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check", LITSERVE), check=True
-    )
-    stamp.write_text(LITSERVE)
+    (folder / "lib" / version / "site-packages" / "ours.pth").write_text(f"{packages}\n")
+    pip = (str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check")
+    subprocess.run((*pip, *requirements), check=True)  # noqa: S603  our own words
+    stamp.write_text(wanted)
     return python
 
 

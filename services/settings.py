@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(default=8, ge=1)  # requests in progress at once
     max_step_seconds: float = Field(default=2.0, gt=0)  # of a forward that several share
     max_memory_mb: int | None = Field(default=None, ge=1)  # for requests in progress; unset: most of what is free
+    text_packing: Literal["auto", "none", "float16", "int8"] = "auto"  # of chat models' linear layers, on a CPU
     prefix_cache_mb: int = Field(default=256, ge=0)  # of the text worker, for how prompts begin; 0: none
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)

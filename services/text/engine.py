@@ -1,5 +1,6 @@
 """Chat models by the token: every request at its own, all in one forward; knows no HTTP."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,8 +19,10 @@ from services.schema import MAX_SEED
 from services.settings import Settings
 from services.text.calls import CallReader
 from services.text.grammar import Grammars, Guide
+from services.text.linear import Packing, is_supported
 from services.text.network import Memory, Network
 from services.text.pieces import Call, Piece, Token
+from services.text.portions import Portions
 from services.text.prefixes import Prefixes
 from services.text.prompts import Prompts
 from services.text.rows import Row, spare
@@ -27,7 +30,6 @@ from services.text.sampling import Chosen, Sampler, Sampling, describe
 from services.text.schema import TextJob
 from services.text.writing import Vocabulary, Writer
 
-CHUNK = 64  # tokens of prompts in a forward: nobody's next token waits for more
 
 
 class Phase(StrEnum):
@@ -96,10 +98,10 @@ class Conversation:
         """The answers that go on."""
         return [answer for answer in self.answers if answer.finish_reason is None]
 
-    def advance(self) -> None:
-        """Tell of an iteration; raises when nobody waits any more."""
+    def advance(self, portion: int) -> None:
+        """Tell of an iteration, where one reads so many tokens; raises when nobody waits any more."""
         self.num_iterations += 1
-        num_parts = -(-len(self.left) // CHUNK)  # the last one gives the first token
+        num_parts = -(-len(self.left) // portion)  # the last one gives the first token
         num_tokens = max((answer.num_tokens for answer in self.answers), default=1)
         self.run.advance(self.num_iterations, self.num_iterations + num_parts + self.limit - num_tokens)
 
@@ -119,7 +121,8 @@ class TextStepper:
             raise ModelUnavailable(f"model '{model.id}' has no fast tokenizer (tokenizer.json), and none can be made")
         self._prompts = Prompts(self._tokenizer)
         self._vocabulary = Vocabulary(self._tokenizer)
-        self._network = Network(weights)
+        self._network = Network(weights, choose_packing(settings, weights.device))
+        self._portions = Portions()
         self._prefixes = Prefixes(settings.prefix_cache_mb * 1e6) if self._network.shares else None
         self.max_active = settings.max_batch_size
         generation = self._network.generation
@@ -180,7 +183,15 @@ class TextStepper:
 
     def forward(self, states: Sequence[Conversation]) -> Sequence[Any]:
         """Run the phase's forward."""
-        return self._prefill(states) if states[0].phase is Phase.PREFILL else self._decode(states)
+        is_prefill = states[0].phase is Phase.PREFILL
+        began = time.monotonic()
+        rows = self._prefill(states) if is_prefill else self._decode(states)
+        seconds = time.monotonic() - began
+        if is_prefill:
+            self._portions.note_reading(sum(row[0] for row in rows if row is not None), seconds)
+        else:
+            self._portions.note_writing(seconds)
+        return rows
 
     def advance(self, state: Conversation, row: Any) -> Result | None:
         """Take the row in and emit a `Piece` of each answer that has text to show.
@@ -203,7 +214,7 @@ class TextStepper:
             for answer, scores in zip(state.open, row, strict=True):
                 answer.row.length += 1
                 self._take(state, answer, scores)
-        state.advance()
+        state.advance(self._portions.most)
         if state.phase is Phase.PREFILL or state.open:
             return None
         num_written = sum(answer.num_tokens for answer in state.answers)
@@ -222,7 +233,7 @@ class TextStepper:
 
     def _prefill(self, states: Sequence[Conversation]) -> Sequence[Any]:
         """Read the next part of the prompts: the first come first, as many tokens as one forward may have."""
-        room = CHUNK
+        room = self._portions.most
         parts = []
         for state in states:
             parts.append(state.left[:room])
@@ -314,6 +325,23 @@ class TextStepper:
 
     def _token(self, token: int, logprob: float, likeliest: Sequence[Token] = ()) -> Token:
         return Token(self._vocabulary.text(token), self._vocabulary.bytes(token), logprob, likeliest)
+
+
+def choose_packing(settings: Settings, device: torch.device) -> Packing:
+    """Say how linear layers are kept: `auto` takes 16 bits on a CPU, unless the operator chose how all is kept.
+
+    Raises:
+        ModelUnavailable: layers cannot be packed on the device.
+    """
+    can_pack = is_supported(device)
+    if settings.text_packing == "auto":
+        return "float16" if can_pack and settings.dtype == "auto" else "none"
+    if settings.text_packing != "none" and not can_pack:
+        raise ModelUnavailable(
+            f"ATELIER_TEXT_PACKING={settings.text_packing} needs a CPU that FBGEMM knows, and the model runs on "
+            f"{device}; leave it out"
+        )
+    return settings.text_packing
 
 
 def as_list(value: int | list[int] | None) -> list[int]:

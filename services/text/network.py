@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from services.engine.weights import Weights
+from services.text.linear import Packing, pack
 from services.text.rows import ATTENTION, Feeds, Row, register
 
 PROBE = 9  # tokens of the forward by which a model is judged
@@ -43,10 +44,18 @@ class OwnCache:
 class Network:
     """The model in memory."""
 
-    def __init__(self, weights: Weights) -> None:
-        """Load it, and find out whether it can run several sequences in a forward."""
-        network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
+    def __init__(self, weights: Weights, packing: Packing = "none") -> None:
+        """Load it, and find out whether it can run several sequences in a forward.
+
+        Args:
+            weights: where they are.
+            packing: of its linear layers.
+        """
+        dtype = weights.dtype if packing == "none" else "auto"  # as they are, to be made larger one by one
+        network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=dtype, **weights.arguments)
         self._network = network.to(weights.device).eval()
+        if packing != "none":
+            pack(self._network, packing)
         self._device: torch.device = weights.device
         self._config = network.config.get_text_config(decoder=True)
         self.generation: Any = network.generation_config
