@@ -28,6 +28,18 @@ ON_THIS_MACHINE = {
         "services.tiny.folder",
         "services.tiny.workbench",
     },
+    "benchmarks/llama.py": {  # where the worker looks for the tiny one, with its tokenizer
+        "services.tiny.build",
+        "services.tiny.folder",
+        "services.tiny.vocabulary",
+    },
+    "benchmarks/writers.py": {  # the loop without the server
+        "services.registry",
+        "services.schema",
+        "services.settings",
+        "services.text.engine",
+        "services.text.schema",
+    },
     "benchmarks/equality.py": {
         "services.engine.assembly",
         "services.engine.generation",
@@ -143,6 +155,7 @@ SHARED_BY_SCHEMAS = {"services", "services.schema"}
 PARTS_OF_ENGINES = {
     "services/mesh/surface.py",
     "services/text/network.py",
+    "services/text/linear.py",
     "services/text/rows.py",
     "services/text/prefixes.py",
     "services/text/sampling.py",

@@ -31,7 +31,6 @@ from services.text.schema import TextJob
 from services.text.writing import Vocabulary, Writer
 
 
-
 class Phase(StrEnum):
     """What a request's next forward is."""
 
@@ -183,15 +182,7 @@ class TextStepper:
 
     def forward(self, states: Sequence[Conversation]) -> Sequence[Any]:
         """Run the phase's forward."""
-        is_prefill = states[0].phase is Phase.PREFILL
-        began = time.monotonic()
-        rows = self._prefill(states) if is_prefill else self._decode(states)
-        seconds = time.monotonic() - began
-        if is_prefill:
-            self._portions.note_reading(sum(row[0] for row in rows if row is not None), seconds)
-        else:
-            self._portions.note_writing(seconds)
-        return rows
+        return self._prefill(states) if states[0].phase is Phase.PREFILL else self._decode(states)
 
     def advance(self, state: Conversation, row: Any) -> Result | None:
         """Take the row in and emit a `Piece` of each answer that has text to show.
@@ -232,22 +223,23 @@ class TextStepper:
         """Show nothing: the text itself comes as it is made."""
 
     def _prefill(self, states: Sequence[Conversation]) -> Sequence[Any]:
-        """Read the next part of the prompts: the first come first, as many tokens as one forward may have."""
-        room = self._portions.most
-        parts = []
-        for state in states:
-            parts.append(state.left[:room])
-            room -= len(parts[-1])
+        """Read the next part of the prompts, or as many of them as one forward may have."""
+        sizes = self._portions.cut([len(state.left) for state in states])
+        parts = [state.left[:size] for state, size in zip(states, sizes, strict=True)]
         feeds = [(state.row, part) for state, part in zip(states, parts, strict=True) if part]
+        began = time.monotonic()
         scores = iter(self._network.forward(feeds))
+        self._portions.note_reading(sum(sizes), time.monotonic() - began)
         return [(len(part), next(scores)) if part else None for part in parts]
 
     def _decode(self, states: Sequence[Conversation]) -> Sequence[list[torch.Tensor]]:
         feeds = [(answer.row, [answer.token]) for state in states for answer in state.open]
+        began = time.monotonic()
         if self._network.shares:
             scores = iter(self._network.forward(feeds))
         else:
             scores = iter([self._network.forward([feed])[0] for feed in feeds])
+        self._portions.note_writing(time.monotonic() - began)
         return [[next(scores) for _ in state.open] for state in states]
 
     def _begin(self, state: Conversation, scores: torch.Tensor) -> None:

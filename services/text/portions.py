@@ -1,9 +1,13 @@
 """How many tokens of prompts are read in a forward: so few that those who write are not held up long."""
 
+from collections.abc import Sequence
+
 MOST = 512
 FEWEST = 3  # a forward of fewer takes as long
 FIRST = 32  # while nothing is known
-PATIENCE = 1.75  # how long a forward that reads may take, as a multiple of one that writes
+PATIENCE = 2.5  # how long a forward that reads may take, as a multiple of one that writes
+SLACK = 1.3  # rather a little more than a rest that needs a forward of its own
+FADING = 0.9  # of what is known by every forward: one of a few tokens says little about one of many
 LONGEST = 1.0  # seconds that it may take while nobody writes: who comes or leaves waits for it
 
 
@@ -12,7 +16,7 @@ class Portions:
 
     def __init__(self) -> None:
         """Know nothing yet."""
-        self._speed: float | None = None  # tokens a second, of the last forward that read
+        self._speed: float | None = None  # tokens a second, of forwards that read
         self._writing: float | None = None  # seconds of the last forward that wrote, if it came after that
 
     @property
@@ -29,4 +33,14 @@ class Portions:
 
     def note_reading(self, num_tokens: int, seconds: float) -> None:
         """Remember a forward that read."""
-        self._speed, self._writing = num_tokens / seconds, None
+        self._speed = max(num_tokens / seconds, FADING * (self._speed or 0))
+        self._writing = None
+
+    def cut(self, lengths: Sequence[int]) -> list[int]:
+        """Say how many tokens the next forward reads of each prompt: the first come first."""
+        room = self.most
+        parts = []
+        for length in lengths:
+            parts.append(length if length <= SLACK * room else room)
+            room = max(0, room - parts[-1])
+        return parts

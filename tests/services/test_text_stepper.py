@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.engine.stepper import Result
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, ModelUnavailable
 from services.registry import load_models
 from services.schema import MAX_SEED, complete
 from services.settings import Settings
 from services.text import network as network_module
 from services.text.calls import CallReader
-from services.text.engine import CHUNK, Phase, TextStepper
+from services.text.engine import Phase, TextStepper, choose_packing
+from services.text.linear import is_supported
 from services.text.pieces import Call, Piece, Token
+from services.text.portions import Portions
 from services.text.prefixes import BLOCK
 from services.text.prompts import Prompts
 from services.text.rows import Feeds
@@ -71,20 +73,30 @@ def result_of(made: Recorder) -> Result:
 
 
 @pytest.fixture(scope="module")
+def worker_settings(worker_settings: Settings) -> Settings:
+    """As the library has it: float32 in all."""
+    return worker_settings.model_copy(update={"text_packing": "none"})
+
+
+@pytest.fixture(scope="module")
 def stepper(worker_settings: Settings) -> TextStepper:
     """The model, reading every prompt from its beginning."""
     return TextStepper(MODEL, worker_settings.model_copy(update={"prefix_cache_mb": 0}))
 
 
-@pytest.fixture(scope="module")
-def caching(worker_settings: Settings) -> TextStepper:
-    """The model as it is served."""
-    return TextStepper(MODEL, worker_settings)
-
-
 def counted(made: Recorder) -> tuple[int, int]:
     usage = result_of(made).usage
     return usage["prompt_tokens"], usage["completion_tokens"]
+
+
+PACKINGS = ["none", "float16", "int8"] if is_supported(torch.device("cpu")) else ["none"]
+
+
+@pytest.fixture(scope="module", params=PACKINGS)
+def pair(request: pytest.FixtureRequest, worker_settings: Settings) -> tuple[TextStepper, TextStepper]:
+    """The model in each of its packings: reading every prompt from its beginning, and as it is served."""
+    served = worker_settings.model_copy(update={"text_packing": request.param})
+    return TextStepper(MODEL, served.model_copy(update={"prefix_cache_mb": 0})), TextStepper(MODEL, served)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +183,9 @@ ONE = st.tuples(PROMPTS, FIELDS, st.integers(0, MAX_SEED), st.integers(0, 25), s
 @quickly(30)
 @given(asks=st.lists(ONE, min_size=1, max_size=6), most=st.integers(1, 6), repeated=st.frozensets(st.integers(0, 40)))
 def test_an_answer_is_its_own_whoever_comes_and_goes_beside_it(
-    stepper: TextStepper, caching: TextStepper, asks: list[Any], most: int, repeated: frozenset[int]
+    pair: tuple[TextStepper, TextStepper], asks: list[Any], most: int, repeated: frozenset[int]
 ) -> None:
+    stepper, caching = pair
     arrivals = [
         Arrival(chat(prompt, **fields), seed, tick, stop_after) for prompt, fields, seed, tick, stop_after in asks
     ]
@@ -203,6 +216,19 @@ def test_greedy_answers_are_the_librarys_however_they_overlap(
     assert [text_of(one) for one in made] == [llama.answer(job)[1] for job in jobs]
 
 
+def test_a_cpu_packs_layers_unless_the_operator_chose_a_type(worker_settings: Settings) -> None:
+    cpu = torch.device("cpu")
+    automatic = worker_settings.model_copy(update={"text_packing": "auto"})
+    best = "float16" if is_supported(cpu) else "none"
+
+    assert choose_packing(automatic, cpu) == best
+    assert choose_packing(automatic.model_copy(update={"dtype": "bfloat16"}), cpu) == "none"
+    assert choose_packing(automatic, torch.device("meta")) == "none"
+    assert choose_packing(worker_settings, cpu) == "none"
+    with pytest.raises(ModelUnavailable, match="ATELIER_TEXT_PACKING=int8 needs a CPU"):
+        choose_packing(worker_settings.model_copy(update={"text_packing": "int8"}), torch.device("meta"))
+
+
 def test_sharing_makes_no_difference(stepper: TextStepper, alone_only: TextStepper) -> None:
     for fields in ({"n": 3}, {"temperature": 2.0}, {"logprobs": True, "top_logprobs": 2}):
         job = chat("Hello", max_tokens=20, **fields)
@@ -225,19 +251,30 @@ def test_prompts_are_read_together_and_texts_written_together(stepper: TextStepp
     assert [result_of(one).usage["completion_tokens"] for one in made] == [5, 5, 5]
 
 
+PORTION = 64
+
+
+@pytest.fixture
+def evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read as much in every forward, however long it takes."""
+    monkeypatch.setattr(Portions, "most", property(lambda self: PORTION))
+
+
+@pytest.mark.usefixtures("evenly")
 def test_a_long_prompt_is_read_in_parts_between_the_others_tokens(stepper: TextStepper) -> None:
-    long = completion("the " * (3 * CHUNK), max_tokens=2)
+    long = completion("the " * (3 * PORTION + PORTION // 2), max_tokens=2)
     made, forwards = run(stepper, [Arrival(completion("a", max_tokens=30)), Arrival(long, tick=3)])
     phases = [forward.phase for forward in forwards]
     first = phases.index(Phase.PREFILL, 1)
-    num_parts = -(-result_of(made[1]).usage["prompt_tokens"] // CHUNK)
+    num_parts = -(-result_of(made[1]).usage["prompt_tokens"] // PORTION)
 
     assert num_parts >= 3
     assert phases[first : first + 2 * num_parts] == [Phase.PREFILL, Phase.DECODE] * num_parts
 
 
+@pytest.mark.usefixtures("evenly")
 def test_who_comes_first_is_read_first_and_nobody_is_told_of_parts_that_are_not_his(stepper: TextStepper) -> None:
-    jobs = [completion("the " * size, max_tokens=1) for size in (CHUNK + 10, 10, 20)]
+    jobs = [completion("the " * size, max_tokens=1) for size in (PORTION + 30, 10, 20)]
     made, forwards = run(stepper, [Arrival(job) for job in jobs])
 
     assert [forward.members for forward in forwards] == [(0, 1, 2), (0, 1, 2)]
@@ -366,7 +403,7 @@ def test_what_a_prompt_begins_with_is_read_once(worker_settings: Settings, stepp
     length = result_of(results[0]).usage["prompt_tokens"]
 
     assert cached[0] == 0
-    assert cached[1] == cached[2] == (length - 1) // BLOCK * BLOCK > CHUNK
+    assert cached[1] == cached[2] == (length - 1) // BLOCK * BLOCK > PORTION
     assert [text_of(one) for one in results] == [text_of(alone(stepper, job)) for job in jobs]
     assert len(results[2].progress) < len(results[0].progress)
 
