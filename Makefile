@@ -33,11 +33,14 @@ check: install ## format, lint, types, layers and the fast tests
 	@$(BIN)/mypy deploy
 	@$(BIN)/python -m pytest -m "not live and not fresh"
 
-bench: install ## measure the start, the scheduler, and batching against two peers (an hour or two)
+bench: install ## measure the start, the scheduler, batching against two peers, and text against three (hours)
 	@$(BIN)/python -m benchmarks.start
 	@$(BIN)/python -m benchmarks.batching --overhead
 	@$(BIN)/python -m benchmarks.batching --equal --model middle
 	@$(BIN)/python -m benchmarks.batching
+	@$(BIN)/python -m benchmarks.text
+	@$(BIN)/python -m benchmarks.text --latency
+	@$(BIN)/python -m benchmarks.exactness
 
 tiny: install ## build the tiny checkpoints that are missing
 	@$(BIN)/python -m services.tiny

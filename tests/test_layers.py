@@ -40,6 +40,7 @@ ON_THIS_MACHINE = {
         "services.text.engine",
         "services.text.schema",
     },
+    "benchmarks/exactness.py": {"services.engine.weights", "services.text.linear", "services.text.network"},
     "benchmarks/equality.py": {
         "services.engine.assembly",
         "services.engine.generation",

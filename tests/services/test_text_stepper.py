@@ -1,6 +1,8 @@
 """Chats by the token: the library's own greedy text, and everyone's own, whatever else is in the batch."""
 
+import gc
 import json
+import random
 import re
 import shutil
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.engine.stepper import Result
-from services.errors import InvalidRequest, ModelUnavailable
+from services.errors import Cancelled, InvalidRequest, ModelUnavailable
 from services.registry import load_models
 from services.schema import MAX_SEED, complete
 from services.settings import Settings
@@ -28,7 +30,7 @@ from services.text.pieces import Call, Piece, Token
 from services.text.portions import Portions
 from services.text.prefixes import BLOCK
 from services.text.prompts import Prompts
-from services.text.rows import Feeds
+from services.text.rows import Feeds, Row
 from services.text.sampling import Sampler
 from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Message
 from tests.services.stepping import Arrival, Recorder, alone, run
@@ -389,6 +391,23 @@ def test_probabilities_of_what_a_stop_string_cut_off_are_not_told(stepper: TextS
 
         assert "".join(shown).startswith(text_of(made))
         assert text_of(made).startswith("".join(shown[:-1]))  # the last one may go on into the stop string
+
+
+def test_two_hundred_who_leave_take_their_rows_with_them(stepper: TextStepper) -> None:
+    dice = random.Random(0)
+    arrivals = [
+        Arrival(
+            chat("the quick brown fox " * dice.randint(1, 40), n=dice.randint(1, 3)), tick=5 * number, stop_after=stop
+        )
+        for number, stop in enumerate(dice.randint(1, 10) for _ in range(200))
+    ]
+    made, _ = run(stepper, arrivals)
+    num_left = sum(isinstance(one.error, Cancelled) for one in made)
+    del made
+
+    gc.collect()
+    assert num_left == 200
+    assert not [one for one in gc.get_objects() if type(one) is Row]
 
 
 # --- prompts that begin alike ---
