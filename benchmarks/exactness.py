@@ -1,4 +1,4 @@
-"""How far a chat model's scores are from those in float32, by how its layers are kept: `python -m benchmarks.exactness`.
+"""How far scores are from those in float32, by how a chat model's layers are kept: `python -m benchmarks.exactness`.
 
 Of random weights, which have fewer outliers than trained ones.
 """

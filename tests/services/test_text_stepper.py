@@ -26,6 +26,7 @@ from services.text import network as network_module
 from services.text.calls import CallReader
 from services.text.engine import Phase, TextStepper, choose_packing
 from services.text.linear import is_supported
+from services.text.network import Network
 from services.text.pieces import Call, Piece, Token
 from services.text.portions import Portions
 from services.text.prefixes import BLOCK
@@ -408,6 +409,23 @@ def test_two_hundred_who_leave_take_their_rows_with_them(stepper: TextStepper) -
     gc.collect()
     assert num_left == 200
     assert not [one for one in gc.get_objects() if type(one) is Row]
+
+
+@pytest.mark.parametrize(("dtype", "shares"), [("float32", False), ("bfloat16", True)])
+def test_half_precision_may_round_in_the_trial(
+    worker_settings: Settings, monkeypatch: pytest.MonkeyPatch, dtype: str, shares: bool
+) -> None:
+    probe = Network._probe
+
+    def roundly(self: Network, own: str) -> tuple[torch.Tensor, torch.Tensor]:
+        expected, found = probe(self, own)
+        return expected, found + 0.2 * expected.std()
+
+    monkeypatch.setattr(Network, "_probe", roundly)
+    made = TextStepper(MODEL, worker_settings.model_copy(update={"dtype": dtype}))
+    _, forwards = run(made, [Arrival(chat("Hello")), Arrival(chat("you"))])
+
+    assert all(len(forward.members) == 2 for forward in forwards) == shares
 
 
 # --- prompts that begin alike ---
