@@ -86,12 +86,17 @@ def is_supported(device: torch.device) -> bool:
     return device.type == "cpu" and ENGINE in torch.backends.quantized.supported_engines
 
 
+def fits(layer: nn.Linear) -> bool:
+    """Whether 16 bits hold all weights; what is no number would become one."""
+    return bool((layer.weight.abs() <= torch.finfo(torch.float16).max).all())
+
+
 def pack(network: nn.Module, packing: Packing) -> None:
-    """Replace the linear layers of a model; what else it has becomes float32."""
+    """Replace the linear layers of a model, but for those that do not fit; all else becomes float32."""
     torch.backends.quantized.engine = ENGINE
     rounding = Rounding()
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and fits(child):
                 setattr(module, name, HalfLinear(child) if packing == "float16" else Int8Linear(child, rounding))
     network.float()

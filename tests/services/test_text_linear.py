@@ -101,3 +101,11 @@ def test_what_is_not_a_linear_layer_becomes_float32() -> None:
     model = nn.Sequential(nn.Embedding(5, WIDTH), nn.Linear(WIDTH, NEW_WIDTH)).bfloat16()
     pack(model, "float16")
     assert model(torch.tensor([1])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e5])
+def test_weights_that_would_change_stay_as_they_are(plain: nn.Linear, packing: Packing, weight: float) -> None:
+    with torch.no_grad():
+        plain.weight[3, 4] = weight
+    expected = plain(rows(6))
+    assert torch.allclose(packed(plain, packing)(rows(6)), expected, equal_nan=True)
