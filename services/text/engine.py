@@ -170,11 +170,13 @@ class TextStepper:
             return self._grammars.of_json(job.document, job.document_source)
         if job.must_call:
             return self._grammars.of_calls(job.must_call, is_parallel=job.parallel_tool_calls)
+        if job.may_call:
+            return self._grammars.of_text_with_calls(job.may_call)
         return None
 
     @cached_property
     def _grammars(self) -> Grammars:
-        return Grammars(self._tokenizer, self._network.vocabulary_size)
+        return Grammars(self._tokenizer, self._network.vocabulary_size, sorted(self._ends))
 
     def key(self, state: Conversation) -> Phase | None:
         """Let all read their prompts together, and all write together, if the model can."""

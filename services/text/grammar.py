@@ -13,6 +13,7 @@ from services.errors import GenerationFailed, InvalidRequest
 from services.text.calls import BEGIN, END
 from services.text.schema import Function
 
+ANY = r"(.|\n)*"
 COMPACT = {"whitespace_flexible": False}  # else spaces and newlines may go on for ever
 
 
@@ -52,14 +53,15 @@ class Guide:
 class Grammars:
     """The grammars that one tokenizer's tokens can be held to."""
 
-    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
+    def __init__(self, tokenizer: Any, vocabulary_size: int, ends: Sequence[int]) -> None:
         """Read the vocabulary.
 
         Args:
             tokenizer: the library's.
             vocabulary_size: of the model, which may be larger than the tokenizer's.
+            ends: tokens that end an answer; none: the tokenizer's own.
         """
-        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary_size)
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary_size, eos_token=list(ends) or None)
         self._size = vocabulary_size
 
     def of_json(self, schema: Mapping[str, Any], param: str) -> Guide:
@@ -80,21 +82,22 @@ class Grammars:
         Raises:
             InvalidRequest: the parameters of one ask for what cannot be guaranteed.
         """
-        calls = []
-        for function in functions:
-            schema = {
-                "type": "object",
-                "properties": {
-                    "name": {"const": function.name},
-                    "arguments": function.parameters or {"type": "object"},
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            calls.append(f"%json {json.dumps(compact(schema))}")
-        one = f'"{BEGIN}\\n" ({" | ".join(calls)}) "\\n{END}"'
         more = ' ("\\n" call)*' if is_parallel else ""
-        return self._begin(f"start: call{more}\ncall: {one}\n", "tools")
+        return self._begin(f'start: call{more}\ncall: "{BEGIN}" {inside_of_call(functions)}\n', "tools")
+
+    def of_text_with_calls(self, functions: Sequence[Function]) -> Guide:
+        """Return the grammar of any text, in which whatever begins a call is one of these functions'.
+
+        Raises:
+            InvalidRequest: the parameters of one ask for what cannot be guaranteed.
+        """
+        return self._begin(
+            f"start: call* REST\n"
+            f"call: before {inside_of_call(functions)}\n"
+            f'before[suffix="{BEGIN}"]: /{ANY}/\n'
+            f"REST: /{ANY}/ & ~/{ANY}{BEGIN}{ANY}/\n",
+            "tools",
+        )
 
     def _begin(self, grammar: str, param: str) -> Guide:
         matcher = LLMatcher(self._tokens, grammar)
@@ -104,6 +107,23 @@ class Grammars:
             reason = (matcher.get_error() or "no document ever fits").splitlines()[0]
             raise InvalidRequest(f"{param} cannot be kept to: {reason}", param=param)
         return Guide(matcher, self._size)
+
+
+def inside_of_call(functions: Sequence[Function]) -> str:
+    """Return the rule of what follows the tag that begins a call."""
+    calls = []
+    for function in functions:
+        schema = {
+            "type": "object",
+            "properties": {
+                "name": {"const": function.name},
+                "arguments": function.parameters or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        calls.append(f"%json {json.dumps(compact(schema))}")
+    return f'"\\n" ({" | ".join(calls)}) "\\n{END}"'
 
 
 def compact(schema: Mapping[str, Any]) -> dict[str, Any]:

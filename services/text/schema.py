@@ -121,7 +121,9 @@ class Function(Body):
     name: FunctionName
     description: Annotated[str, StringConstraints(max_length=8000)] | None = None
     parameters: Annotated[dict[str, Any], Field(description="a JSON schema of the arguments")] | None = None
-    strict: Annotated[bool | None, Field(description="arguments of a call that must be made keep to it anyway")] = None
+    strict: Annotated[bool | None, Field(description="arguments keep to the schema, as where a call must be made")] = (
+        None
+    )
 
 
 class Tool(Body):
@@ -534,6 +536,11 @@ class TextJob(GenerationRequest):
         return ()
 
     @property
+    def may_call(self) -> Sequence[Function]:
+        """The functions that may be called and whose calls must be right; none: calls are as the model makes them."""
+        return ()
+
+    @property
     def document(self) -> dict[str, Any] | None:
         """The JSON schema that the answer must keep to, if any."""
         return None
@@ -576,6 +583,14 @@ class ChatJob(TextJob):
             return ()
         name = self.tool_choice.function.name if isinstance(self.tool_choice, ChosenTool) else None
         return [tool.function for tool in self.tools if name in (None, tool.function.name)]
+
+    @property
+    def may_call(self) -> Sequence[Function]:
+        """The functions, if one of them is strict; of the others, arguments may be anything."""
+        functions = [tool.function for tool in self.tools]
+        if self.tool_choice != "auto" or not any(function.strict for function in functions):
+            return ()
+        return [one if one.strict else one.model_copy(update={"parameters": None}) for one in functions]
 
     @property
     def document(self) -> dict[str, Any] | None:

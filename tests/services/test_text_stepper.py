@@ -548,6 +548,64 @@ def test_a_call_that_must_be_made_is_made(stepper: TextStepper, choice: Any, see
     assert reason_of(made) == result_of(made).finish_reason == "tool_calls"
 
 
+def begin_with(monkeypatch: pytest.MonkeyPatch, llama: Llama, text: str) -> None:
+    """Let answers begin with the text, as if the model had written it, and go on by themselves."""
+    begun: dict[Sampler, Any] = {}
+    tokens = llama.tokenizer(text, add_special_tokens=False)["input_ids"]
+    choose = Sampler.choose
+
+    def choose_next(sampler: Sampler, scores: torch.Tensor, allowed: torch.Tensor | None = None) -> int:
+        token = next(begun.setdefault(sampler, iter(tokens)), None)
+        if token is None:
+            return choose(sampler, scores, allowed)
+        assert allowed is None or allowed[token], f"the grammar forbids {llama.tokenizer.decode(token)!r}"
+        return int(token)
+
+    monkeypatch.setattr(Sampler, "choose", choose_next)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_strict_call_that_may_be_made_keeps_to_its_schema(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    begin_with(monkeypatch, llama, "Let me look.\n<tool_call>")
+    tools = [{**WEATHER, "function": {**WEATHER["function"], "strict": True}}]
+    asked = chat("Weather?", tools=tools, parallel_tool_calls=False, max_tokens=300, temperature=1.5)
+    made = alone(stepper, asked, seed=seed)
+    (call,) = [call for piece in made.outputs for call in piece.calls]
+
+    assert call.name == "weather"
+    arguments = json.loads(call.arguments)
+    assert set(arguments) == {"city", "days"}
+    assert arguments["days"] <= 9
+    assert text_of(made) == "Let me look.\n"
+    assert reason_of(made) == "tool_calls"
+
+
+def test_text_ends_as_ever_where_a_strict_call_may_be_made(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(monkeypatch, llama, "It <rains>.</s>")
+    tools = [CLOCK, {**WEATHER, "function": {**WEATHER["function"], "strict": True}}]
+    made = alone(stepper, chat("Weather?", tools=tools, max_tokens=100))
+
+    assert text_of(made) == "It <rains>."
+    assert reason_of(made) == "stop"
+
+
+def test_beside_a_strict_function_the_arguments_of_another_may_be_anything(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = '<tool_call>\n{"name":"clock","arguments":{"zone":["UTC"]}}\n</tool_call>'
+    begin_with(monkeypatch, llama, f"{calls}\n{calls} Both.</s>")
+    tools = [CLOCK, {**WEATHER, "function": {**WEATHER["function"], "strict": True}}]
+    made = alone(stepper, chat("When?", tools=tools, max_tokens=300))
+    found = [(call.name, json.loads(call.arguments)) for piece in made.outputs for call in piece.calls]
+
+    assert found == [("clock", {"zone": ["UTC"]})] * 2
+    assert text_of(made) == "Both."
+
+
 def test_a_stop_string_does_not_break_a_call_that_must_be_made(stepper: TextStepper) -> None:
     asked = chat("Weather?", tools=[WEATHER], tool_choice="required", stop=["\n", "{"], max_tokens=300)
     made = alone(stepper, asked)
