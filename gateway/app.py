@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.catalog import Catalog
+from gateway.database.database import open_database
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
@@ -52,7 +53,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         async with (
             client(settings, settings.max_upstream_connections, transport) as http,
             client(settings, MAX_PROBES, transport) as probes,
-            UsageLog.open(settings.usage_database, dropped=metrics.usage_dropped) as log,
+            open_database(settings.database) as database,
+            UsageLog.open(database, dropped=metrics.usage_dropped) as log,
         ):
             app.state.usage = log
             app.state.wired = State(

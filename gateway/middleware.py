@@ -5,13 +5,14 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from secrets import token_hex
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.callers import Caller
 from gateway.errors import FILE_FIELDS, GatewayError, PayloadTooLarge, Restarting, render
 from gateway.metrics import Metrics
 from gateway.usage.schema import Ending, Record
@@ -124,7 +125,7 @@ class UnderWay:
 
 
 class Accounting:
-    """Gives each request an id and a clock, and keeps the books."""
+    """Gives each request an id, a clock and a stack of leases that end with it, and keeps the books."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, put: Callable[[Record], None], under_way: UnderWay) -> None:
         """Wrap `app`; `put` takes a record and must not wait."""
@@ -140,10 +141,13 @@ class Accounting:
             return
         exchange = Exchange(scope, receive, send)
         scope["request_id"] = exchange.request_id
+        scope["caller"] = Caller()
         with self._under_way:
             try:
                 with self._metrics.in_progress.track_inprogress():
-                    await self._app(scope, exchange.receive, exchange.send)
+                    async with AsyncExitStack() as leases:
+                        scope["leases"] = leases
+                        await self._app(scope, exchange.receive, exchange.send)
             finally:
                 self._keep(exchange)
 

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path(".atelier")
-    usage_url: str = ""  # SQLAlchemy URL with an async driver; empty: usage.sqlite3 in the data folder
+    database_url: str = ""  # SQLAlchemy URL with an async driver; empty: atelier.sqlite3 in the data folder
     text_url: str = loopback("text")  # an empty URL: this modality is not served
     audio_url: str = loopback("audio")
     image_url: str = loopback("image")
@@ -46,9 +46,9 @@ class Settings(BaseSettings):
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @property
-    def usage_database(self) -> str:
-        """The URL of the usage log."""
-        return self.usage_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'usage.sqlite3'}"
+    def database(self) -> str:
+        """The URL of the database."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'atelier.sqlite3'}"
 
     @property
     def workers(self) -> dict[Task, str]:

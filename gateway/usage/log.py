@@ -1,42 +1,43 @@
 """The usage log of one gateway: what the middleware puts into and the routes read from."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
 from prometheus_client import Counter
+from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.usage.queries import Window, page, pages
-from gateway.usage.schema import Entry, Record
-from gateway.usage.store import Store
+from gateway.usage.schema import Entry, Record, Usage
 from gateway.usage.writer import Writer
 
 
 class UsageLog:
-    """A store and the writer in front of it."""
+    """A table and the writer in front of it."""
 
-    def __init__(self, store: Store, writer: Writer) -> None:
-        self._store = store
+    def __init__(self, database: AsyncEngine, writer: Writer) -> None:
+        self._database = database
         self._writer = writer
 
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, url: str, *, capacity: int = 20_000, busy_seconds: float = 30, dropped: Counter | None = None
+        cls, database: AsyncEngine, *, capacity: int = 20_000, dropped: Counter | None = None
     ) -> AsyncGenerator[Self]:
-        """Open the log, and at the end write what is queued and close it.
+        """Open the log, and at the end write what is queued.
 
         Args:
-            url: SQLAlchemy's, with an asynchronous driver, such as `sqlite+aiosqlite:///var/usage.db`.
+            database: with the tables in it.
             capacity: records that may wait to be written; what comes on top is dropped.
-            busy_seconds: how long SQLite waits for another connection's lock.
             dropped: counts what was dropped.
         """
-        async with (
-            Store.open(url, busy_seconds=busy_seconds) as store,
-            Writer(store.append, capacity=capacity, dropped=dropped) as writer,
-        ):
-            yield cls(store, writer)
+
+        async def write(records: Sequence[Record]) -> None:
+            await append(database, records)
+
+        async with Writer(write, capacity=capacity, dropped=dropped) as writer:
+            yield cls(database, writer)
 
     @property
     def dropped(self) -> int:
@@ -53,8 +54,14 @@ class UsageLog:
 
     async def page(self, window: Window, num_rows: int) -> list[Entry]:
         """Return the newest entries of the window."""
-        return await page(self._store.engine, window, num_rows)
+        return await page(self._database, window, num_rows)
 
     def pages(self, window: Window, num_rows: int | None = None) -> AsyncGenerator[list[Entry]]:
         """Yield the newest entries of the window, all where `num_rows` is None, in pages."""
-        return pages(self._store.engine, window, num_rows)
+        return pages(self._database, window, num_rows)
+
+
+async def append(database: AsyncEngine, records: Sequence[Record]) -> None:
+    """Write records in one transaction: all of them, or an error and none."""
+    async with database.begin() as connection:
+        await connection.execute(insert(Usage), [vars(record) for record in records])

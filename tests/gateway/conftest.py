@@ -212,7 +212,7 @@ class Gateway:
     def rows(self) -> list[dict[str, Any]]:
         """Stop, and return what was written into the usage log, in the order of the requests."""
         self.close()
-        with closing(sqlite3.connect(self._data_dir / "usage.sqlite3")) as database:
+        with closing(sqlite3.connect(self._data_dir / "atelier.sqlite3")) as database:
             database.row_factory = sqlite3.Row
             return [dict(row) for row in database.execute("SELECT * FROM usage ORDER BY started_at")]
 

@@ -30,7 +30,7 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     settings = Settings()
     assert settings.cors_origins == {"https://a.example", "https://b.example"}
     assert settings.workers["text"] == "http://gpu:3001"
-    assert settings.usage_database == f"sqlite+aiosqlite:///{tmp_path}/usage.sqlite3"
+    assert settings.database == f"sqlite+aiosqlite:///{tmp_path}/atelier.sqlite3"
 
 
 def test_a_modality_without_a_url_is_not_served() -> None:

@@ -25,12 +25,13 @@ from sqlalchemy.exc import IntegrityError
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
+from gateway.database.database import VERSION_TABLE, alembic_config, open_database
+from gateway.database.types import Tables
 from gateway.routes.usage import CSV_COLUMNS, CsvResponse, inert, router
 from gateway.usage import queries
-from gateway.usage.log import UsageLog
+from gateway.usage.log import UsageLog, append
 from gateway.usage.queries import Window
-from gateway.usage.schema import Entry, Record, Tables, Usage
-from gateway.usage.store import VERSION_TABLE, Store, alembic_config
+from gateway.usage.schema import Entry, Record, Usage
 from gateway.usage.writer import Writer
 
 pytestmark = pytest.mark.anyio
@@ -80,8 +81,14 @@ def ids(entries: Sequence[Record]) -> list[str]:
 
 
 @asynccontextmanager
+async def open_log(url: str, busy_seconds: float = 30) -> AsyncGenerator[UsageLog]:
+    async with open_database(url, busy_seconds=busy_seconds) as database, UsageLog.open(database) as usage:
+        yield usage
+
+
+@asynccontextmanager
 async def filled_log(url: str, records: Sequence[Record]) -> AsyncGenerator[UsageLog]:
-    async with UsageLog.open(url) as usage:
+    async with open_log(url) as usage:
         for record in records:
             usage.put(record)
         await usage.flush()
@@ -141,33 +148,33 @@ class TestLog:
             assert ids(await usage.page(EVERYTHING, 10)) == ["req-2", "req-1"]
 
     async def test_closing_writes_what_is_queued(self, url: str) -> None:
-        async with UsageLog.open(url) as usage:
+        async with open_log(url) as usage:
             for number in range(1200):
                 usage.put(make_record(number))
-        async with UsageLog.open(url) as reopened:
+        async with open_log(url) as reopened:
             assert len(await reopened.page(EVERYTHING, 2000)) == 1200
         assert usage.dropped == 0
 
     async def test_two_gateways_share_one_file(self, url: str) -> None:
         async def serve(name: str) -> None:
-            async with UsageLog.open(url) as usage:
+            async with open_log(url) as usage:
                 for number in range(300):
                     usage.put(make_record(number, request_id=f"{name}-{number}"))
                     await asyncio.sleep(0)
 
         await asyncio.gather(serve("one"), serve("two"))
 
-        async with UsageLog.open(url) as usage:
+        async with open_log(url) as usage:
             written = ids(await usage.page(EVERYTHING, 1000))
         assert sorted(written) == sorted(f"{name}-{number}" for name in ("one", "two") for number in range(300))
 
     def test_gateways_that_start_at_once_all_start(self, url: str) -> None:
         async def start_and_stop(number: int) -> None:
-            async with UsageLog.open(url) as usage:
+            async with open_log(url) as usage:
                 usage.put(make_record(number))
 
         async def count() -> int:
-            async with UsageLog.open(url) as usage:
+            async with open_log(url) as usage:
                 return len(await usage.page(EVERYTHING, 100))
 
         with ThreadPoolExecutor(4) as threads:
@@ -183,7 +190,7 @@ class TestLog:
         assert await asyncio.gather(*map(start_and_stop, "abcd")) == [1, 1, 1, 1]
 
     async def test_a_locked_database_delays_rows_but_loses_none(self, url: str, path: Path) -> None:
-        async with UsageLog.open(url, busy_seconds=0) as usage:
+        async with open_log(url, busy_seconds=0) as usage:
             with closing(sqlite3.connect(path, isolation_level=None)) as other, warned_event("gateway") as failed:
                 other.execute("BEGIN EXCLUSIVE")
                 for number in range(3):
@@ -283,9 +290,9 @@ class TestQueries:
     )
     async def test_pages_are_small_and_miss_nothing(self, url: str, num_rows: int | None, sizes: list[int]) -> None:
         at_once = [make_record(number, started_at=NOON) for number in range(7)]
-        async with Store.open(url) as store:
-            await store.append(at_once)
-            pages = [page async for page in queries.pages(store.engine, EVERYTHING, num_rows, page_rows=3)]
+        async with open_database(url) as database:
+            await append(database, at_once)
+            pages = [page async for page in queries.pages(database, EVERYTHING, num_rows, page_rows=3)]
         assert [len(page) for page in pages] == sizes
         newest_first = ids(at_once)[::-1]
         assert ids([entry for page in pages for entry in page]) == newest_first[: sum(sizes)]
@@ -293,11 +300,11 @@ class TestQueries:
 
 class TestMigrations:
     async def test_upgrading_twice_changes_nothing(self, url: str, path: Path) -> None:
-        async with UsageLog.open(url):
+        async with open_log(url):
             pass
         with closing(sqlite3.connect(path)) as connection:
             before = connection.execute("SELECT * FROM sqlite_master").fetchall()
-        async with UsageLog.open(url):
+        async with open_log(url):
             pass
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("SELECT * FROM sqlite_master").fetchall() == before
@@ -307,7 +314,7 @@ class TestMigrations:
             context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
             return list(compare_metadata(context, Tables.metadata))
 
-        async with Store.open(url) as store, store.engine.connect() as connection:
+        async with open_database(url) as database, database.connect() as connection:
             assert await connection.run_sync(differences) == []
 
     async def test_downgrading_takes_the_table_away_and_upgrading_brings_it_back(self, url: str) -> None:
@@ -315,7 +322,7 @@ class TestMigrations:
             command.downgrade(alembic_config(connection), "base")
             return inspect(connection).get_table_names()
 
-        async with Store.open(url) as store, store.engine.begin() as connection:
+        async with open_database(url) as database, database.begin() as connection:
             assert await connection.run_sync(downgrade) == [VERSION_TABLE]
         async with filled_log(url, [make_record()]) as usage:
             assert len(await usage.page(EVERYTHING, 10)) == 1
@@ -324,7 +331,7 @@ class TestMigrations:
         assert {field.name for field in fields(Entry)} == set(Usage.__table__.columns.keys())
 
     async def test_readers_do_not_stop_the_writer(self, url: str, path: Path) -> None:
-        async with UsageLog.open(url):
+        async with open_log(url):
             pass
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -332,7 +339,7 @@ class TestMigrations:
 
 class TestJson:
     async def test_an_empty_log_is_an_empty_list(self, url: str) -> None:
-        async with UsageLog.open(url) as usage, client_of(usage) as client:
+        async with open_log(url) as usage, client_of(usage) as client:
             response = await client.get("/v1/usage")
         assert response.json() == {"object": "list", "data": [], "has_more": False}
 
@@ -396,7 +403,7 @@ class TestJson:
         ],
     )
     async def test_a_wrong_query_is_refused(self, url: str, query: str) -> None:
-        async with UsageLog.open(url) as usage, client_of(usage) as client:
+        async with open_log(url) as usage, client_of(usage) as client:
             response = await client.get(f"/v1/usage?{query}")
         assert response.status_code == 422
 
@@ -439,7 +446,7 @@ class TestCsv:
         ]
 
     async def test_an_empty_log_is_a_header(self, url: str) -> None:
-        async with UsageLog.open(url) as usage, client_of(usage) as client:
+        async with open_log(url) as usage, client_of(usage) as client:
             response = await client.get("/v1/usage?format=csv")
         assert response.text == ",".join(CSV_COLUMNS) + "\r\n"
 
@@ -465,7 +472,7 @@ class TestCsv:
         ],
     )
     async def test_the_caller_chooses_the_format(self, url: str, accept: str, query: str, media_type: str) -> None:
-        async with UsageLog.open(url) as usage, client_of(usage) as client:
+        async with open_log(url) as usage, client_of(usage) as client:
             response = await client.get(f"/v1/usage{query}", headers={"accept": accept})
         assert response.headers["content-type"].startswith(media_type)
 
@@ -484,7 +491,7 @@ class TestCsv:
         assert inert(cell).removeprefix("'") == cell.removeprefix("'")
 
     async def test_a_log_that_cannot_be_read_is_not_an_empty_file(self, url: str, path: Path) -> None:
-        async with UsageLog.open(url) as usage, client_of(usage) as client:
+        async with open_log(url) as usage, client_of(usage) as client:
             with closing(sqlite3.connect(path)) as connection:
                 connection.execute("DROP TABLE usage")
             response = await client.get("/v1/usage?format=csv")

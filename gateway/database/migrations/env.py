@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from gateway.usage.schema import Tables
+from gateway.database.types import Tables
 
 connection: Connection = context.config.attributes["connection"]
 context.configure(

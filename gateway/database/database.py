@@ -1,62 +1,47 @@
-"""The usage log's database: opens it, brings its table up to date, appends rows; knows no queue and no HTTP."""
+"""Opens the database and brings its tables up to date; knows none of them."""
 
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, insert
+from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from gateway.usage.schema import Record, Usage
-
-VERSION_TABLE = "usage_version"  # not Alembic's default name, so that other tables may share the database
+VERSION_TABLE = "atelier_version"  # not Alembic's default name, so that other tables may share the database
 
 _alembic = threading.Lock()  # Alembic keeps the running migration in globals of the process
 
 
-class Store:
-    """A database with the usage table."""
+@asynccontextmanager
+async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator[AsyncEngine]:
+    """Open the database, made and migrated where needed, and close it at the end.
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self.engine = engine
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, url: str, *, busy_seconds: float = 30) -> AsyncGenerator[Self]:
-        """Open the database, made and migrated where needed, and close it at the end.
-
-        Args:
-            url: SQLAlchemy's, with an asynchronous driver, such as `sqlite+aiosqlite:///var/usage.db`.
-            busy_seconds: how long SQLite waits for another connection's lock.
-        """
-        engine = create_async_engine(url, hide_parameters=True)  # an error's text names no caller
-        if engine.dialect.name == "sqlite":
-            _make_folder(make_url(url))
-            event.listen(engine.sync_engine, "connect", _SqlitePragmas(busy_seconds))
-        try:
-            await upgrade(engine, patience_seconds=busy_seconds)
-            yield cls(engine)
-        finally:
-            await engine.dispose()
-
-    async def append(self, records: Sequence[Record]) -> None:
-        """Write records in one transaction: all of them, or an error and none."""
-        async with self.engine.begin() as connection:
-            await connection.execute(insert(Usage), [vars(record) for record in records])
+    Args:
+        url: SQLAlchemy's, with an asynchronous driver, such as `sqlite+aiosqlite:///var/atelier.sqlite3`.
+        busy_seconds: how long SQLite waits for another connection's lock.
+    """
+    engine = create_async_engine(url, hide_parameters=True)  # an error's text names no caller
+    if engine.dialect.name == "sqlite":
+        _make_folder(make_url(url))
+        event.listen(engine.sync_engine, "connect", _SqlitePragmas(busy_seconds))
+    try:
+        await upgrade(engine, patience_seconds=busy_seconds)
+        yield engine
+    finally:
+        await engine.dispose()
 
 
 async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:
-    """Bring the table to the newest version, also while another gateway does the same.
+    """Bring the tables to their newest version, also while another gateway does the same.
 
     Args:
         engine: of the database.
@@ -78,7 +63,7 @@ async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:
 def alembic_config(connection: Connection) -> Config:
     """Build the configuration that an `.ini` file holds elsewhere, for Alembic commands on this connection."""
     config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
-    config.set_main_option("script_location", "gateway.usage:migrations")
+    config.set_main_option("script_location", "gateway.database:migrations")
     return config
 
 

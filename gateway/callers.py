@@ -1,0 +1,26 @@
+"""Who asks, and what that caller may; knows no HTTP and no database."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from services.registry import Task
+
+Scope = Task | Literal["admin"]
+SCOPES: frozenset[Scope] = frozenset((*get_args(Task), "admin"))
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks.
+
+    Args:
+        id: of the key; empty where nobody needs one.
+        owner: whose key it is.
+        scopes: the modalities that may be asked for, and whether the operator's routes may.
+        models: those that may be asked for; None: all.
+    """
+
+    id: str = ""
+    owner: str = ""
+    scopes: frozenset[Scope] = SCOPES
+    models: frozenset[str] | None = None

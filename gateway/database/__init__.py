@@ -1,0 +1,1 @@
+"""The gateway's one database: who may call, what was reserved, what was used."""
