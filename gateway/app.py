@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
+from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
@@ -47,6 +48,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
     metrics = Metrics()
     under_way = UnderWay()
+    drain = Drain(under_way, settings.drain_seconds, settings.drain_patience)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,6 +66,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                     http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
                 ),
                 metrics=metrics,
+                drain=drain,
             )
             yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
@@ -74,6 +77,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         lifespan=lifespan,
         responses=ERRORS,
     )
+    app.state.drain = drain
     app.include_router(generate.router)
     app.include_router(chat.router)
     app.include_router(usage.router)
@@ -81,7 +85,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.add_exception_handler(GatewayError, render_gateway_error)
     app.add_exception_handler(RequestValidationError, render_invalid)
     app.add_exception_handler(HTTPException, render_http_exception)
-    add_middleware(app, settings, metrics, under_way)
+    add_middleware(app, settings, metrics, under_way, drain)
     document(app)
     return app
 
@@ -97,13 +101,14 @@ def client(settings: Settings, max_connections: int, transport: httpx.AsyncBaseT
     )
 
 
-def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way: UnderWay) -> None:
+def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way: UnderWay, drain: Drain) -> None:
     """Wrap the routes; what is added last is outermost."""
 
     def put(record: Record) -> None:
         app.state.usage.put(record)
 
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE)
+    app.add_middleware(NoNewWork, drain=drain)
     app.add_middleware(LastResort)  # inside CORS, so that a browser may read the error
     if settings.cors_origins:
         app.add_middleware(

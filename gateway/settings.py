@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     deadline: float = Field(default=600, gt=0)  # seconds until the first byte
     idle_timeout: float = Field(default=300, gt=0)  # seconds between two chunks
     probe_interval: float = Field(default=2, gt=0)  # seconds; how often a silent worker is asked whether it lives
+    drain_seconds: float = Field(default=0, ge=0)  # until new work is refused; balancers read /readyz meanwhile
+    drain_patience: float = Field(default=5, ge=0)  # seconds more for what is under way; what lasts longer is cut
     max_upstream_connections: int = Field(default=512, ge=1)
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from gateway.catalog import Catalog
+from gateway.drain import Drain
 from gateway.metrics import Metrics
 from gateway.providers import Provider
 from gateway.relay import Relay
@@ -19,6 +20,7 @@ class State:
     relay: Relay
     provider: Provider
     metrics: Metrics
+    drain: Drain
 
 
 async def state_of(request: Request) -> State:

@@ -22,7 +22,7 @@ class Liveness(BaseModel):
 class Readiness(BaseModel):
     """Whether every worker can take requests."""
 
-    status: Literal["ready", "not_ready"]
+    status: Literal["ready", "not_ready", "draining"]
     workers: dict[Task, WorkerState]
 
 
@@ -32,9 +32,14 @@ async def livez() -> Liveness:
     return Liveness()
 
 
-@router.get("/readyz", responses={503: {"model": Readiness, "description": "A worker is loading or gone."}})
+@router.get(
+    "/readyz", responses={503: {"model": Readiness, "description": "A worker is loading or gone, or this goes down."}}
+)
 async def readyz(state: StateOf, response: Response) -> Readiness:
-    """Whether every worker is ready; asks them all."""
+    """Whether every worker is ready; asks them all, unless the gateway goes down."""
+    if state.drain.has_begun:
+        response.status_code = 503
+        return Readiness(status="draining", workers={})
     workers = await state.catalog.states()
     is_ready = all(worker == "ready" for worker in workers.values())
     response.status_code = 200 if is_ready else 503
