@@ -1,5 +1,6 @@
 """The composition root: everything is wired here and nowhere else."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
+from opentelemetry.trace import Tracer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,12 +22,15 @@ from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, usage
+from gateway.routes import chat, generate, health, signed_urls, usage
 from gateway.settings import Settings
+from gateway.signing import Signer, load_secret
 from gateway.state import State
+from gateway.tracing import TracedTransport
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
 from services.schema import RUN_HEADERS, ErrorEnvelope
+from services.tracing import ServerSpans, open_provider
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
 LAST_SECONDS = 3  # for requests that are cut when the gateway stops
@@ -48,12 +53,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
     metrics = Metrics()
     under_way = UnderWay()
+    traces = open_provider("atelier-gateway")
+    tracer = traces.get_tracer("atelier.gateway") if traces is not None else None
     drain = Drain(under_way, settings.drain_seconds, settings.drain_patience)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
-            client(settings, settings.max_upstream_connections, transport) as http,
+            client(settings, settings.max_upstream_connections, transport, tracer) as http,
             client(settings, MAX_PROBES, transport) as probes,
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
@@ -67,9 +74,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 ),
                 metrics=metrics,
                 drain=drain,
+                signer=Signer(
+                    settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
+                ),
             )
             yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
+        if traces is not None:
+            await asyncio.to_thread(traces.shutdown)  # which sends the last ones
 
     app = FastAPIOffline(
         title="Atelier",
@@ -81,21 +93,28 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(generate.router)
     app.include_router(chat.router)
     app.include_router(usage.router)
+    app.include_router(signed_urls.router)
     app.include_router(health.router)
     app.add_exception_handler(GatewayError, render_gateway_error)
     app.add_exception_handler(RequestValidationError, render_invalid)
     app.add_exception_handler(HTTPException, render_http_exception)
     add_middleware(app, settings, metrics, under_way, drain)
+    if tracer is not None:
+        app.add_middleware(ServerSpans, tracer=tracer, trusts_callers=settings.trust_traceparent)
     document(app)
     return app
 
 
-def client(settings: Settings, max_connections: int, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
+def client(
+    settings: Settings, max_connections: int, transport: httpx.AsyncBaseTransport | None, tracer: Tracer | None = None
+) -> httpx.AsyncClient:
     """A client for our own side: no proxy and no credentials from the environment, bytes as they are."""
+    sender = transport or httpx.AsyncHTTPTransport(
+        limits=httpx.Limits(max_connections=max_connections), trust_env=False
+    )
     return httpx.AsyncClient(
         timeout=httpx.Timeout(None, connect=settings.connect_timeout, pool=settings.connect_timeout),
-        limits=httpx.Limits(max_connections=max_connections),
-        transport=transport,
+        transport=sender if tracer is None else TracedTransport(sender, tracer),
         trust_env=False,
         headers={"accept-encoding": "identity"},
     )

@@ -1,6 +1,8 @@
 """What can go wrong on this side of a worker, by what the caller can do about it; rendered in one place.
 
 GatewayError
+├── NotSignable        400  ask for another path
+├── InvalidSignature   401  ask for a new signed URL
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -33,6 +35,18 @@ class GatewayError(Exception):
     should_retry: bool = False
     retry_after: int | None = None  # seconds
     param: str | None = None
+
+
+class NotSignable(GatewayError):
+    """What is to be signed is no link that can be."""
+
+    status, code, param = 400, "invalid_value", "path"
+
+
+class InvalidSignature(GatewayError):
+    """The link's signature is another's, or its time is over."""
+
+    status, code = 401, "invalid_signature"
 
 
 class PayloadTooLarge(GatewayError):

@@ -16,6 +16,7 @@ from gateway.callers import Caller
 from gateway.errors import FILE_FIELDS, GatewayError, PayloadTooLarge, Restarting, render
 from gateway.metrics import Metrics
 from gateway.usage.schema import Ending, Record
+from services.logs import request_id
 
 logger = logging.getLogger("atelier.gateway")
 
@@ -141,6 +142,7 @@ class Accounting:
             return
         exchange = Exchange(scope, receive, send)
         scope["request_id"] = exchange.request_id
+        request_id.set(exchange.request_id)  # for the log lines; the server gives each request a context of its own
         scope["caller"] = Caller()
         with self._under_way:
             try:

@@ -24,6 +24,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=LAST_SECONDS,
                 proxy_headers=False,  # nobody may choose the address in the usage log
                 server_header=False,
+                log_config=None,  # its lines go where ours go
                 access_log=False,  # the usage log has it, without the prompts
             )
         )

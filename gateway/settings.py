@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from services.logs import LogFormat
 from services.registry import WORKERS, Task
 
 
@@ -17,7 +18,7 @@ def loopback(task: Task) -> str:
 class Settings(BaseSettings):
     """Settings of the gateway; `docs/settings.md` lists them with those of the workers."""
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -35,8 +36,11 @@ class Settings(BaseSettings):
     deadline: float = Field(default=600, gt=0)  # seconds until the first byte
     idle_timeout: float = Field(default=300, gt=0)  # seconds between two chunks
     probe_interval: float = Field(default=2, gt=0)  # seconds; how often a silent worker is asked whether it lives
+    log_format: LogFormat = "text"
     drain_seconds: float = Field(default=0, ge=0)  # until new work is refused; balancers read /readyz meanwhile
     drain_patience: float = Field(default=5, ge=0)  # seconds more for what is under way; what lasts longer is cut
+    signing_key: SecretStr = SecretStr("")  # of signed URLs, shared by gateways; empty: a file in the data folder
+    trust_traceparent: bool = False  # whether callers say which trace their requests belong to
     max_upstream_connections: int = Field(default=512, ge=1)
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
@@ -46,6 +50,19 @@ class Settings(BaseSettings):
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("signing_key")
+    @classmethod
+    def check_length(cls, value: SecretStr) -> SecretStr:
+        """Refuse what could be guessed."""
+        if 0 < len(value.get_secret_value()) < 32:
+            raise ValueError("must have at least 32 characters")
+        return value
+
+    @property
+    def signing_key_file(self) -> Path:
+        """Where the secret of signed URLs is kept, if the operator names none."""
+        return self.data_dir / "signing.key"
 
     @property
     def database(self) -> str:

@@ -10,6 +10,7 @@ from gateway.drain import Drain
 from gateway.metrics import Metrics
 from gateway.providers import Provider
 from gateway.relay import Relay
+from gateway.signing import Signer
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class State:
     provider: Provider
     metrics: Metrics
     drain: Drain
+    signer: Signer
 
 
 async def state_of(request: Request) -> State:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import anyio
+from opentelemetry import trace
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -34,6 +35,7 @@ class Delivery:
         self._generation = generation
         self._encoder = encoder
         self._has_begun = False
+        self._span = trace.get_tracer("atelier.worker").start_span("generation")
         self.streams = encoder.streams
         self.media_type = encoder.media_type
 
@@ -81,6 +83,7 @@ class Delivery:
             async for event in self._generation:
                 yield event
         except ServiceError as error:
+            self._span.set_attribute("error.type", error.code)
             if not isinstance(self._encoder, EventStream) or not self._has_begun:
                 raise
             yield error
@@ -88,8 +91,21 @@ class Delivery:
     async def close(self) -> None:
         """Stop the model and free the encoder, once no thread is in it any more."""
         self._generation.cancel()
+        self._end_span()
         with anyio.CancelScope(shield=True):
             await asyncio.to_thread(self._encoder.abort)
+
+    def _end_span(self) -> None:
+        generation = self._generation
+        self._span.set_attributes(
+            {
+                "gen_ai.request.model": generation.model,
+                "atelier.queue_seconds": generation.seconds_queued,
+                "atelier.run_seconds": generation.seconds_run,
+                "atelier.iterations": generation.num_iterations,
+            }
+        )
+        self._span.end()
 
 
 class OwningResponse(StreamingResponse):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from services.logs import LogFormat
 from services.registry import Profile
 
 
@@ -26,6 +27,7 @@ class Settings(BaseSettings):
     max_memory_mb: int | None = Field(default=None, ge=1)  # for requests in progress; unset: most of what is free
     text_packing: Literal["auto", "none", "float16", "int8"] = "auto"  # of chat models' linear layers, on a CPU
     prefix_cache_mb: int = Field(default=256, ge=0)  # of the text worker, for how prompts begin; 0: none
+    log_format: LogFormat = "text"
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import bentoml
+from opentelemetry import trace
 from PIL.Image import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,11 +16,13 @@ from services.encoders import Encoder
 from services.engine.assembly import Make, build_engine
 from services.engine.generation import Generation
 from services.errors import InvalidRequest, ServiceError
+from services.logs import LogFormat, write_json
 from services.media import picture
 from services.registry import Task
 from services.responses import rendered, respond, terms_of
 from services.schema import GenerationRequest, Job, complete, envelope
 from services.settings import Settings
+from services.tracing import open_provider
 
 Fit = Callable[[Image], Image]
 
@@ -27,12 +30,15 @@ MAX_CONCURRENCY = 1024  # connections with a request: far beyond our queue, sinc
 SPARE = 60  # seconds that BentoML waits longer than the engine: for the upload, and so that our own answer comes first
 
 
-def show_logs() -> None:
-    """Send our log lines where BentoML sends its own."""
+def show_logs(form: LogFormat) -> None:
+    """Send our log lines where BentoML sends its own, and write all of them in one form."""
     ours = logging.getLogger("atelier")
     ours.setLevel(logging.INFO)
     ours.handlers = logging.getLogger("bentoml").handlers
     ours.propagate = False
+    if form == "json":
+        for name in ("bentoml", "uvicorn.error", "circus", None):
+            write_json(logging.getLogger(name).handlers)
 
 
 class Worker:
@@ -42,9 +48,18 @@ class Worker:
 
     def __init__(self, task: Task, make: Make) -> None:
         """Wire the engine of `task`; nothing is loaded yet."""
-        show_logs()
         self.settings = Settings()
+        show_logs(self.settings.log_format)
+        provider = open_provider(f"atelier-{task}")
+        if provider is not None:
+            trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
+
+    @bentoml.on_deployment
+    @staticmethod
+    def prepare() -> None:
+        """Write the parent process's log lines as the worker's; BentoML runs this before it starts one."""
+        show_logs(Settings().log_format)
 
     @bentoml.on_startup
     def start(self) -> None:

@@ -12,7 +12,8 @@ OURS = ("gateway", "services", "cli", "ui", "benchmarks", "deploy", "tests")
 MODALITIES = frozenset({"text", "audio", "image", "video", "mesh"})
 MODELS = frozenset({"torch", "transformers", "diffusers", "accelerate", "huggingface_hub", "safetensors", "tokenizers"})
 CODECS = frozenset({"numpy", "PIL", "av", "soundfile"})
-SHARED = frozenset({"services.registry", "services.schema"})  # what stands beside the contracts, with no weight
+# What stands beside the contracts, with no weight.
+SHARED = frozenset({"services.logs", "services.registry", "services.schema", "services.tracing"})
 
 # What acts on this machine instead of asking the API: starting processes, building and fetching models.
 ON_THIS_MACHINE = {
@@ -169,6 +170,7 @@ WITH_BENTOML = {
 }
 
 MIDDLEWARES = (
+    ".add_asgi_middleware(Correlation)",
     ".add_asgi_middleware(EnvelopeMiddleware)",
     ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)",
     ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS})",

@@ -9,6 +9,7 @@ from services.encoders import Encoder, WavEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.registry import WORKERS, Model
+from services.requests import Correlation
 from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
@@ -52,5 +53,6 @@ class AudioService(Worker):
 
 
 service = cast(bentoml.Service[AudioService], AudioService)
+service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

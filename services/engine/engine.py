@@ -557,9 +557,9 @@ def end(generation: Generation, error: Exception) -> None:
     elif isinstance(error, ServiceError):
         generation.fail(error)
     elif memory.is_out_of_memory(error):
-        logger.error("model %s: %s", generation.model, error)
+        generation.context.run(logger.error, "model %s: %s", generation.model, error)
         generation.fail(GenerationFailed("memory does not suffice for this request; ask for something smaller"))
         memory.give_back()
     else:
-        logger.error("model %s failed on a request", generation.model, exc_info=error)
+        generation.context.run(logger.error, "model %s failed on a request", generation.model, exc_info=error)
         generation.fail(GenerationFailed("the model failed on this request; another request may well succeed"))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -94,6 +95,7 @@ class Generation:
             pace: of its model; shared by all of its generations.
             withdraw: called when it stops early, so that it does not go on waiting for its turn.
         """
+        self.context = copy_context()  # log lines about it name the request that it serves
         self.request: Any = request  # None once the model has taken it up, or it is over
         self.model = model
         self.seed = seed

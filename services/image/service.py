@@ -15,6 +15,7 @@ from services.image.edit import STRENGTH, Edit
 from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest
 from services.media.picture import fitting
 from services.registry import WORKERS, Model
+from services.requests import Correlation
 from services.responses import negotiated, rendered
 from services.settings import Settings
 from services.uploads import JsonBodies, missing, naming_the_field, read_form
@@ -99,5 +100,6 @@ class ImageService(Worker):
 
 
 service = cast(bentoml.Service[ImageService], ImageService)
+service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS})

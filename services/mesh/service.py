@@ -13,6 +13,7 @@ from services.envelope import EnvelopeMiddleware
 from services.media.picture import reduced
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
+from services.requests import Correlation
 from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
@@ -63,5 +64,6 @@ class MeshService(Worker):
 
 
 service = cast(bentoml.Service[MeshService], MeshService)
+service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

@@ -11,6 +11,7 @@ from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
 from services.registry import WORKERS, Model
+from services.requests import Correlation
 from services.responses import negotiated
 from services.settings import Settings
 from services.text.answers import ChatShape, ChunkEncoder, CompletionShape, DocumentEncoder, Shape, TextEncoder
@@ -110,5 +111,6 @@ def encoder(request: Request, body: TextRequest, job: TextJob, shape: Shape) -> 
 
 
 service = cast(bentoml.Service[TextService], TextService)
+service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

@@ -15,6 +15,7 @@ from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
 from services.media.picture import fitting
 from services.registry import WORKERS, Model
+from services.requests import Correlation
 from services.responses import negotiated, rendered
 from services.settings import Settings
 from services.uploads import naming_the_field, read_form
@@ -107,4 +108,6 @@ class VideoService(Worker):
         routes.state.worker = self
 
 
-cast(bentoml.Service[VideoService], VideoService).add_asgi_middleware(EnvelopeMiddleware)
+service = cast(bentoml.Service[VideoService], VideoService)
+service.add_asgi_middleware(Correlation)
+service.add_asgi_middleware(EnvelopeMiddleware)

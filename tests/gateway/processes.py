@@ -31,6 +31,7 @@ class Worker:
 
     gate: threading.Event = field(default_factory=threading.Event)
     headers: list[dict[str, str]] = field(default_factory=list)
+    breaks_off: bool = False
 
     async def answer(self, request: Request) -> Response:
         if request.method == "GET":
@@ -41,6 +42,8 @@ class Worker:
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         yield b"first"
         await asyncio.to_thread(self.gate.wait, LONG)
+        if self.breaks_off:
+            raise ConnectionResetError
         yield b"second"
 
     @contextmanager

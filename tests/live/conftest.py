@@ -14,6 +14,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.collector import Collector
+
 TASKS = ("text", "audio", "image", "video", "mesh")
 LONG = 180.0  # seconds after which a start or a stop counts as hung
 
@@ -77,7 +79,17 @@ class System:
 
 
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def collector() -> Collector:
+    return Collector()
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[System]:
+    with collector.serve() as traced:
+        yield from started(tmp_path_factory, {"ATELIER_LOG_FORMAT": "json", **traced})
+
+
+def started(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> Iterator[System]:
     data_dir = tmp_path_factory.mktemp("atelier")
     names = ("gateway", *TASKS)
     ports = dict(zip(names, free_ports(len(names)), strict=True))
@@ -86,6 +98,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         "ATELIER_DATA_DIR": str(data_dir),
         "ATELIER_PORT": str(ports["gateway"]),
         **{f"ATELIER_{task.upper()}_PORT": str(ports[task]) for task in TASKS},
+        **settings,
     }
     with (data_dir / "up.log").open("wb") as log:
         process = subprocess.Popen(
