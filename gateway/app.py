@@ -68,7 +68,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             app.state.usage = log
             app.state.wired = State(
                 catalog=Catalog(settings.workers, probes),
-                relay=Relay(http, Pulse(probes, settings.probe_interval), settings.deadline, settings.idle_timeout),
+                relay=Relay(
+                    http, Pulse(probes, settings.probe_interval), metrics, settings.deadline, settings.idle_timeout
+                ),
                 provider=Provider(
                     http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
                 ),

@@ -2,10 +2,12 @@
 
 GatewayError
 ├── NotSignable        400  ask for another path
+├── ContentRefused     400  ask for something else: the operator's content policy does not allow it
 ├── InvalidSignature   401  ask for a new signed URL
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
+├── ModerationUnavailable 503  come back: the prompt cannot be judged right now
 ├── Restarting         503  come back after `retry_after`: this gateway goes down before the answer has begun
 ├── WorkerUnreachable  503  nothing was sent to a model; safe to retry after `retry_after`
 ├── WorkerDied         503  the worker went away while it worked; a repeat starts over, and may bring it down again
@@ -15,12 +17,15 @@ GatewayError
 └── CallerLeft         499  nothing: nobody is there to be told
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from services.schema import envelope, explain
 
@@ -36,11 +41,22 @@ class GatewayError(Exception):
     retry_after: int | None = None  # seconds
     param: str | None = None
 
+    @property
+    def reason(self) -> str:
+        """What metrics call it."""
+        return self.code
+
 
 class NotSignable(GatewayError):
     """What is to be signed is no link that can be."""
 
     status, code, param = 400, "invalid_value", "path"
+
+
+class ContentRefused(GatewayError):
+    """A prompt is against the operator's content policy."""
+
+    status, code = 400, "content_policy_violation"
 
 
 class InvalidSignature(GatewayError):
@@ -65,6 +81,12 @@ class NoProvider(GatewayError):
     """No outside model server is configured."""
 
     status, code = 503, "provider_not_configured"
+
+
+class ModerationUnavailable(GatewayError):
+    """The outside moderation gives no answer, and nothing may pass without."""
+
+    status, code, should_retry, retry_after = 503, "moderation_unavailable", True, 3
 
 
 class Restarting(GatewayError):
@@ -117,6 +139,11 @@ class WorkerRefused(GatewayError):
         self.should_retry = should_retry
         self.retry_after = retry_after
 
+    @property
+    def reason(self) -> str:
+        """What metrics call it: the code is the worker's own, and could be any."""
+        return f"worker_{self.status}"
+
 
 def render(error: GatewayError) -> JSONResponse:
     """Answer with the envelope that OpenAI clients parse, and say whether a repeat makes sense."""
@@ -126,7 +153,21 @@ def render(error: GatewayError) -> JSONResponse:
     if error.status == PayloadTooLarge.status:
         headers["connection"] = "close"  # the rest of the body is not read
     body = envelope(error.status, str(error), error.code, error.param)
-    return JSONResponse(body.model_dump(), error.status, headers)
+    return Refusal(body.model_dump(), error.status, headers, reason=error.reason)
+
+
+class Refusal(JSONResponse):
+    """An error's answer, which leaves word of its reason for the books."""
+
+    def __init__(self, content: Any, status: int, headers: Mapping[str, str], *, reason: str) -> None:
+        """Answer; `reason` is one of few, as it is a label."""
+        super().__init__(content, status, headers)
+        self._reason = reason
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Leave word; send."""
+        scope["refusal"] = self._reason
+        await super().__call__(scope, receive, send)
 
 
 async def render_gateway_error(request: Request, error: Exception) -> JSONResponse:

@@ -37,6 +37,7 @@ class Exchange:
         offered = Headers(scope=scope).get("x-request-id", "")
         self.request_id = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
         self.status = 500
+        self.model = ""  # that answered, if one did
         self.first_byte_seconds: float | None = None
         self._num_bytes = 0
         self._is_complete = False
@@ -55,6 +56,7 @@ class Exchange:
             seconds = time.perf_counter() - self._began
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
+            self.model = headers.get("x-model", "")
             headers["x-request-id"] = headers["x-api-request-id"] = self.request_id
             headers["x-response-time"] = f"{seconds:.6f}"
             if not self._has_left:
@@ -80,6 +82,11 @@ class Exchange:
     def route(self) -> str:
         """The template of the route that served it; callers choose paths, and a series for each would never end."""
         return getattr(self._scope.get("route"), "path", "other")
+
+    @property
+    def refusal(self) -> str:
+        """Why it was refused, or failed; empty where it was not."""
+        return str(self._scope.get("refusal", ""))
 
     def record(self) -> Record:
         """What goes into the usage log; to be asked when it has ended."""
@@ -156,6 +163,10 @@ class Accounting:
     def _keep(self, exchange: Exchange) -> None:
         record = exchange.record()
         self._put(record)
+        if exchange.model:
+            self._metrics.count_answer(exchange.model, record.ending)
+        if exchange.refusal:
+            self._metrics.refusals.labels(exchange.refusal).inc()
         labels = (record.method if record.method in METHODS else "other", exchange.route)
         self._metrics.requests.labels(*labels, record.status, record.ending).inc()
         self._metrics.response_seconds.labels(*labels).observe(record.response_seconds)

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import WorkerDied, WorkerRefused, WorkerTimedOut, WorkerUnreachable
+from gateway.metrics import Metrics
 from gateway.pulse import Pulse
 from gateway.waiting import caller_leaves, seconds_pass, unless
 from services.schema import (
@@ -83,17 +84,21 @@ async def timed(chunks: AsyncIterator[bytes], idle_timeout: float) -> AsyncGener
 class Relay:
     """Sends requests to workers over one client."""
 
-    def __init__(self, http: httpx.AsyncClient, pulse: Pulse, deadline: float, idle_timeout: float) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, pulse: Pulse, metrics: Metrics, deadline: float, idle_timeout: float
+    ) -> None:
         """Share `http`; all times in seconds.
 
         Args:
             http: keeps the connections to the workers.
             pulse: tells when a worker that has not answered yet is gone.
+            metrics: where its requests are counted and timed.
             deadline: until a worker's first byte.
             idle_timeout: between two chunks.
         """
         self._http = http
         self._pulse = pulse
+        self._metrics = metrics
         self._deadline = deadline
         self._idle_timeout = idle_timeout
 
@@ -134,6 +139,7 @@ class Relay:
             **({"content-type": "application/json"} if "content" in body else {}),
         }
         sent = self._http.build_request("POST", worker + path, headers=sent_headers, **body)
+        request.scope["leases"].enter_context(self._metrics.upstream(path))
         late = WorkerTimedOut("the result was not there within the deadline; ask for less")
         upstream = await unless(
             self._open(sent, renamed or {}),

@@ -11,6 +11,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.logs import request_id
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
@@ -94,7 +96,7 @@ def _describe(span: Span, scope: Scope, status: int, has_ended: bool) -> None:
             "url.path": scope["path"],
             "network.protocol.version": scope["http_version"],
             "http.response.status_code": status,
-            "atelier.request_id": scope.get("request_id") or Headers(scope=scope).get("x-request-id", ""),
+            "atelier.request_id": request_id.get(),
         }
     )
     route = getattr(scope.get("route"), "path", None)

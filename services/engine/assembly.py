@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from services.engine import memory
 from services.engine.engine import Engine, Limits, Slot
+from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.stepper import Stepper
 from services.registry import Model, Task, load_models, models_of
@@ -36,6 +37,13 @@ def licence_refusal(model: Model, settings: Settings) -> str | None:
     )
 
 
+def load(make: Make, model: Model, settings: Settings) -> Stepper[Any]:
+    """Load a model; its libraries are imported here."""
+    if settings.log_format == "json":
+        let_them_log_as_we_do(model.task)
+    return make(model, settings)
+
+
 def build_engine(
     task: Task,
     make: Make,
@@ -45,7 +53,7 @@ def build_engine(
     """Give every model of `task` its slot; nothing is loaded before the engine starts."""
     slots = {
         model.id: Slot(
-            partial(make, model, settings),
+            partial(load, make, model, settings),
             model.is_preloaded_in(settings.profile),
             {"model": model.id, **model.defaults_in(settings.profile)},
             failure=licence_refusal(model, settings),
