@@ -19,6 +19,8 @@ from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
+from gateway.moderation import Moderator
+from gateway.policy import Policies, Policy
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
@@ -55,6 +57,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     under_way = UnderWay()
     traces = open_provider("atelier-gateway")
     tracer = traces.get_tracer("atelier.gateway") if traces is not None else None
+    policies = Policies.read(settings.policy_file) if settings.policy_file is not None else Policies()
     drain = Drain(under_way, settings.drain_seconds, settings.drain_patience)
 
     @asynccontextmanager
@@ -76,6 +79,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 ),
                 metrics=metrics,
                 drain=drain,
+                policy=Policy(policies, Moderator(http, settings.moderation_key)),
                 signer=Signer(
                     settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
                 ),

@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     log_format: LogFormat = "text"
     drain_seconds: float = Field(default=0, ge=0)  # until new work is refused; balancers read /readyz meanwhile
     drain_patience: float = Field(default=5, ge=0)  # seconds more for what is under way; what lasts longer is cut
+    policy_file: Path | None = None  # TOML; docs/policy.md; unset: anything may be asked for
+    moderation_key: SecretStr = SecretStr("")  # that the moderation of the policy file is asked with
     signing_key: SecretStr = SecretStr("")  # of signed URLs, shared by gateways; empty: a file in the data folder
     trust_traceparent: bool = False  # whether callers say which trace their requests belong to
     max_upstream_connections: int = Field(default=512, ge=1)

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from gateway.catalog import Catalog
 from gateway.drain import Drain
 from gateway.metrics import Metrics
+from gateway.policy import Policy
 from gateway.providers import Provider
 from gateway.relay import Relay
 from gateway.signing import Signer
@@ -23,6 +24,7 @@ class State:
     metrics: Metrics
     drain: Drain
     signer: Signer
+    policy: Policy
 
 
 async def state_of(request: Request) -> State:

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from gateway.prompts import prompts_of
 from gateway.state import State, StateOf
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
@@ -20,18 +21,21 @@ FORMS: dict[int | str, dict[str, Any]] = {
 @router.post("/chat/completions", responses=FORMS, response_class=Response)
 async def chat(body: ChatRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat."""
+    await state.policy.check(prompts_of(body), request.scope["caller"])
     return await pass_on(request, state)
 
 
 @router.post("/completions", responses=FORMS, response_class=Response)
 async def completions(body: CompletionRequest, request: Request, state: StateOf) -> Response:
     """Continue a text."""
+    await state.policy.check(prompts_of(body), request.scope["caller"])
     return await pass_on(request, state)
 
 
 @router.post("/responses", responses=FORMS, response_class=Response)
 async def responses(body: ResponseRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat, in items."""
+    await state.policy.check(prompts_of(body), request.scope["caller"])
     return await pass_on(request, state)
 
 

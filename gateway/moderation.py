@@ -1,0 +1,72 @@
+"""An outside service that judges prompts, in the shape of OpenAI's `/v1/moderations`."""
+
+import logging
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+
+from gateway.errors import ContentRefused, ModerationUnavailable
+
+logger = logging.getLogger("atelier.gateway")
+
+REFUSAL = "this prompt is against the content policy of whoever operates this service; ask for something else"
+
+
+class Moderation(BaseModel):
+    """Who is asked, and what happens when there is no answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: Annotated[str, StringConstraints(pattern="^https?://")]
+    model: str | None = None
+    timeout: Annotated[float, Field(gt=0, le=60, description="seconds")] = 3
+    when_down: Literal["refuse", "allow"] = "refuse"
+
+
+class Verdict(BaseModel):
+    """The part of a result that is read."""
+
+    flagged: bool
+
+
+class Verdicts(BaseModel):
+    """The part of an answer that is read."""
+
+    results: Annotated[list[Verdict], Field(min_length=1)]
+
+
+class Moderator:
+    """Asks outside services about prompts."""
+
+    def __init__(self, http: httpx.AsyncClient, api_key: SecretStr) -> None:
+        """Ask over `http`, with the operator's key (empty: without)."""
+        self._http = http
+        key = api_key.get_secret_value()
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    async def check(self, moderation: Moderation, prompts: Sequence[str]) -> None:
+        """Ask about prompts.
+
+        Raises:
+            ContentRefused: one of them is flagged.
+            ModerationUnavailable: there is no answer, and the operator wants none let pass without.
+        """
+        try:
+            verdicts = await self._ask(moderation, prompts)
+        except (httpx.HTTPError, ValidationError) as error:
+            logger.warning("the moderation gave no usable answer: %s", type(error).__name__)
+            if moderation.when_down == "refuse":
+                raise ModerationUnavailable("prompts cannot be checked right now; try again later") from error
+            return
+        if any(verdict.flagged for verdict in verdicts.results):
+            raise ContentRefused(REFUSAL)
+
+    async def _ask(self, moderation: Moderation, prompts: Sequence[str]) -> Verdicts:
+        body: dict[str, Any] = {"input": list(prompts)}
+        if moderation.model is not None:
+            body["model"] = moderation.model
+        answer = await self._http.post(moderation.url, json=body, headers=self._headers, timeout=moderation.timeout)
+        answer.raise_for_status()
+        return Verdicts.model_validate_json(answer.content)

@@ -1,0 +1,129 @@
+"""What may be asked for, by patterns and by an outside moderation, for all and by key; knows prompts, and no route."""
+
+import tomllib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import re2
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from gateway.callers import Caller
+from gateway.errors import ContentRefused
+from gateway.moderation import REFUSAL, Moderation, Moderator
+
+PROGRAM_BYTES = 64 << 20  # that the patterns of a section may take when compiled
+# Characters that nobody sees: soft hyphen, zero-width spaces and joiners, directions, byte order mark.
+UNSEEN = dict.fromkeys((0xAD, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF))
+
+
+def compiled(patterns: Sequence[str]) -> Any:
+    """Return one expression that finds what any of `patterns` does, in linear time.
+
+    Raises:
+        ValueError: one of them is none of RE2's, such as one with a back-reference.
+    """
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = PROGRAM_BYTES
+    try:
+        return re2.compile("|".join(f"(?:{pattern})" for pattern in patterns), options)
+    except re2.error as error:
+        raise ValueError(f"is no pattern of RE2: {error.args[0].decode()}") from error
+
+
+def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no pattern, each by itself."""
+    for pattern in patterns:
+        compiled([pattern])
+    return patterns
+
+
+Patterns = Annotated[tuple[str, ...], AfterValidator(check_patterns)]
+
+
+class Rules(BaseModel):
+    """A section of the policy file.
+
+    A prompt that a pattern of `deny` is found in is refused; where `allow` has patterns, so is one that none of those
+    is found in. `moderation` is asked about what the patterns let pass.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deny: Patterns = ()
+    allow: Patterns = ()
+    moderation: Moderation | None = None
+
+
+class Policies(BaseModel):
+    """The policy file: what holds for everyone, and what holds for a key besides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    everyone: Annotated[Rules, Field(alias="global")] = Rules()
+    keys: Mapping[str, Rules] = {}
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read the file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no TOML, or a field does not fit.
+        """
+        return cls.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+
+
+class Filter:
+    """The patterns of a section, ready for use."""
+
+    def __init__(self, rules: Rules) -> None:
+        """Compile the patterns."""
+        self._deny = compiled(rules.deny) if rules.deny else None
+        self._allow = compiled(rules.allow) if rules.allow else None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to look for."""
+        return self._deny is not None or self._allow is not None
+
+    def passes(self, text: str) -> bool:
+        """Whether the patterns let a prompt pass."""
+        if self._deny is not None and self._deny.search(text):
+            return False
+        return self._allow is None or bool(self._allow.search(text))
+
+
+class Policy:
+    """Refuses prompts that are against it."""
+
+    def __init__(self, policies: Policies, moderator: Moderator) -> None:
+        """Compile all patterns."""
+        self._everyone = Filter(policies.everyone)
+        self._of_keys = {key: Filter(rules) for key, rules in policies.keys.items()}
+        self._moderation = policies.everyone.moderation
+        self._moderation_of_keys = {key: rules.moderation for key, rules in policies.keys.items() if rules.moderation}
+        self._moderator = moderator
+
+    async def check(self, prompts: Sequence[str], caller: Caller) -> None:
+        """Refuse prompts that this caller may not send.
+
+        Raises:
+            ContentRefused: one of them is against the policy.
+            ModerationUnavailable: nobody can tell right now.
+        """
+        own = self._of_keys.get(caller.id)
+        filters = [each for each in (self._everyone, own) if each is not None and each.is_needed]
+        texts = map(as_seen, prompts) if filters else ()
+        if not all(each.passes(text) for text in texts for each in filters):
+            raise ContentRefused(REFUSAL)
+        moderation = self._moderation_of_keys.get(caller.id, self._moderation)
+        if moderation is not None and prompts:
+            await self._moderator.check(moderation, prompts)
+
+
+def as_seen(prompt: str) -> str:
+    """Write a prompt as its reader sees it: one form for each letter, and nothing between them."""
+    return unicodedata.normalize("NFKC", prompt).translate(UNSEEN)
