@@ -67,7 +67,8 @@ class Signer:
         Raises:
             InvalidSignature: it is another link's, has ended, or the method is not GET or HEAD.
         """
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        asked: bytes = scope["query_string"]
+        query = parse_qsl(asked.decode("latin-1"), keep_blank_values=True)
         if not any(name == "signature" for name, _ in query):
             return None
         signed = [pair for pair in query if pair[0] in PARAMETERS]

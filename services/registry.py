@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 Task = Literal["text", "audio", "image", "video", "mesh"]
 Profile = Literal["tiny", "hub"]
@@ -64,6 +64,40 @@ class HubSource(BaseModel):
     size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
 
 
+class Template(BaseModel):
+    """What the operator adds to every prompt of a model; the caller's own words stay between.
+
+    Args:
+        system: goes before the system's turn of a chat, the caller's or the model's default.
+        prefix: goes before a prompt.
+        suffix: goes behind it, such as ", oil on canvas".
+        negative: is added to what a picture must not show.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str = ""
+    prefix: str = ""
+    suffix: str = ""
+    negative: str = ""
+
+    @property
+    def parts(self) -> set[str]:
+        """The names of what it says."""
+        return set(self.model_dump(exclude_defaults=True))
+
+
+TEMPLATES: Mapping[Task, frozenset[str]] = MappingProxyType(  # what the models of a task can be told
+    {
+        "text": frozenset({"system"}),
+        "audio": frozenset(),  # it would say it aloud
+        "image": frozenset({"prefix", "suffix", "negative"}),
+        "video": frozenset({"prefix", "suffix", "negative"}),
+        "mesh": frozenset({"prefix", "suffix"}),
+    }
+)
+
+
 class Model(BaseModel):
     """One entry of `models.toml`."""
 
@@ -72,8 +106,18 @@ class Model(BaseModel):
     id: str
     task: Task
     defaults: Mapping[str, Any] = {}
+    template: Template = Template()
     tiny: TinySource
     hub: HubSource
+
+    @field_validator("template")
+    @classmethod
+    def check_template(cls, template: Template, others: ValidationInfo) -> Template:
+        """Refuse what would be passed over in silence."""
+        unfit = template.parts - TEMPLATES.get(others.data.get("task", ""), template.parts)
+        if unfit:
+            raise ValueError(f"models of this task have no use for: {', '.join(sorted(unfit))}")
+        return template
 
     def defaults_in(self, profile: Profile) -> Mapping[str, Any]:
         """The request defaults under `profile`; a tiny checkpoint may override the real model's."""

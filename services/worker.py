@@ -18,10 +18,11 @@ from services.engine.generation import Generation
 from services.errors import InvalidRequest, ServiceError
 from services.logs import LogFormat, write_json
 from services.media import picture
-from services.registry import Task
+from services.registry import Task, load_models, models_of
 from services.responses import rendered, respond, terms_of
 from services.schema import GenerationRequest, Job, complete, envelope
 from services.settings import Settings
+from services.templates import worded
 from services.tracing import open_provider
 
 Fit = Callable[[Image], Image]
@@ -54,6 +55,7 @@ class Worker:
         if provider is not None:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
+        self.templates = {model.id: model.template for model in models_of(task, load_models())}
 
     @bentoml.on_deployment
     @staticmethod
@@ -134,7 +136,8 @@ class Worker:
         async def start() -> tuple[Generation, Encoder]:
             terms = terms_of(request, self.longest)
             self.engine.check_for_place()  # before a picture is decoded for nothing
-            job = complete(job_type, body, self.engine.defaults(body.model))
+            defaults = self.engine.defaults(body.model)
+            job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
             work, encoder = await prepare(job)
             return self.engine.submit(work, body.model, body.seed, terms), encoder
 

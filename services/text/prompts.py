@@ -50,18 +50,24 @@ class Prompts:
                 turn["role"] = "system"
         if chat[0]["role"] != "system":
             chat.insert(0, {"role": "system", "content": job.system_prompt})
+        if job.preamble:
+            chat[0]["content"] = f"{job.preamble}\n\n{chat[0]['content']}"
         tools = [tool.model_dump(exclude_none=True) for tool in job.tools] if job.callable else []
         turns, told = with_tools(chat, tools, str(self._tokenizer.chat_template))
         return self._templated(turns, told, job)
 
     def _templated(self, turns: list[dict[str, Any]], tools: Any, job: ChatJob) -> str:
-        """Write turns by the checkpoint's template; where it knows no system's turn, our own is left out.
+        """Write turns by the checkpoint's template.
+
+        Where that knows no system's turn, our own is left out; what the operator wants said goes before the first turn.
 
         Raises:
             InvalidRequest: the template refuses what the caller said.
         """
         options: list[list[dict[str, Any]]] = [turns]
-        if job.messages[0].role not in ("system", "developer") and not job.callable:
+        if job.preamble and len(turns) > 1:
+            options.append(without_system(turns))
+        elif job.messages[0].role not in ("system", "developer") and not job.callable:
             options.append(turns[1:])
         for number, option in enumerate(options, start=1):
             try:
@@ -74,6 +80,12 @@ class Prompts:
                         f"the model's chat template refuses this: {error}", param=job.source
                     ) from error
         raise AssertionError
+
+
+def without_system(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Let the first to speak say what the system would."""
+    system, first, *rest = turns
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
 
 def with_tools(

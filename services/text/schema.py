@@ -557,6 +557,7 @@ class ChatJob(TextJob):
 
     source: ClassVar[str] = "messages"
 
+    preamble: str = ""  # the operator's, before the system's turn
     system_prompt: str
     messages: tuple[Message, ...]
     response_format: ResponseFormat | None = None

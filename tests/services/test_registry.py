@@ -12,7 +12,7 @@ from services.audio.schema import SpeechRequest
 from services.image.schema import ImageJob, ImageRequest
 from services.mesh.schema import MeshJob, MeshRequest
 from services.mesh.service import IMAGE_MODEL
-from services.registry import MODELS_FILE, WORKERS, Model, Profile, Task, load_models, models_of
+from services.registry import MODELS_FILE, WORKERS, Model, Profile, Task, Template, load_models, models_of
 from services.schema import GenerationRequest, complete
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest, Message
@@ -152,11 +152,18 @@ def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
         ('strategy = "preload"', 'strategy = "swap"', "hub.strategy"),
         ('recipe = "text"', 'receipt = "text"', "tiny.rec"),
         ("[models.tiny]", "[models.small]", "tiny"),
+        ("[models.tiny]", '[models.template]\nsuffix = "!"\n[models.tiny]', "no use for: suffix"),
+        ("[models.tiny]", '[models.template]\nstyle = "!"\n[models.tiny]', "template.style"),
     ],
 )
 def test_an_entry_that_does_not_fit_names_its_field(tmp_path: Path, right: str, wrong: str, field: str) -> None:
     with pytest.raises(ValidationError, match=field):
         load_models(write(tmp_path, TEXT.replace(right, wrong, 1)))
+
+
+def test_a_template_is_read(tmp_path: Path) -> None:
+    text = TEXT.replace("[models.tiny]", '[models.template]\nsystem = "Be brief."\n[models.tiny]', 1)
+    assert load_models(write(tmp_path, text))[0].template == Template(system="Be brief.")
 
 
 def test_a_file_that_is_no_toml_is_a_value_error(tmp_path: Path) -> None:

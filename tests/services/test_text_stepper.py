@@ -1,5 +1,6 @@
 """Chats by the token: the library's own greedy text, and everyone's own, whatever else is in the batch."""
 
+import copy
 import gc
 import json
 import random
@@ -19,9 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.engine.stepper import Result
 from services.errors import Cancelled, InvalidRequest, ModelUnavailable
-from services.registry import load_models
+from services.registry import Template, load_models
 from services.schema import MAX_SEED, complete
 from services.settings import Settings
+from services.templates import worded
 from services.text import network as network_module
 from services.text.calls import CallReader
 from services.text.engine import Phase, TextStepper, choose_packing
@@ -769,6 +771,31 @@ def test_a_callers_system_prompt_replaces_the_models(stepper: TextStepper) -> No
             result_of(alone(stepper, own)).usage["prompt_tokens"]
             < (result_of(alone(stepper, chat("Hello", max_tokens=1))).usage["prompt_tokens"])
         )
+
+
+def test_the_operators_words_come_first_and_count(stepper: TextStepper, llama: Llama) -> None:
+    template = Template(system="Never say never.")
+    own = chat(Message(role="system", content="Say no."), "Hello", max_tokens=1)
+    for job in (own, chat("Hello", max_tokens=1)):
+        written = worded(job, template)
+        text = llama.tokenizer.decode(llama.cut(written))
+        said = "Say no." if job is own else job.system_prompt
+        assert text.index("Never say never.") < text.index(said) < text.index("Hello")
+        more = len(llama.cut(written)) - len(llama.cut(job))
+        assert more > 0
+        assert (
+            result_of(alone(stepper, written)).usage["prompt_tokens"]
+            == result_of(alone(stepper, job)).usage["prompt_tokens"] + more
+        )
+
+
+def test_the_operators_words_are_said_where_the_model_knows_no_system(llama: Llama) -> None:
+    refusal = "{% if turn.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.chat_template = f"{{% for turn in messages %}}{refusal}{{{{ turn.content }}}}{{% endfor %}}"
+    job = worded(chat("Hello", "Again"), Template(system="Never say never."))
+    text = tokenizer.decode(Prompts(tokenizer).tokens(job))
+    assert text == f"Never say never.\n\n{job.system_prompt}\n\nHelloAgain"
 
 
 def test_the_cost_is_what_the_longest_answers_may_take(stepper: TextStepper) -> None:

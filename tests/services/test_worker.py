@@ -20,7 +20,7 @@ from starlette.routing import Route
 from services.engine.generation import Run
 from services.engine.stepper import Result, WholeCall
 from services.errors import ModelLoading, ModelUnavailable
-from services.registry import Model
+from services.registry import Model, Template
 from services.responses import rendered
 from services.schema import DEADLINE_HEADER
 from services.settings import Settings
@@ -125,6 +125,23 @@ def test_a_form_becomes_a_film(cinema: tuple[str, Cinema]) -> None:
     assert (job.num_frames, job.fps, job.model, seed) == (3, 9, MODEL, 123)
     assert (job.size, job.num_inference_steps, job.decode_chunk_size) == ("64x64", 4, 2)  # the tiny model's defaults
     assert picture.mode == "RGB"
+
+
+def test_the_operators_words_are_around_every_prompt(cinema: tuple[str, Cinema]) -> None:
+    url, booth = cinema
+    template = Template(prefix="A calm ", suffix=", in oil", negative="text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(booth.worker.templates, TEXT_MODEL, template)
+        patch.setitem(booth.worker.templates, MODEL, template)
+        said = []
+        for fields in ({"prompt": "sea"}, {"prompt": "sea", "negative_prompt": "ships"}):
+            assert post_text(url, num_frames="5", **fields).status_code == 200
+            job = booth.projector.asked[-1][0]
+            said.append((job.prompt, job.negative_prompt))
+        post(url)  # a picture, and no prompt
+
+    assert said == [("A calm sea, in oil", "text"), ("A calm sea, in oil", "ships, text")]
+    assert booth.projector.asked[-1][0].prompt is None
 
 
 def test_a_large_picture_is_cut_to_the_films_size_before_it_waits(cinema: tuple[str, Cinema]) -> None:

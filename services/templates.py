@@ -1,0 +1,21 @@
+"""What an operator adds to every prompt of a model, as the registry says."""
+
+from typing import Any
+
+from services.registry import Template
+from services.schema import Job
+
+
+def worded(job: Job, template: Template) -> Job:
+    """Return `job` with the template's words in; where there is no prompt, such as for a picture, nothing is added."""
+    fields = type(job).model_fields
+    words: dict[str, Any] = {}
+    if template.system and "preamble" in fields:
+        words["preamble"] = template.system
+    prompt = getattr(job, "prompt", None)
+    if prompt is not None and (template.prefix or template.suffix):
+        words["prompt"] = f"{template.prefix}{prompt}{template.suffix}"
+    if prompt is not None and template.negative and "negative_prompt" in fields:
+        given = getattr(job, "negative_prompt", None)
+        words["negative_prompt"] = f"{given}, {template.negative}" if given else template.negative
+    return job.model_copy(update=words) if words else job
