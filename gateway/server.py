@@ -1,6 +1,7 @@
 """The server of one gateway: signals, and what becomes of requests when it stops."""
 
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -29,8 +30,16 @@ class Server(uvicorn.Server):
             )
         )
         self._drain: Drain = app.state.drain
+        self._is_in_a_hurry = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; a second signal waits for nothing under way, a third SIGINT not even for the usage log."""
+        if self.should_exit and not self._is_in_a_hurry:
+            self._is_in_a_hurry = True
+        else:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain; close. A second SIGINT ends all of it at once."""
-        await self._drain.run(lambda: self.force_exit)
+        """Drain; close."""
+        await self._drain.run(lambda: self._is_in_a_hurry)
         await super().shutdown(sockets)
