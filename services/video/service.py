@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from services.admission import GatewayOnly
 from services.encoders import Encoder, Mp4Encoder
 from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
@@ -107,4 +108,6 @@ class VideoService(Worker):
         routes.state.worker = self
 
 
-cast(bentoml.Service[VideoService], VideoService).add_asgi_middleware(EnvelopeMiddleware)
+service = cast(bentoml.Service[VideoService], VideoService)
+service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(GatewayOnly)
