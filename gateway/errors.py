@@ -1,6 +1,7 @@
 """What can go wrong on this side of a worker, by what the caller can do about it; rendered in one place.
 
 GatewayError
+├── NotAWorker         401  nothing: this route is for the gateway's own workers
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -39,6 +40,12 @@ class PayloadTooLarge(GatewayError):
     """The body is longer than the operator allows."""
 
     status, code = 413, "payload_too_large"
+
+
+class NotAWorker(GatewayError):
+    """Who asks does not have the token that gateway and workers share."""
+
+    status, code = 401, "not_a_worker"
 
 
 class NotServed(GatewayError):

@@ -19,7 +19,9 @@ from gateway.usage.schema import Ending, Record
 
 logger = logging.getLogger("atelier.gateway")
 
+NO_SUCH_MODEL = 404
 ACCEPTABLE_ID = re.compile(r"[\w-]{8,64}\Z", re.ASCII)
+INTERNAL = "/internal/"  # what workers tell; no caller's request
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # as labels; others are "other"
 
 
@@ -37,6 +39,7 @@ class Exchange:
         self.request_id = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
         self.status = 500
         self.first_byte_seconds: float | None = None
+        self._model = ""
         self._num_bytes = 0
         self._is_complete = False
         self._has_left = False
@@ -56,6 +59,7 @@ class Exchange:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = headers["x-api-request-id"] = self.request_id
             headers["x-response-time"] = f"{seconds:.6f}"
+            self._model = headers.get("x-model", "")
             if not self._has_left:
                 self.first_byte_seconds = seconds
         elif not self._has_left:
@@ -83,6 +87,8 @@ class Exchange:
     def record(self) -> Record:
         """What goes into the usage log; to be asked when it has ended."""
         client = self._scope.get("client")
+        caller: Caller = self._scope["caller"]
+        modality, asked_model = self._scope.get("asked", ("", None))
         return Record(
             request_id=self.request_id,
             started_at=self._started_at,
@@ -95,6 +101,11 @@ class Exchange:
             bytes_out=0 if self._scope["method"] == "HEAD" else self._num_bytes,  # the server drops a HEAD's body
             ending=self.ending,
             successful=self.ending == "complete" and self.status < 400,
+            caller=caller.id,
+            owner=caller.owner,
+            route=self.route,
+            model=self._model or (asked_model or "" if self.status != NO_SUCH_MODEL else ""),
+            modality=modality,
         )
 
 
@@ -153,7 +164,8 @@ class Accounting:
 
     def _keep(self, exchange: Exchange) -> None:
         record = exchange.record()
-        self._put(record)
+        if not record.endpoint.startswith(INTERNAL):
+            self._put(record)
         labels = (record.method if record.method in METHODS else "other", exchange.route)
         self._metrics.requests.labels(*labels, record.status, record.ending).inc()
         self._metrics.response_seconds.labels(*labels).observe(record.response_seconds)

@@ -1,5 +1,6 @@
 """What routes need, as the composition root has wired it."""
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,16 +10,26 @@ from gateway.catalog import Catalog
 from gateway.metrics import Metrics
 from gateway.providers import Provider
 from gateway.relay import Relay
+from services.schema import Unit
+
+Settle = Callable[[str, int, Mapping[Unit, float]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class State:
-    """One for each application, while it runs."""
+    """One for each application, while it runs.
+
+    Args:
+        internal_token: what workers prove themselves by; empty: none can.
+        settle: told of every receipt that comes: request id, attempt, and what was made. A receipt may come twice.
+    """
 
     catalog: Catalog
     relay: Relay
     provider: Provider
     metrics: Metrics
+    internal_token: str
+    settle: Sequence[Settle]
 
 
 async def state_of(request: Request) -> State:

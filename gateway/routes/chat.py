@@ -20,23 +20,24 @@ FORMS: dict[int | str, dict[str, Any]] = {
 @router.post("/chat/completions", responses=FORMS, response_class=Response)
 async def chat(body: ChatRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat."""
-    return await pass_on(request, state)
+    return await pass_on(body.model, request, state)
 
 
 @router.post("/completions", responses=FORMS, response_class=Response)
 async def completions(body: CompletionRequest, request: Request, state: StateOf) -> Response:
     """Continue a text."""
-    return await pass_on(request, state)
+    return await pass_on(body.model, request, state)
 
 
 @router.post("/responses", responses=FORMS, response_class=Response)
 async def responses(body: ResponseRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat, in items."""
-    return await pass_on(request, state)
+    return await pass_on(body.model, request, state)
 
 
-async def pass_on(request: Request, state: State) -> Response:
+async def pass_on(model: str | None, request: Request, state: State) -> Response:
     """Ask the text worker."""
+    request.scope["asked"] = "text", model
     return await state.relay.send(
         request,
         state.catalog.worker("text"),

@@ -110,6 +110,7 @@ async def text(query: Annotated[TextQuery, Query()], request: Request, state: St
     """Answer a prompt with the chat model."""
     message = Message(role="user", content=query.prompt)
     body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed)
+    request.scope["asked"] = "text", None
     worker = state.catalog.worker("text")
     path = "/v1/chat/completions"
     renamed = {"messages": "prompt"}
@@ -120,6 +121,7 @@ async def text(query: Annotated[TextQuery, Query()], request: Request, state: St
 async def audio(query: Annotated[AudioQuery, Query()], request: Request, state: StateOf) -> Response:
     """Say a text."""
     body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed)
+    request.scope["asked"] = "audio", None
     worker = state.catalog.worker("audio")
     path = "/v1/audio/speech"
     renamed = {"input": "prompt", "voice": "preset"}
@@ -141,6 +143,7 @@ async def bentoml_image(query: Annotated[ImageQuery, Query()], request: Request,
 async def draw(query: ImageQuery, request: Request, state: State) -> Response:
     """Ask the image worker."""
     body = ImageRequest.model_validate(query.model_dump())
+    request.scope["asked"] = "image", None
     worker = state.catalog.worker("image")
     path = "/v1/images/generations"
     return await state.relay.send(request, worker, path, accept="image/png", content=wire(body))
@@ -159,6 +162,7 @@ async def video(
     state: StateOf,
 ) -> Response:
     """Make a film that starts with a picture."""
+    request.scope["asked"] = "video", None
     body = VideoRequest(num_frames=form.num_frames, seed=form.seed)
     return await state.relay.send(
         request,
@@ -175,6 +179,7 @@ async def video(
 async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: StateOf) -> Response:
     """Make a mesh."""
     body = MeshRequest.model_validate(query.model_dump())
+    request.scope["asked"] = "mesh", None
     worker = state.catalog.worker("mesh")
     path = "/v1/3d/generations"
     headers = {"content-disposition": attachment(query.prompt, "obj")}
@@ -184,6 +189,7 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 @router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
+    request.scope["asked"] = "text", None
     answer = state.provider.chat(query.prompt)
     return PlainTextResponse(await unless(answer, caller_leaves(request.receive)))
 
