@@ -10,7 +10,7 @@ from sqlalchemy import Row as Selected
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.usage.schema import Entry, ReceiptRow, Row, Usage
-from services.schema import UNITS
+from services.schema import UNITS, Unit
 
 COLUMNS = [getattr(Usage, field.name) for field in fields(Row)]
 SECONDS = ("queue_seconds", "run_seconds")
@@ -72,9 +72,13 @@ async def _receipts_of(connection: AsyncConnection, ids: Sequence[int]) -> dict[
 
 
 def _entry(row: Selected[Any], said: Selected[Any] | None) -> Entry:
-    made = {unit: getattr(said, unit) for unit in UNITS} if said is not None else {}
-    seconds = {name: getattr(said, name, None) for name in SECONDS}
-    return Entry(**row._mapping, units={unit: number for unit, number in made.items() if number}, **seconds)
+    made: dict[Unit, float] = {unit: getattr(said, unit) for unit in UNITS} if said is not None else {}
+    return Entry(
+        **row._mapping,
+        units={unit: number for unit, number in made.items() if number},
+        queue_seconds=said.queue_seconds if said is not None else None,
+        run_seconds=said.run_seconds if said is not None else None,
+    )
 
 
 def _newest_first(window: Window) -> Select[*tuple[Any, ...]]:

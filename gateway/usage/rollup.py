@@ -101,7 +101,9 @@ async def name_model(
     connection: AsyncConnection, row: Selected[Any], receipt: Selected[Any], numbers: dict[Key, Numbers]
 ) -> Selected[Any]:
     """Write into a row which model worked on it, as only the receipt says; and count it there."""
-    named = update(Usage).where(Usage.id == row.id).values(model=receipt.model, modality=receipt.modality)
+    named = (
+        update(Usage).where(Usage.id == row.id).values(model=receipt.model, modality=row.modality or receipt.modality)
+    )
     changed = (await connection.execute(named.returning(Usage))).one()
     numbers.setdefault(key_of(row), Counter()).subtract(seen(row))
     numbers.setdefault(key_of(changed), Counter()).update(seen(changed))

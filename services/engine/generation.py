@@ -226,7 +226,7 @@ class Generation:
 
     def count(self, **units: float) -> None:
         """Count what was made just now."""
-        self._made.update(units)  # type: ignore[arg-type] # typed for whole numbers
+        self._made.update(units)
 
     def emit(self, data: Any) -> None:
         """Hand on a piece of the result."""
