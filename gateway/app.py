@@ -19,7 +19,7 @@ from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, internal, usage
+from gateway.routes import chat, generate, health, internal, summary, usage
 from gateway.settings import Settings
 from gateway.state import Settle, State
 from gateway.usage.housekeeping import kept_in_order
@@ -89,6 +89,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(generate.router)
     app.include_router(chat.router)
     app.include_router(usage.router)
+    app.include_router(summary.router)
     app.include_router(internal.router)
     app.include_router(health.router)
     app.add_exception_handler(GatewayError, render_gateway_error)

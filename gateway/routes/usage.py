@@ -109,7 +109,7 @@ async def list_usage(request: Request, query: Annotated[UsageQuery, Query()]) ->
     """List who asked for what and how it went, newest first: as JSON, or with `Accept: text/csv` as a CSV file."""
     usage: UsageLog = request.app.state.usage
     window = query.window(visible_caller(request.scope["caller"]))
-    if query.format == "csv" or (query.format is None and _prefers_csv(request.headers.get("accept", ""))):
+    if wants_csv(query.format, request):
         pages = usage.pages(window, query.limit)
         return CsvResponse(await anext(pages, []), pages)
     num_rows = min(query.limit or PAGE_ROWS, MAX_PAGE_ROWS)
@@ -120,6 +120,11 @@ async def list_usage(request: Request, query: Annotated[UsageQuery, Query()]) ->
 def visible_caller(caller: Caller) -> str | None:
     """Whose requests a caller may see: everybody's (None) with the scope `admin`, which anybody has in open mode."""
     return None if "admin" in caller.scopes else caller.id
+
+
+def wants_csv(asked_format: str | None, request: Request) -> bool:
+    """Whether the answer is to be CSV; what the query says goes before the header."""
+    return asked_format == "csv" or (asked_format is None and _prefers_csv(request.headers.get("accept", "")))
 
 
 def _prefers_csv(accept: str) -> bool:

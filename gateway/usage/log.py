@@ -12,6 +12,7 @@ from gateway.usage.queries import Window, page, pages
 from gateway.usage.receipts import take
 from gateway.usage.rollup import count_records
 from gateway.usage.schema import Entry, Record, Usage
+from gateway.usage.summary import Bucket, Question, Width, summarize
 from gateway.usage.writer import Writer
 from services.schema import Receipt
 
@@ -58,6 +59,10 @@ class UsageLog:
     async def take(self, receipts: Sequence[Receipt]) -> None:
         """Write receipts down, each once however often it comes."""
         await take(self._database, receipts)
+
+    async def summarize(self, question: Question, width: Width, num_buckets: int) -> list[Bucket]:
+        """Add the requests of a time up, from the roll-up."""
+        return await summarize(self._database, question, width, num_buckets)
 
     async def page(self, window: Window, num_rows: int) -> list[Entry]:
         """Return the newest entries of the window."""

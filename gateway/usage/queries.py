@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy import Row as Selected
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.usage.schema import Entry, ReceiptRow, Row, Usage
-from services.schema import UNITS, Unit
+from gateway.usage.schema import Entry, ReceiptRow, Row, Usage, units_of
+from services.schema import UNITS
 
 COLUMNS = [getattr(Usage, field.name) for field in fields(Row)]
 SECONDS = ("queue_seconds", "run_seconds")
@@ -72,10 +72,9 @@ async def _receipts_of(connection: AsyncConnection, ids: Sequence[int]) -> dict[
 
 
 def _entry(row: Selected[Any], said: Selected[Any] | None) -> Entry:
-    made: dict[Unit, float] = {unit: getattr(said, unit) for unit in UNITS} if said is not None else {}
     return Entry(
         **row._mapping,
-        units={unit: number for unit, number in made.items() if number},
+        units=units_of(said._mapping) if said is not None else {},
         queue_seconds=said.queue_seconds if said is not None else None,
         run_seconds=said.run_seconds if said is not None else None,
     )

@@ -1,17 +1,24 @@
 """What is written down about a request, and the tables it lies in; knows no HTTP and no database server."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from sqlalchemy import BigInteger, Date, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from gateway.database.types import Line, Serial, Tables, UtcDateTime
-from services.schema import Unit
+from services.schema import UNITS, Unit
 
 Ending = Literal["complete", "left", "failed"]
+Units = dict[Unit, int | float]
+
+
+def units_of(numbers: Mapping[str, Any]) -> Units:
+    """Choose the units of which there are some; all but seconds are whole."""
+    return {unit: numbers[unit] if unit == "audio_seconds" else round(numbers[unit]) for unit in UNITS if numbers[unit]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ class Entry(Row):
     """A record with what the workers' receipts say, all attempts together."""
 
     units: Annotated[
-        dict[Unit, float],
+        Units,
         Field(description="What the workers really made, also if the caller left; what is not named was not made."),
     ]
     queue_seconds: Annotated[float | None, Field(description="Waiting for the model; null without a receipt.")]
