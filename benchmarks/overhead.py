@@ -64,7 +64,7 @@ class Stub:
 
         state[0] += 1
         state[1].advance(state[0], self.steps)
-        return Result({"iterations": self.steps}) if state[0] == self.steps else None
+        return Result() if state[0] == self.steps else None
 
     def preview(self, state: list[Any]) -> None:
         """Show nothing."""

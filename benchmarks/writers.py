@@ -30,6 +30,9 @@ class Listener:
     def emit(self, data: Any) -> None:
         """Nobody reads it."""
 
+    def count(self, **units: float) -> None:
+        """Nobody pays."""
+
     def advance(self, step: int, steps: int) -> None:
         """Nobody counts it."""
 

@@ -57,11 +57,21 @@ def usage(
     since: Annotated[str | None, typer.Option(help="Earliest start of a request, as 2026-01-31T12:00; UTC.")] = None,
     until: Annotated[str | None, typer.Option(help="End of the time, itself not included.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Requests at most, the newest.")] = None,
+    by: Annotated[str, typer.Option(help="Totals of each caller, owner, model or modality; several with commas.")] = "",
+    per: Annotated[str, typer.Option(help="Totals of each day (1d) or month (1mo); of 30 days without --since.")] = "",
     url: Annotated[str, typer.Option(envvar="ATELIER_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Show who asked for what and how it went, newest first."""
-    from cli.usage import print_csv, print_table
+    """Show who asked for what and how it went, newest first; or what it comes to."""
+    from cli.usage import LOG, TOTALS, print_csv, print_table, print_totals
 
     asked = {"since": since, "until": until, "limit": str(limit) if limit else None}
-    window = {name: value for name, value in asked.items() if value is not None}
-    (print_csv if csv else print_table)(url.rstrip("/"), window)
+    if by or per:
+        asked |= {"group_by": by or None, "bucket_width": per or "all"}
+    query = {name: value for name, value in asked.items() if value is not None}
+    base = url.rstrip("/")
+    if csv:
+        print_csv(base + (TOTALS if by or per else LOG), query)
+    elif by or per:
+        print_totals(base, query)
+    else:
+        print_table(base, query)

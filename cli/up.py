@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_urlsafe
 
 import psutil
 import typer
@@ -45,7 +46,7 @@ def up(settings: Settings) -> None:
 async def serve(settings: Settings, started: float) -> None:
     """Run everything, and say what is ready."""
     (settings.data_dir / "logs").mkdir(exist_ok=True)
-    supervisor = Supervisor(programs(settings), typer.echo, settings.stop_seconds)
+    supervisor = Supervisor(programs(settings, shared(settings)), typer.echo, settings.stop_seconds)
     names = ", ".join(program.name for program in supervisor.programs)
     typer.echo(f"Starting {names}; their logs are in {settings.data_dir / 'logs'}")
     announcement = asyncio.create_task(announce(supervisor, settings, started))
@@ -98,11 +99,20 @@ def gateway_url(settings: Settings) -> str:
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
-def programs(settings: Settings) -> list[Program]:
-    """Return the workers that run here, and the gateway in front of them."""
+def shared(settings: Settings) -> dict[str, str]:
+    """Return what gateway and workers know each other by in this run; what the user has set stays."""
+    return {
+        "ATELIER_INTERNAL_TOKEN": os.environ.get("ATELIER_INTERNAL_TOKEN", token_urlsafe(32)),
+        "ATELIER_RECEIPTS_URL": os.environ.get("ATELIER_RECEIPTS_URL", f"{gateway_url(settings)}/internal/receipts"),
+    }
+
+
+def programs(settings: Settings, shared: Mapping[str, str] | None = None) -> list[Program]:
+    """Return the workers that run here, and the gateway in front of them, who share some variables."""
     data_dir = settings.data_dir.absolute()
     ours = {
         **os.environ,
+        **(shared or {}),
         "ATELIER_DATA_DIR": str(data_dir),
         "ATELIER_PROFILE": settings.profile,
         "BENTOML_DO_NOT_TRACK": "True",

@@ -24,11 +24,12 @@ from gateway.policy import Policies, Policy
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, signed_urls, usage
+from gateway.routes import chat, generate, health, internal, signed_urls, summary, usage
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
-from gateway.state import State
+from gateway.state import Settle, State
 from gateway.tracing import TracedTransport
+from gateway.usage.housekeeping import kept_in_order
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
 from services.schema import RUN_HEADERS, ErrorEnvelope
@@ -54,6 +55,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
     metrics = Metrics()
+    settle: list[Settle] = []
+    internal_token = settings.internal_token.get_secret_value()
     under_way = UnderWay()
     traces = open_provider("atelier-gateway")
     tracer = traces.get_tracer("atelier.gateway") if traces is not None else None
@@ -67,12 +70,18 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             client(settings, MAX_PROBES, transport) as probes,
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
+            kept_in_order(database, settings.usage_retention_days),
         ):
             app.state.usage = log
             app.state.wired = State(
                 catalog=Catalog(settings.workers, probes),
                 relay=Relay(
-                    http, Pulse(probes, settings.probe_interval), metrics, settings.deadline, settings.idle_timeout
+                    http,
+                    Pulse(probes, settings.probe_interval),
+                    metrics,
+                    settings.deadline,
+                    settings.idle_timeout,
+                    internal_token,
                 ),
                 provider=Provider(
                     http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
@@ -83,6 +92,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 signer=Signer(
                     settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
                 ),
+                internal_token=internal_token,
+                settle=settle,
             )
             yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
@@ -100,6 +111,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(chat.router)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
+    app.include_router(summary.router)
+    app.include_router(internal.router)
     app.include_router(health.router)
     app.add_exception_handler(GatewayError, render_gateway_error)
     app.add_exception_handler(RequestValidationError, render_invalid)

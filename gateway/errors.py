@@ -4,6 +4,7 @@ GatewayError
 ├── NotSignable        400  ask for another path
 ├── ContentRefused     400  ask for something else: the operator's content policy does not allow it
 ├── InvalidSignature   401  ask for a new signed URL
+├── NotAWorker         401  nothing: this route is for the gateway's own workers
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -69,6 +70,12 @@ class PayloadTooLarge(GatewayError):
     """The body is longer than the operator allows."""
 
     status, code = 413, "payload_too_large"
+
+
+class NotAWorker(GatewayError):
+    """Who asks does not have the token that gateway and workers share."""
+
+    status, code = 401, "not_a_worker"
 
 
 class NotServed(GatewayError):

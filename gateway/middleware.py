@@ -20,7 +20,9 @@ from services.logs import request_id
 
 logger = logging.getLogger("atelier.gateway")
 
+NO_SUCH_MODEL = 404
 ACCEPTABLE_ID = re.compile(r"[\w-]{8,64}\Z", re.ASCII)
+INTERNAL = "/internal/"  # what workers tell; no caller's request
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # as labels; others are "other"
 
 
@@ -91,6 +93,8 @@ class Exchange:
     def record(self) -> Record:
         """What goes into the usage log; to be asked when it has ended."""
         client = self._scope.get("client")
+        caller: Caller = self._scope["caller"]
+        modality, asked_model = self._scope.get("asked", ("", None))
         return Record(
             request_id=self.request_id,
             started_at=self._started_at,
@@ -103,6 +107,11 @@ class Exchange:
             bytes_out=0 if self._scope["method"] == "HEAD" else self._num_bytes,  # the server drops a HEAD's body
             ending=self.ending,
             successful=self.ending == "complete" and self.status < 400,
+            caller=caller.id,
+            owner=caller.owner,
+            route=self.route,
+            model=self.model or (asked_model or "" if self.status != NO_SUCH_MODEL else ""),
+            modality=modality,
         )
 
 
@@ -162,7 +171,8 @@ class Accounting:
 
     def _keep(self, exchange: Exchange) -> None:
         record = exchange.record()
-        self._put(record)
+        if not record.endpoint.startswith(INTERNAL):
+            self._put(record)
         if exchange.model:
             self._metrics.count_answer(exchange.model, record.ending)
         if exchange.refusal:

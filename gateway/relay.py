@@ -20,9 +20,12 @@ from gateway.metrics import Metrics
 from gateway.pulse import Pulse
 from gateway.waiting import caller_leaves, seconds_pass, unless
 from services.schema import (
+    ATTEMPT_HEADER,
     CALLER_HEADER,
     DEADLINE_HEADER,
+    REQUEST_HEADER,
     RUN_HEADERS,
+    TOKEN_HEADER,
     ErrorDetail,
     ErrorEnvelope,
     error_type,
@@ -85,7 +88,13 @@ class Relay:
     """Sends requests to workers over one client."""
 
     def __init__(
-        self, http: httpx.AsyncClient, pulse: Pulse, metrics: Metrics, deadline: float, idle_timeout: float
+        self,
+        http: httpx.AsyncClient,
+        pulse: Pulse,
+        metrics: Metrics,
+        deadline: float,
+        idle_timeout: float,
+        token: str = "",
     ) -> None:
         """Share `http`; all times in seconds.
 
@@ -95,7 +104,9 @@ class Relay:
             metrics: where its requests are counted and timed.
             deadline: until a worker's first byte.
             idle_timeout: between two chunks.
+            token: by which workers know this gateway; empty: they do not ask for one.
         """
+        self._token = {TOKEN_HEADER: token} if token else {}
         self._http = http
         self._pulse = pulse
         self._metrics = metrics
@@ -133,7 +144,9 @@ class Relay:
         """
         sent_headers = {
             "accept": accept,
-            "x-request-id": request.scope["request_id"],
+            REQUEST_HEADER: request.scope["request_id"],
+            ATTEMPT_HEADER: "1",
+            **self._token,
             DEADLINE_HEADER: str(self._deadline),
             CALLER_HEADER: request.client.host if request.client else "",  # callers take turns in a worker's queue
             **({"content-type": "application/json"} if "content" in body else {}),

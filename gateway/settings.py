@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     trust_traceparent: bool = False  # whether callers say which trace their requests belong to
     max_upstream_connections: int = Field(default=512, ge=1)
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
+    internal_token: SecretStr = SecretStr("")  # shared with the workers; empty: their receipts are refused
+    usage_retention_days: int = Field(default=365, ge=0)  # how long usage rows stay; 0: for ever
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
 
     @field_validator("cors_origins", mode="before")

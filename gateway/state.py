@@ -1,5 +1,6 @@
 """What routes need, as the composition root has wired it."""
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,11 +13,19 @@ from gateway.policy import Policy
 from gateway.providers import Provider
 from gateway.relay import Relay
 from gateway.signing import Signer
+from services.schema import Unit
+
+Settle = Callable[[str, int, Mapping[Unit, float]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class State:
-    """One for each application, while it runs."""
+    """One for each application, while it runs.
+
+    Args:
+        internal_token: what workers prove themselves by; empty: none can.
+        settle: told of every receipt that comes: request id, attempt, and what was made. A receipt may come twice.
+    """
 
     catalog: Catalog
     relay: Relay
@@ -25,6 +34,8 @@ class State:
     drain: Drain
     signer: Signer
     policy: Policy
+    internal_token: str
+    settle: Sequence[Settle]
 
 
 async def state_of(request: Request) -> State:

@@ -3,6 +3,7 @@
 ServiceError
 ├── InvalidRequest    400  change the field it names
 ├── ContentRefused    400  the model's own safety checker refused the result
+├── NotOurGateway     401  ask the gateway
 ├── UnknownModel      404  choose another model
 ├── PayloadTooLarge   413  send less
 ├── NotJson           415  send JSON
@@ -48,6 +49,12 @@ class ContentRefused(ServiceError):
     """The checkpoint's safety checker refused what the model made."""
 
     status, code = 400, "content_policy_violation"
+
+
+class NotOurGateway(ServiceError):
+    """The request has not come through the gateway that this worker belongs to."""
+
+    status, code = 401, "not_our_gateway"
 
 
 class UnknownModel(ServiceError):

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.encoders import Encoder, EventEncoder, EventStream
 from services.engine.events import Done, Event, Output
-from services.engine.generation import Generation, Terms
+from services.engine.generation import Generation, Tally, Terms, untold
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ServiceError, render
 from services.schema import CALLER_HEADER, DEADLINE_HEADER, MAX_PRIORITY, PRIORITY_HEADER
 
@@ -201,8 +201,13 @@ async def disconnect(receive: Callable[[], Awaitable[Message]]) -> None:
         pass
 
 
-def terms_of(request: Request, longest: float) -> Terms:
+def terms_of(request: Request, longest: float, tell: Callable[[Tally], None] = untold) -> Terms:
     """On what terms the caller waits: what the gateway says in headers, and previews for who follows events.
+
+    Args:
+        request: the caller's.
+        longest: seconds that a request may take.
+        tell: told what came of it.
 
     Raises:
         InvalidRequest: a header is not what it should be; it is named.
@@ -214,6 +219,7 @@ def terms_of(request: Request, longest: float) -> Terms:
         priority=priority_of(request),
         num_previews=NUM_PREVIEWS if follows else 0,
         wants_progress=follows,
+        tell=tell,
     )
 
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -11,6 +11,10 @@ DEADLINE_HEADER: Final = "x-atelier-deadline"  # seconds that the caller still w
 CALLER_HEADER: Final = "x-atelier-caller"  # who asks; callers take turns
 PRIORITY_HEADER: Final = "x-atelier-priority"  # whole number, 0 where there is none; the higher is served first
 MAX_PRIORITY: Final = 100
+REQUEST_HEADER: Final = "x-request-id"
+ATTEMPT_HEADER: Final = "x-atelier-attempt"  # how often this request has been sent to a worker, itself included
+MAX_ATTEMPT: Final = 999
+TOKEN_HEADER: Final = "x-atelier-token"  # noqa: S105 - the name of the header, by which gateway and workers know each other
 RUN_HEADERS: Final = (  # of an answer, as far as they are known when it begins
     "x-seed",
     "x-model",
@@ -94,6 +98,43 @@ def complete(job: type[Job], request: GenerationRequest, defaults: Mapping[str, 
         name: value for name, value in request.model_dump().items() if value is not None
     }  # a null deeper down stays
     return job.model_validate({**defaults, **given})
+
+
+Unit = Literal[
+    "tokens",  # those of prompt and completion
+    "prompt_tokens",
+    "cached_tokens",  # of the prompt
+    "completion_tokens",
+    "pixel_steps",  # pixels, times the passes of the network that worked on them
+    "audio_seconds",
+    "frames",
+    "meshes",
+]
+UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
+MAX_RECEIPTS: Final = 500  # in a batch
+
+
+class Receipt(Body):
+    """What a worker made of a request, streamed or not, and however it ended."""
+
+    id: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+    """Drawn by the worker: the same receipt sent twice counts once. Callers may choose their request's id."""
+    request_id: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    attempt: Annotated[int, Field(ge=1, le=MAX_ATTEMPT)] = 1
+    modality: Annotated[str, StringConstraints(min_length=1, max_length=16)]
+    model: Annotated[str, StringConstraints(max_length=200)]
+    units: dict[Unit, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    """None of a unit where it is not named."""
+    iterations: Annotated[int, Field(ge=0)]
+    queue_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    run_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    ending: Literal["complete", "left", "failed", "late"]
+
+
+class ReceiptBatch(Body):
+    """What workers send to the gateway."""
+
+    receipts: Annotated[tuple[Receipt, ...], Field(max_length=MAX_RECEIPTS)]
 
 
 NAME = re.compile("[a-z0-9_]+")  # of a field, or its place in a list; pydantic's own words for what it tried are others

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.logs import LogFormat
@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     log_format: LogFormat = "text"
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)
+    receipts_url: str = ""  # the gateway's route for what was made; empty: nobody is told
+    internal_token: SecretStr = SecretStr("")  # shared with the gateway; empty: anybody may ask for generations
 
     @field_validator("accept_licences", mode="before")
     @classmethod

@@ -14,10 +14,12 @@ from starlette.responses import Response
 
 from services.encoders import Encoder
 from services.engine.assembly import Make, build_engine
-from services.engine.generation import Generation
+from services.engine.generation import Generation, Tally
+from services.engine.metrics import Ending
 from services.errors import InvalidRequest, ServiceError
 from services.logs import LogFormat, write_json
 from services.media import picture
+from services.receipts import Receipts
 from services.registry import Task, load_models, models_of
 from services.responses import rendered, respond, terms_of
 from services.schema import GenerationRequest, Job, complete, envelope
@@ -56,6 +58,7 @@ class Worker:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
         self.templates = {model.id: model.template for model in models_of(task, load_models())}
+        self.receipts = Receipts(task, self.settings)
 
     @bentoml.on_deployment
     @staticmethod
@@ -66,12 +69,14 @@ class Worker:
     @bentoml.on_startup
     def start(self) -> None:
         """Load in the background; until that is done `/readyz` says 503, and so do requests."""
+        self.receipts.start()
         self.engine.start()
 
     @bentoml.on_shutdown
     def stop(self) -> None:
         """Stop after the current iteration."""
         self.engine.close()
+        self.receipts.close()
 
     async def __is_ready__(self) -> bool:
         """Whether requests can run.
@@ -134,12 +139,17 @@ class Worker:
         """
 
         async def start() -> tuple[Generation, Encoder]:
-            terms = terms_of(request, self.longest)
-            self.engine.check_for_place()  # before a picture is decoded for nothing
-            defaults = self.engine.defaults(body.model)
-            job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
-            work, encoder = await prepare(job)
-            return self.engine.submit(work, body.model, body.seed, terms), encoder
+            tell = self.receipts.teller(request)
+            try:
+                terms = terms_of(request, self.longest, tell)
+                self.engine.check_for_place()  # before a picture is decoded for nothing
+                defaults = self.engine.defaults(body.model)
+                job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
+                work, encoder = await prepare(job)
+                return self.engine.submit(work, body.model, body.seed, terms), encoder
+            except BaseException:
+                tell(Tally("", Ending.FAILED))
+                raise
 
         return await respond(request, start)
 

@@ -172,6 +172,7 @@ WITH_BENTOML = {
 MIDDLEWARES = (
     ".add_asgi_middleware(Correlation)",
     ".add_asgi_middleware(EnvelopeMiddleware)",
+    ".add_asgi_middleware(GatewayOnly)",
     ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)",
     ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS})",
 )

@@ -22,25 +22,26 @@ FORMS: dict[int | str, dict[str, Any]] = {
 async def chat(body: ChatRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat."""
     await state.policy.check(prompts_of(body), request.scope["caller"])
-    return await pass_on(request, state)
+    return await pass_on(body.model, request, state)
 
 
 @router.post("/completions", responses=FORMS, response_class=Response)
 async def completions(body: CompletionRequest, request: Request, state: StateOf) -> Response:
     """Continue a text."""
     await state.policy.check(prompts_of(body), request.scope["caller"])
-    return await pass_on(request, state)
+    return await pass_on(body.model, request, state)
 
 
 @router.post("/responses", responses=FORMS, response_class=Response)
 async def responses(body: ResponseRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat, in items."""
     await state.policy.check(prompts_of(body), request.scope["caller"])
-    return await pass_on(request, state)
+    return await pass_on(body.model, request, state)
 
 
-async def pass_on(request: Request, state: State) -> Response:
+async def pass_on(model: str | None, request: Request, state: State) -> Response:
     """Ask the text worker."""
+    request.scope["asked"] = "text", model
     return await state.relay.send(
         request,
         state.catalog.worker("text"),

@@ -112,6 +112,7 @@ async def text(query: Annotated[TextQuery, Query()], request: Request, state: St
     message = Message(role="user", content=query.prompt)
     body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed)
     await state.policy.check(prompts_of(body), request.scope["caller"])
+    request.scope["asked"] = "text", None
     worker = state.catalog.worker("text")
     path = "/v1/chat/completions"
     renamed = {"messages": "prompt"}
@@ -123,6 +124,7 @@ async def audio(query: Annotated[AudioQuery, Query()], request: Request, state: 
     """Say a text."""
     body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed)
     await state.policy.check(prompts_of(body), request.scope["caller"])
+    request.scope["asked"] = "audio", None
     worker = state.catalog.worker("audio")
     path = "/v1/audio/speech"
     renamed = {"input": "prompt", "voice": "preset"}
@@ -145,6 +147,7 @@ async def draw(query: ImageQuery, request: Request, state: State) -> Response:
     """Ask the image worker."""
     body = ImageRequest.model_validate(query.model_dump())
     await state.policy.check(prompts_of(body), request.scope["caller"])
+    request.scope["asked"] = "image", None
     worker = state.catalog.worker("image")
     path = "/v1/images/generations"
     return await state.relay.send(request, worker, path, accept="image/png", content=wire(body))
@@ -163,6 +166,7 @@ async def video(
     state: StateOf,
 ) -> Response:
     """Make a film that starts with a picture."""
+    request.scope["asked"] = "video", None
     body = VideoRequest(num_frames=form.num_frames, seed=form.seed)
     return await state.relay.send(
         request,
@@ -180,6 +184,7 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
     """Make a mesh."""
     body = MeshRequest.model_validate(query.model_dump())
     await state.policy.check(prompts_of(body), request.scope["caller"])
+    request.scope["asked"] = "mesh", None
     worker = state.catalog.worker("mesh")
     path = "/v1/3d/generations"
     headers = {"content-disposition": attachment(query.prompt, "obj")}
@@ -190,6 +195,7 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
     await state.policy.check([query.prompt], request.scope["caller"])
+    request.scope["asked"] = "text", None
     answer = state.provider.chat(query.prompt)
     return PlainTextResponse(await unless(answer, caller_leaves(request.receive)))
 

@@ -11,9 +11,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
+from gateway.callers import Caller
 from gateway.usage.log import UsageLog
 from gateway.usage.queries import Window
 from gateway.usage.schema import Entry
+from services.schema import UNITS
 
 PAGE_ROWS, MAX_PAGE_ROWS = 100, 1000
 CSV_COLUMNS = (
@@ -24,6 +26,11 @@ CSV_COLUMNS = (
     "Response Time",
     "Status Code",
     "Successful",
+)
+OTHER_CSV_COLUMNS = (
+    *("Caller", "Owner", "Method", "Route", "Model", "Modality", "Ending"),
+    *("Bytes", "First Byte Time", "Queue Time", "Run Time"),
+    *(unit.replace("_", " ").title() for unit in UNITS),
 )
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
@@ -58,10 +65,9 @@ class UsageQuery(BaseModel):
     format: Literal["json", "csv"] | None = None
     """Goes before the `Accept` header."""
 
-    @property
-    def window(self) -> Window:
-        """The part of the log that is asked for."""
-        return Window(since=self.since, until=self.until, after=self.after)
+    def window(self, caller: str | None) -> Window:
+        """The part of the log that is asked for, as far as `caller` may see it; None: all."""
+        return Window(since=self.since, until=self.until, after=self.after, caller=caller)
 
 
 class UsagePage(BaseModel):
@@ -102,12 +108,23 @@ class CsvResponse(StreamingResponse):
 async def list_usage(request: Request, query: Annotated[UsageQuery, Query()]) -> UsagePage | CsvResponse:
     """List who asked for what and how it went, newest first: as JSON, or with `Accept: text/csv` as a CSV file."""
     usage: UsageLog = request.app.state.usage
-    if query.format == "csv" or (query.format is None and _prefers_csv(request.headers.get("accept", ""))):
-        pages = usage.pages(query.window, query.limit)
+    window = query.window(visible_caller(request.scope["caller"]))
+    if wants_csv(query.format, request):
+        pages = usage.pages(window, query.limit)
         return CsvResponse(await anext(pages, []), pages)
     num_rows = min(query.limit or PAGE_ROWS, MAX_PAGE_ROWS)
-    entries = await usage.page(query.window, num_rows + 1)
+    entries = await usage.page(window, num_rows + 1)
     return UsagePage(data=entries[:num_rows], has_more=len(entries) > num_rows)
+
+
+def visible_caller(caller: Caller) -> str | None:
+    """Whose requests a caller may see: everybody's (None) with the scope `admin`, which anybody has in open mode."""
+    return None if "admin" in caller.scopes else caller.id
+
+
+def wants_csv(asked_format: str | None, request: Request) -> bool:
+    """Whether the answer is to be CSV; what the query says goes before the header."""
+    return asked_format == "csv" or (asked_format is None and _prefers_csv(request.headers.get("accept", "")))
 
 
 def _prefers_csv(accept: str) -> bool:
@@ -118,7 +135,7 @@ def _prefers_csv(accept: str) -> bool:
 
 
 async def _csv_chunks(first_page: list[Entry], other_pages: AsyncGenerator[list[Entry]]) -> AsyncGenerator[str]:
-    yield _csv_text([CSV_COLUMNS]) + _csv_text(map(_csv_row, first_page))
+    yield _csv_text([(*CSV_COLUMNS, *OTHER_CSV_COLUMNS)]) + _csv_text(map(_csv_row, first_page))
     async for page in other_pages:
         yield _csv_text(map(_csv_row, page))
 
@@ -138,6 +155,9 @@ def _csv_row(entry: Entry) -> tuple[object, ...]:
         entry.response_seconds,
         entry.status,
         entry.successful,
+        *map(inert, (entry.caller, entry.owner, entry.method, entry.route, entry.model, entry.modality, entry.ending)),
+        *(entry.bytes_out, entry.first_byte_seconds, entry.queue_seconds, entry.run_seconds),
+        *(entry.units.get(unit, "") for unit in UNITS),
     )
 
 

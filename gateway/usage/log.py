@@ -9,8 +9,12 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.usage.queries import Window, page, pages
+from gateway.usage.receipts import take
+from gateway.usage.rollup import count_records
 from gateway.usage.schema import Entry, Record, Usage
+from gateway.usage.summary import Bucket, Question, Width, summarize
 from gateway.usage.writer import Writer
+from services.schema import Receipt
 
 
 class UsageLog:
@@ -52,6 +56,14 @@ class UsageLog:
         """Wait until all that was put so far is written."""
         await self._writer.flush()
 
+    async def take(self, receipts: Sequence[Receipt]) -> None:
+        """Write receipts down, each once however often it comes."""
+        await take(self._database, receipts)
+
+    async def summarize(self, question: Question, width: Width, num_buckets: int) -> list[Bucket]:
+        """Add the requests of a time up, from the roll-up."""
+        return await summarize(self._database, question, width, num_buckets)
+
     async def page(self, window: Window, num_rows: int) -> list[Entry]:
         """Return the newest entries of the window."""
         return await page(self._database, window, num_rows)
@@ -65,3 +77,4 @@ async def append(database: AsyncEngine, records: Sequence[Record]) -> None:
     """Write records in one transaction: all of them, or an error and none."""
     async with database.begin() as connection:
         await connection.execute(insert(Usage), [vars(record) for record in records])
+        await count_records(connection, records)

@@ -1,16 +1,19 @@
 """Reads the usage log newest first, a page at a time, so that its length costs no memory; knows no HTTP."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
+from sqlalchemy import Row as Selected
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.usage.schema import Entry, Usage
+from gateway.usage.schema import Entry, ReceiptRow, Row, Usage, units_of
+from services.schema import UNITS
 
-COLUMNS = [getattr(Usage, field.name) for field in fields(Entry)]
+COLUMNS = [getattr(Usage, field.name) for field in fields(Row)]
+SECONDS = ("queue_seconds", "run_seconds")
 
 
 @dataclass(frozen=True)
@@ -21,18 +24,21 @@ class Window:
         since: the earliest start of a request, itself included.
         until: the end of the time, itself not included.
         after: the id of an entry; only what comes after it, newest first, is read.
+        caller: whose requests; None: everybody's.
     """
 
     since: datetime | None = None
     until: datetime | None = None
     after: int | None = None
+    caller: str | None = None
 
 
 async def page(engine: AsyncEngine, window: Window, num_rows: int) -> list[Entry]:
     """Return the newest entries of the window."""
     async with engine.connect() as connection:
-        rows = await connection.execute(_newest_first(window).limit(num_rows))
-        return [Entry(*row) for row in rows]
+        rows = (await connection.execute(_newest_first(window).limit(num_rows))).all()
+        said = await _receipts_of(connection, [row.id for row in rows])
+    return [_entry(row, said.get(row.id)) for row in rows]
 
 
 async def pages(
@@ -58,6 +64,22 @@ async def pages(
         num_left = None if num_left is None else num_left - num_wanted
 
 
+async def _receipts_of(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, Selected[Any]]:
+    """Add up what the receipts of each row say."""
+    sums = [func.sum(getattr(ReceiptRow, name)).label(name) for name in (*SECONDS, *UNITS)]
+    statement = select(ReceiptRow.usage_id, *sums).where(ReceiptRow.usage_id.in_(ids)).group_by(ReceiptRow.usage_id)
+    return {row.usage_id: row for row in await connection.execute(statement)}
+
+
+def _entry(row: Selected[Any], said: Selected[Any] | None) -> Entry:
+    return Entry(
+        **row._mapping,
+        units=units_of(said._mapping) if said is not None else {},
+        queue_seconds=said.queue_seconds if said is not None else None,
+        run_seconds=said.run_seconds if said is not None else None,
+    )
+
+
 def _newest_first(window: Window) -> Select[*tuple[Any, ...]]:
     return select(*COLUMNS).where(*_conditions(window)).order_by(Usage.started_at.desc(), Usage.id.desc())
 
@@ -68,6 +90,8 @@ def _conditions(window: Window) -> list[ColumnElement[bool]]:
         conditions.append(Usage.started_at >= window.since)
     if window.until is not None:
         conditions.append(Usage.started_at < window.until)
+    if window.caller is not None:
+        conditions.append(Usage.caller == window.caller)
     if window.after is not None:
         started_at = select(Usage.started_at).where(Usage.id == window.after).scalar_subquery()
         conditions.append(tuple_(Usage.started_at, Usage.id) < tuple_(started_at, window.after))

@@ -1,19 +1,27 @@
-"""What is written down about a request, and the table it lies in; knows no HTTP and no database server."""
+"""What is written down about a request, and the tables it lies in; knows no HTTP and no database server."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated, Literal
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from sqlalchemy import BigInteger, String
+from sqlalchemy import BigInteger, Date, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from gateway.database.types import Line, Serial, Tables, UtcDateTime
+from services.schema import UNITS, Unit
 
 Ending = Literal["complete", "left", "failed"]
+Units = dict[Unit, int | float]
 
 
-@dataclass(frozen=True)
+def units_of(numbers: Mapping[str, Any]) -> Units:
+    """Choose the units of which there are some; all but seconds are whole."""
+    return {unit: numbers[unit] if unit == "audio_seconds" else round(numbers[unit]) for unit in UNITS if numbers[unit]}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One request, as the middleware saw it."""
 
@@ -35,22 +43,40 @@ class Record:
         Field(description="`complete`: sent whole. `left`: the caller left before. `failed`: broken on the way."),
     ]
     successful: Annotated[bool, Field(description="Whether the caller got what was asked for.")]
+    caller: Annotated[str, Field(description="The key's id; empty where nobody needs one.")]
+    owner: Annotated[str, Field(description="Whose key it is.")]
+    route: Annotated[str, Field(description="The template of the path; `other` where there is no such route.")]
+    model: Annotated[str, Field(description="The model that worked on it; empty where none did.")]
+    modality: Annotated[str, Field(description="text, audio, image, video or mesh; empty where no model works.")]
 
 
-@dataclass(frozen=True)
-class Entry(Record):
+@dataclass(frozen=True, kw_only=True)
+class Row(Record):
     """A record as it lies in the log."""
 
     id: Annotated[int, Field(description="The row's number in the log.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry(Row):
+    """A record with what the workers' receipts say, all attempts together."""
+
+    units: Annotated[
+        Units,
+        Field(description="What the workers really made, also if the caller left; what is not named was not made."),
+    ]
+    queue_seconds: Annotated[float | None, Field(description="Waiting for the model; null without a receipt.")]
+    run_seconds: Annotated[float | None, Field(description="Of the model's work; null without a receipt.")]
+
+
 class Usage(Tables):
-    """One row a request; the columns are the fields of `Entry`."""
+    """One row a request; the columns are the fields of `Row`."""
 
     __tablename__ = "usage"
+    __table_args__ = (Index(None, "caller", "started_at"),)
 
     id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
-    request_id: Mapped[str] = mapped_column(Line(128))
+    request_id: Mapped[str] = mapped_column(Line(128), index=True)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     method: Mapped[str] = mapped_column(Line(32))
     endpoint: Mapped[str] = mapped_column(Line(2048))
@@ -61,3 +87,56 @@ class Usage(Tables):
     bytes_out: Mapped[int] = mapped_column(BigInteger)
     ending: Mapped[Ending] = mapped_column(String(16))
     successful: Mapped[bool]
+    caller: Mapped[str] = mapped_column(Line(64))
+    owner: Mapped[str] = mapped_column(Line(128))
+    route: Mapped[str] = mapped_column(Line(256))
+    model: Mapped[str] = mapped_column(Line(200))
+    modality: Mapped[str] = mapped_column(Line(16))
+
+
+class Made:
+    """Columns: what workers say that they made, and how long they took."""
+
+    queue_seconds: Mapped[float]
+    run_seconds: Mapped[float]
+    tokens: Mapped[float]
+    prompt_tokens: Mapped[float]
+    cached_tokens: Mapped[float]
+    completion_tokens: Mapped[float]
+    pixel_steps: Mapped[float]
+    audio_seconds: Mapped[float]
+    frames: Mapped[float]
+    meshes: Mapped[float]
+
+
+class ReceiptRow(Made, Tables):
+    """One row a receipt."""
+
+    __tablename__ = "receipts"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    request_id: Mapped[str] = mapped_column(Line(128), index=True)
+    attempt: Mapped[int]
+    received_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    usage_id: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    """The row of the request, as soon as both are there; counted in the roll-up from then on."""
+    modality: Mapped[str] = mapped_column(Line(16))
+    model: Mapped[str] = mapped_column(Line(200))
+    iterations: Mapped[int] = mapped_column(BigInteger)
+    ending: Mapped[str] = mapped_column(String(16))
+
+
+class UsageDay(Made, Tables):
+    """The roll-up: all requests of a day, a caller and a model, together; stays when their rows are deleted."""
+
+    __tablename__ = "usage_days"
+
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    caller: Mapped[str] = mapped_column(Line(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(Line(128), primary_key=True)
+    model: Mapped[str] = mapped_column(Line(200), primary_key=True)
+    modality: Mapped[str] = mapped_column(Line(16), primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    failures: Mapped[int] = mapped_column(BigInteger)
+    bytes_out: Mapped[int] = mapped_column(BigInteger)
+    response_seconds: Mapped[float]

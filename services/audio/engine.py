@@ -101,6 +101,7 @@ class AudioStepper:
         torch.manual_seed(seed)
         draws = random_state(self._network.device)
         set_random_state(self._network.device, before)
+        run.count(input_characters=len(request.input))
         return Speech(request, run, split_sentences(request.input), draws, history)
 
     def key(self, state: Speech) -> None:
@@ -154,6 +155,7 @@ class AudioStepper:
         }
         state.run.emit(Sound(finite(samples.float().cpu().numpy()), self._sample_rate))
         state.num_samples += len(samples)
+        state.run.count(output_samples=len(samples), audio_seconds=len(samples) / self._sample_rate)
         return self._next_sentence(state)
 
     def preview(self, state: Speech) -> None:
@@ -168,7 +170,7 @@ class AudioStepper:
             return None
         if not state.num_samples:
             raise GenerationFailed("the model said nothing; try another text or seed")
-        return Result({"input_characters": len(state.request.input), "output_samples": state.num_samples})
+        return Result()
 
     def _preset(self, voice: str | None) -> History | None:
         # An unknown name would be opened as a file by the library.

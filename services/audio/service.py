@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import bentoml
 
+from services.admission import GatewayOnly
 from services.audio.schema import SpeechRequest
 from services.encoders import Encoder, WavEncoder
 from services.engine.stepper import Stepper
@@ -55,4 +56,5 @@ class AudioService(Worker):
 service = cast(bentoml.Service[AudioService], AudioService)
 service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(GatewayOnly)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

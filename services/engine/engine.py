@@ -525,7 +525,7 @@ class Engine:
         generation = active.generation
         result = active.stepper.advance(active.state, row)
         if result is not None:
-            generation.finish(result.usage, result.finish_reason)
+            generation.finish(result.finish_reason)
             self._drop(active)
         else:
             generation.sketch(partial(active.stepper.preview, active.state))

@@ -45,7 +45,7 @@ class Output:
 class Done:
     """The result is whole; `usage` counts what was made in the modality's own units."""
 
-    usage: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, float] = field(default_factory=dict)
     finish_reason: str = "stop"
 
 

@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from services.engine import memory
@@ -25,6 +26,27 @@ def restarting() -> ModelLoading:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """What came of a generation, however it ended.
+
+    Args:
+        made: what was really made, in the modality's own units.
+        iterations: that were run for it.
+    """
+
+    model: str
+    ending: Ending
+    made: Mapping[str, float] = field(default_factory=dict)
+    iterations: int = 0
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
+def untold(tally: Tally) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
 class Terms:
     """On what terms a caller waits.
 
@@ -34,6 +56,7 @@ class Terms:
         priority: the higher is served first.
         num_previews: how many sketches of the result are wanted on the way.
         wants_progress: whether each iteration is told of; to wake an event loop for what it ignores is not free.
+        tell: told what came of it, once and from any thread; must not wait.
     """
 
     deadline: float
@@ -41,6 +64,7 @@ class Terms:
     priority: int = 0
     num_previews: int = 0
     wants_progress: bool = True
+    tell: Callable[[Tally], None] = untold
 
 
 @dataclass
@@ -55,6 +79,9 @@ class Run(Protocol):
 
     def emit(self, data: Any) -> None:
         """Hand on a piece of the result."""
+
+    def count(self, **units: float) -> None:
+        """Count what was made just now, before `advance`: it is paid for also if nobody waits for the rest."""
 
     def advance(self, step: int, steps: int) -> None:
         """Report that iteration `step` of `steps` is over.
@@ -104,6 +131,8 @@ class Generation:
         self.position: int | None = None  # when it was accepted
         self._last_position: int | None = None
         self.num_iterations = 0
+        self._made: Counter[str] = Counter()
+        self._tell = terms.tell
         self.eta: float | None = None  # seconds; None: not known yet
         self._num_previews = terms.num_previews
         self._wants_progress = terms.wants_progress
@@ -197,6 +226,10 @@ class Generation:
             self._started_at = now
             self._post(Started())
 
+    def count(self, **units: float) -> None:
+        """Count what was made just now."""
+        self._made.update(units)
+
     def emit(self, data: Any) -> None:
         """Hand on a piece of the result."""
         self._post(Output(data))
@@ -251,9 +284,9 @@ class Generation:
             self._num_shown += 1
             self._post(Preview(step, picture))
 
-    def finish(self, usage: Mapping[str, int], finish_reason: str) -> None:
+    def finish(self, finish_reason: str) -> None:
         """Say that the result is whole."""
-        self._end(Ending.COMPLETE, Done(usage, finish_reason))
+        self._end(Ending.COMPLETE, Done(dict(self._made), finish_reason))
 
     def leave(self) -> None:
         """Say that it stopped because its caller left, or because the worker is going down."""
@@ -261,7 +294,8 @@ class Generation:
 
     def fail(self, error: ServiceError) -> None:
         """Say what ended it."""
-        self._end(Ending.FAILED, error.with_traceback(None))  # whose frames hold the model's tensors
+        ending = Ending.LATE if isinstance(error, DeadlineExceeded) else Ending.FAILED
+        self._end(ending, error.with_traceback(None))  # whose frames hold the model's tensors
 
     def _stop(self, reason: type[Cancelled | DeadlineExceeded]) -> None:
         self._stopped_by = self._stopped_by or reason
@@ -270,6 +304,8 @@ class Generation:
     def _end(self, ending: Ending, event: Done | ServiceError) -> None:
         self.request = None
         self._metrics.endings[ending].inc()
+        seconds = self.seconds_queued, self.seconds_run
+        self._tell(Tally(self.model, ending, dict(self._made), self.num_iterations, *seconds))
         self._post(event)
 
     def _post(self, event: Event | ServiceError) -> None:

@@ -15,6 +15,7 @@ class Ending(StrEnum):
     COMPLETE = "complete"
     LEFT = "left"
     FAILED = "failed"
+    LATE = "late"  # its deadline passed
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class PipelineCall:
     Args:
         pipeline: any whose call takes `callback_on_step_end` and `generator`.
         arguments: what the call is given for a request.
-        hand_on: emits what the call returned, and says what was made.
+        hand_on: emits what the call returned, and counts it.
+        made: what each iteration makes, by unit.
         decoder: called by the pipeline once for each piece after the steps; each is an iteration too.
         num_pieces: how many pieces a request has.
         preview: sketches latents, uint8 of shape (height, width, 3); it may call the decoder.
@@ -40,7 +41,8 @@ class PipelineCall:
 
     pipeline: Any
     arguments: Callable[[Any], Mapping[str, Any]]
-    hand_on: Callable[[Any, Any, Run], Mapping[str, int]]
+    hand_on: Callable[[Any, Any, Run], None]
+    made: Callable[[Any], Mapping[str, int]]
     decoder: torch.nn.Module | None = None
     num_pieces: Callable[[Any], int] = lambda request: 0
     preview: Callable[[torch.Tensor], NDArray[np.uint8]] | None = None
@@ -51,25 +53,32 @@ class PipelineCall:
         Raises:
             GenerationFailed: the model's numbers overflowed.
         """
-        watch = Watch(run, self.num_pieces(request) + 1, self.preview)
+        watch = Watch(run, self.num_pieces(request) + 1, self.made(request), self.preview)
         with watch.following(self.decoder):
             made = self.pipeline(
                 **self.arguments(request),
                 generator=torch.Generator().manual_seed(seed),
                 callback_on_step_end=watch.denoised,
             )
-        usage = self.hand_on(request, made, run)
+        self.hand_on(request, made, run)
         watch.advance()
-        return Result(usage)
+        return Result()
 
 
 class Watch:
     """Tells the run about iterations: steps first, then pieces."""
 
-    def __init__(self, run: Run, num_pieces: int, preview: Callable[[torch.Tensor], NDArray[np.uint8]] | None) -> None:
-        """Expect `num_pieces` iterations after the steps."""
+    def __init__(
+        self,
+        run: Run,
+        num_pieces: int,
+        made: Mapping[str, int],
+        preview: Callable[[torch.Tensor], NDArray[np.uint8]] | None,
+    ) -> None:
+        """Expect `num_pieces` iterations after the steps; each but the last of them makes `made`."""
         self._run = run
         self._num_pieces = num_pieces
+        self._made = made
         self._preview = preview
         self._is_sketching = False
         self._step = self._steps = 0
@@ -77,7 +86,7 @@ class Watch:
     def denoised(self, pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         """Count a denoising step: the library's callback."""
         self._steps = pipeline.num_timesteps + self._num_pieces
-        self.advance()
+        self.passed()
         if self._preview is not None:
             self._is_sketching = True
             self._run.sketch(partial(self._preview, tensors["latents"]))
@@ -90,12 +99,17 @@ class Watch:
         if decoder is None:
             yield
             return
-        with decoder.register_forward_hook(self.advance):
+        with decoder.register_forward_hook(self.passed):
             yield
 
-    def advance(self, *_: Any) -> None:
-        """Count an iteration; a forward hook."""
+    def passed(self, *_: Any) -> None:
+        """Count a pass through a network; a forward hook."""
         if self._is_sketching:
             return
+        self._run.count(**self._made)
+        self.advance()
+
+    def advance(self) -> None:
+        """Count an iteration."""
         self._step += 1
         self._run.advance(self._step, self._steps)

@@ -1,6 +1,6 @@
 """What a modality knows: how its requests advance, one forward at a time and several requests to a forward."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -14,9 +14,8 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Result:
-    """What a model says when it is through with a request: units made, and why it ended."""
+    """What a model says when it is through with a request: why it ended."""
 
-    usage: Mapping[str, int]
     finish_reason: str = "stop"
 
 
@@ -46,7 +45,7 @@ class Stepper(Protocol[State]):
         """Run the model once for all of them and return a row for each; change no state."""
 
     def advance(self, state: State, row: Any) -> Result | None:
-        """Take the row in, tell `state`'s run of the iteration and of what was made, and say when it is through.
+        """Take the row in, tell `state`'s run what was made and of the iteration, and say when it is through.
 
         Raises:
             ServiceError: the request cannot be served.

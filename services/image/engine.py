@@ -200,13 +200,15 @@ class ImageStepper:
                 state.phase = Phase.DENOISE
             case Phase.DENOISE:
                 self._step(state, row)
+                width, height = parse_size(state.job.size)
+                state.run.count(pixel_steps=width * height)
                 if state.step == len(state.timesteps):
                     state.phase = Phase.DECODE
             case Phase.DECODE:
                 state.run.emit(self._finished(row))
+                state.run.count(images=1)
                 state.advance()
-                width, height = parse_size(state.job.size)
-                return Result({"images": 1, "pixel_steps": width * height * len(state.timesteps)})
+                return Result()
         state.advance()
         return None
 

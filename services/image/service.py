@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from services.admission import GatewayOnly
 from services.encoders import Base64Encoder, Encoder, PngEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
@@ -102,4 +103,5 @@ class ImageService(Worker):
 service = cast(bentoml.Service[ImageService], ImageService)
 service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(GatewayOnly)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS})

@@ -157,7 +157,8 @@ class MeshStepper:
             finite(state.colours.clamp(0, 1).cpu().numpy()),
         )
         state.run.emit(mesh)
-        return Result({"meshes": 1, "faces": len(mesh.faces)})
+        state.run.count(meshes=1, faces=len(mesh.faces))
+        return Result()
 
     def preview(self, state: Shape) -> None:
         """Show nothing: a rendering takes seconds."""

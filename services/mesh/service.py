@@ -7,6 +7,7 @@ from typing import Any, cast
 import bentoml
 from PIL.Image import Image
 
+from services.admission import GatewayOnly
 from services.encoders import Base64Encoder, Encoder, ObjEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
@@ -66,4 +67,5 @@ class MeshService(Worker):
 service = cast(bentoml.Service[MeshService], MeshService)
 service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(GatewayOnly)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

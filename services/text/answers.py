@@ -172,7 +172,7 @@ def whole(pieces: Sequence[Piece]) -> Piece:
     return Piece(pieces[-1].index, text, tokens, calls, pieces[-1].finish_reason)
 
 
-def usage(counted: Mapping[str, int]) -> dict[str, Any]:
+def usage(counted: Mapping[str, float]) -> dict[str, Any]:
     """Say what was used as OpenAI does."""
     prompt, completion = counted["prompt_tokens"], counted["completion_tokens"]
     return {

@@ -68,7 +68,6 @@ class Conversation:
     Args:
         limit: tokens that an answer may have.
         row: of the prompt.
-        num_cached: tokens of it that others had read.
     """
 
     job: TextJob
@@ -78,7 +77,6 @@ class Conversation:
     limit: int
     row: Memory
     guide: Guide | None = None
-    num_cached: int = 0
     answers: list[Answer] = field(default_factory=list)
     num_iterations: int = 0
 
@@ -158,7 +156,8 @@ class TextStepper:
         limit = min(request.max_tokens, room)
         guide = self._guide(request)
         row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()
-        return Conversation(request, run, seed, prompt, limit, row, guide, num_cached=row.length)
+        run.count(prompt_tokens=row.length, cached_tokens=row.length)
+        return Conversation(request, run, seed, prompt, limit, row, guide)
 
     def _guide(self, job: TextJob) -> Guide | None:
         """Return the grammar that the answer is held to.
@@ -199,6 +198,7 @@ class TextStepper:
         if state.phase is Phase.PREFILL:
             num_read, scores = row
             state.row.length += num_read
+            state.run.count(prompt_tokens=num_read)
             if not state.left:
                 if self._prefixes is not None and isinstance(state.row, Row):
                     self._prefixes.keep(state.prompt, state.row)
@@ -210,16 +210,8 @@ class TextStepper:
         state.advance(self._portions.most)
         if state.phase is Phase.PREFILL or state.open:
             return None
-        num_written = sum(answer.num_tokens for answer in state.answers)
         reasons = {answer.finish_reason for answer in state.answers}
-        return Result(
-            {
-                "prompt_tokens": len(state.prompt),
-                "cached_tokens": state.num_cached,
-                "completion_tokens": num_written,
-            },
-            next(reason for reason in ("length", "tool_calls", "stop") if reason in reasons),
-        )
+        return Result(next(reason for reason in ("length", "tool_calls", "stop") if reason in reasons))
 
     def preview(self, state: Conversation) -> None:
         """Show nothing: the text itself comes as it is made."""
@@ -273,6 +265,7 @@ class TextStepper:
         guide = answer.guide
         answer.token = answer.sampler.choose(scores, guide.allowed() if guide is not None else None)
         answer.num_tokens += 1
+        state.run.count(completion_tokens=1)
         text = ""
         if answer.token in self._ends:
             answer.finish_reason = "stop"

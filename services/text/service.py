@@ -6,6 +6,7 @@ import bentoml
 from starlette.requests import Request
 from starlette.responses import Response
 
+from services.admission import GatewayOnly
 from services.encoders import Encoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
@@ -113,4 +114,5 @@ def encoder(request: Request, body: TextRequest, job: TextJob, shape: Shape) -> 
 service = cast(bentoml.Service[TextService], TextService)
 service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(GatewayOnly)
 service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)

@@ -153,24 +153,23 @@ class FilmStepper:
         Raises:
             GenerationFailed: the model's numbers overflowed.
         """
+        width, height = parse_size(state.job.size)
         match state.phase:
             case Phase.ENCODE:
                 state.encoded, state.latents = row, row.latents
                 state.phase = Phase.DENOISE
             case Phase.DENOISE:
                 self._step(state, row)
+                state.run.count(pixel_steps=width * height)
                 if state.step == len(state.scheduler.timesteps):
                     state.phase, state.encoded = Phase.DECODE, None
             case Phase.DECODE:
                 for frame in self._frames(row):
                     state.run.emit(frame)
+                state.run.count(frames=state.piece.stop - state.num_decoded, pixel_steps=width * height)
                 state.num_decoded = state.piece.stop
         state.advance()
-        if state.num_decoded < state.job.num_frames:
-            return None
-        width, height = parse_size(state.job.size)
-        num_passes = state.job.num_inference_steps + state.num_pieces
-        return Result({"frames": state.job.num_frames, "pixel_steps": width * height * num_passes})
+        return Result() if state.num_decoded == state.job.num_frames else None
 
     @torch.inference_mode()
     def preview(self, state: Film) -> NDArray[np.uint8] | None:
@@ -255,7 +254,9 @@ class TextFilmGenerator:
         pipeline.vae.float()  # as its authors run it: in half precision its colours shift
         self._pipeline = pipeline
         vae = pipeline.vae
-        self._call = PipelineCall(pipeline, arguments_of, hand_on, vae.decoder, num_latent_frames, self._preview)
+        self._call = PipelineCall(
+            pipeline, arguments_of, hand_on, pixels_of, vae.decoder, num_latent_frames, self._preview
+        )
 
     def generate(self, request: TextVideoJob, seed: int, run: Run) -> Result:
         """Emit the film's frames one by one, uint8 of shape (height, width, 3), once all are decoded.
@@ -299,10 +300,14 @@ def num_latent_frames(job: TextVideoJob) -> int:
     return 1 + (job.num_frames - 1) // 4
 
 
-def hand_on(job: TextVideoJob, made: Any, run: Run) -> dict[str, int]:
+def pixels_of(job: TextVideoJob) -> dict[str, int]:
+    """Count what a pass through a network works on."""
+    width, height = parse_size(job.size)
+    return {"pixel_steps": width * height}
+
+
+def hand_on(job: TextVideoJob, made: Any, run: Run) -> None:
     """Emit the film's frames, and count them."""
     for frame in pixels(made.frames[0]):
         run.emit(frame)
-    width, height = parse_size(job.size)
-    num_passes = job.num_inference_steps + num_latent_frames(job)
-    return {"frames": job.num_frames, "pixel_steps": width * height * num_passes}
+        run.count(frames=1)

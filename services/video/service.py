@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from services.admission import GatewayOnly
 from services.encoders import Encoder, Mp4Encoder
 from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
@@ -111,3 +112,4 @@ class VideoService(Worker):
 service = cast(bentoml.Service[VideoService], VideoService)
 service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
+service.add_asgi_middleware(GatewayOnly)

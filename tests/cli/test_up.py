@@ -13,7 +13,7 @@ import pytest
 
 from cli.preflight import missing_weights
 from cli.settings import Settings
-from cli.up import programs, summary
+from cli.up import programs, shared, summary
 from services.registry import load_models, models_of
 from tests.cli.supervise import ROOT
 
@@ -135,6 +135,31 @@ def test_the_gateway_is_told_where_the_workers_are(tmp_path: Path) -> None:
     assert [worker.name for worker in workers] == ["text", "audio", "image", "video", "mesh"]
     assert gateway.environment["ATELIER_IMAGE_URL"] == "http://127.0.0.1:4444"
     assert len({worker.environment["BENTOML_HOME"] for worker in workers}) == 5
+
+
+def test_gateway_and_workers_share_a_token_that_is_another_in_each_run(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, port=4567)
+    runs = [programs(settings, shared(settings)) for _ in range(2)]
+    tokens = [{program.environment["ATELIER_INTERNAL_TOKEN"] for program in run} for run in runs]
+
+    assert [len(found) for found in tokens] == [1, 1]
+    assert tokens[0] != tokens[1]
+    assert all(len(token) >= 32 for found in tokens for token in found)
+    assert runs[0][0].environment["ATELIER_RECEIPTS_URL"] == "http://127.0.0.1:4567/internal/receipts"
+    assert not any(part in tokens[0] for program in runs[0] for part in program.command)
+
+
+def test_a_token_that_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_INTERNAL_TOKEN", "theirs")
+    settings = Settings(data_dir=tmp_path)
+
+    assert {one.environment["ATELIER_INTERNAL_TOKEN"] for one in programs(settings, shared(settings))} == {"theirs"}
+
+
+def test_a_worker_alone_works_for_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ATELIER_INTERNAL_TOKEN", raising=False)
+
+    assert "ATELIER_INTERNAL_TOKEN" not in programs(Settings(data_dir=tmp_path))[0].environment
 
 
 def test_a_worker_that_runs_elsewhere_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

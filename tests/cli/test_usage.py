@@ -28,19 +28,43 @@ ENTRY = {
 }
 
 
+SUMMARY = {
+    "data": [
+        {
+            "start": "2026-11-01",
+            "end": "2026-12-01",
+            "results": [
+                {
+                    "model": "tiny-sd",
+                    "requests": 1234,
+                    "failures": 5,
+                    "response_seconds": 99.25,
+                    "units": {"pixel_steps": 12345678, "audio_seconds": 2.5},
+                },
+                {"model": "", "requests": 1, "failures": 1, "response_seconds": 0.0, "units": {}},
+            ],
+        }
+    ],
+    "has_more": False,
+}
+
+
 class UsageHandler(BaseHTTPRequestHandler):
     """Answers as the gateway does."""
 
     asked: ClassVar[dict[str, list[str]]] = {}
+    path_asked: ClassVar[str] = ""
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
         UsageHandler.asked = parse_qs(address.query)
+        UsageHandler.path_asked = address.path
         if "since" in UsageHandler.asked:
             return self.answer(422, "application/json", json.dumps({"error": {"message": "since: not a date"}}))
         if self.headers["accept"] == "text/csv":
             return self.answer(200, "text/csv", CSV, missing=7 if "until" in UsageHandler.asked else 0)
-        return self.answer(200, "application/json", json.dumps({"data": [ENTRY], "has_more": True}))
+        found = SUMMARY if address.path == "/v1/usage/summary" else {"data": [ENTRY], "has_more": True}
+        return self.answer(200, "application/json", json.dumps(found))
 
     def answer(self, status: int, media_type: str, body: str, missing: int = 0) -> None:
         self.send_response(status)
@@ -94,6 +118,23 @@ def test_a_table_has_a_line_for_each_request() -> None:
     assert heading.split() == ["When", "(UTC)", "Status", "Seconds", "Client", "Endpoint"]
     assert line.split() == ["2026-11-22", "10:00:00", "200", "left", "1.250", "127.0.0.1", "GET", "/generate/text"]
     assert "--until 2026-11-22T10:00:00.25Z" in hint
+
+
+def test_totals_have_a_line_for_each_group() -> None:
+    with server() as url:
+        lines = usage(url, "--by", "model", "--per", "1mo").stdout.decode().splitlines()
+    assert lines[0].split() == ["From", "To", "Model", "Requests", "Failures", "Seconds", "Made"]
+    assert lines[1].split()[:6] == ["2026-11-01", "2026-11-30", "tiny-sd", "1,234", "5", "99.2"]
+    assert lines[1].endswith("12,345,678 pixel steps, 2.5 audio seconds")
+    assert lines[2].split() == ["2026-11-01", "2026-11-30", "-", "1", "1", "0.0"]
+    assert UsageHandler.asked == {"group_by": ["model"], "bucket_width": ["1mo"]}
+
+
+def test_totals_come_as_a_file_too() -> None:
+    with server() as url:
+        assert usage(url, "--csv", "--by", "caller,model").stdout == CSV.encode()
+    assert UsageHandler.path_asked == "/v1/usage/summary"
+    assert UsageHandler.asked == {"group_by": ["caller,model"], "bucket_width": ["all"]}
 
 
 def test_what_the_server_refuses_is_said_in_its_words() -> None:

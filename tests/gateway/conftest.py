@@ -185,6 +185,7 @@ class Gateway:
     def __init__(self, app: FastAPI, data_dir: Path) -> None:
         self._stack = ExitStack()
         self._data_dir = data_dir
+        self.app = app
         self.url = self._stack.enter_context(served(app))
         self.client = self.new_client()
 

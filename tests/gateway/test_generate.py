@@ -12,7 +12,7 @@ from starlette.types import Message
 from services.audio.schema import SpeechRequest
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest
-from services.schema import CALLER_HEADER, DEADLINE_HEADER, MAX_SEED, GenerationRequest
+from services.schema import ATTEMPT_HEADER, CALLER_HEADER, DEADLINE_HEADER, MAX_SEED, GenerationRequest
 from services.text.schema import ChatRequest
 from services.uploads import read_form
 from services.video.schema import VideoRequest
@@ -154,7 +154,8 @@ def test_the_worker_is_told_what_it_needs_and_nothing_of_the_client(client: http
 
     for sent in workers.requests:
         ours = {name for name in sent.headers if name.startswith("x-")}
-        assert ours == {"x-request-id", DEADLINE_HEADER, CALLER_HEADER}
+        assert ours == {"x-request-id", DEADLINE_HEADER, CALLER_HEADER, ATTEMPT_HEADER}
+        assert sent.headers[ATTEMPT_HEADER] == "1"
         assert sent.headers[CALLER_HEADER] not in {"root", "10.0.0.1", ""}
         assert sent.headers[DEADLINE_HEADER] == "600.0"
         assert sent.headers["accept-encoding"] == "identity"

@@ -23,15 +23,16 @@ from prometheus_client import CollectorRegistry, Counter
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import IntegrityError
 from starlette.requests import ClientDisconnect
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.callers import Caller
 from gateway.database.database import VERSION_TABLE, alembic_config, open_database
 from gateway.database.types import Tables
-from gateway.routes.usage import CSV_COLUMNS, CsvResponse, inert, router
+from gateway.routes.usage import CSV_COLUMNS, OTHER_CSV_COLUMNS, CsvResponse, inert, router
 from gateway.usage import queries
 from gateway.usage.log import UsageLog, append
 from gateway.usage.queries import Window
-from gateway.usage.schema import Entry, Record, Usage
+from gateway.usage.schema import Entry, Record, Row, Usage
 from gateway.usage.writer import Writer
 
 pytestmark = pytest.mark.anyio
@@ -68,12 +69,17 @@ def make_record(number: int = 0, **changes: Any) -> Record:
         bytes_out=1234,
         ending="complete",
         successful=True,
+        caller="key-1",
+        owner="ann",
+        route="/v1/images/generations",
+        model="tiny-sd",
+        modality="image",
     )
     return replace(record, **changes)
 
 
 def make_entry(record: Record, number: int) -> Entry:
-    return Entry(**vars(record), id=number)
+    return Entry(**vars(record), id=number, units={}, queue_seconds=None, run_seconds=None)
 
 
 def ids(entries: Sequence[Record]) -> list[str]:
@@ -95,11 +101,23 @@ async def filled_log(url: str, records: Sequence[Record]) -> AsyncGenerator[Usag
         yield usage
 
 
+class Known:
+    """Everybody is the same caller."""
+
+    def __init__(self, app: ASGIApp, caller: Caller) -> None:
+        self._app, self._caller = app, caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["caller"] = self._caller
+        await self._app(scope, receive, send)
+
+
 @asynccontextmanager
-async def client_of(usage: UsageLog) -> AsyncGenerator[httpx.AsyncClient]:
+async def client_of(usage: UsageLog, caller: Caller = Caller()) -> AsyncGenerator[httpx.AsyncClient]:  # noqa: B008 - frozen
     app = FastAPI()
     app.include_router(router)
     app.state.usage = usage
+    app.add_middleware(Known, caller=caller)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
@@ -327,8 +345,8 @@ class TestMigrations:
         async with filled_log(url, [make_record()]) as usage:
             assert len(await usage.page(EVERYTHING, 10)) == 1
 
-    def test_an_entry_is_a_row(self) -> None:
-        assert {field.name for field in fields(Entry)} == set(Usage.__table__.columns.keys())
+    def test_a_row_has_its_columns(self) -> None:
+        assert {field.name for field in fields(Row)} == set(Usage.__table__.columns.keys())
 
     async def test_readers_do_not_stop_the_writer(self, url: str, path: Path) -> None:
         async with open_log(url):
@@ -360,6 +378,14 @@ class TestJson:
                 "bytes_out": 1234,
                 "ending": "complete",
                 "successful": True,
+                "caller": "key-1",
+                "owner": "ann",
+                "route": "/v1/images/generations",
+                "model": "tiny-sd",
+                "modality": "image",
+                "units": {},
+                "queue_seconds": None,
+                "run_seconds": None,
             }
         ]
 
@@ -431,7 +457,8 @@ class TestCsv:
         async with filled_log(url, records) as usage, client_of(usage) as client:
             response = await client.get("/v1/usage", headers={"accept": "text/csv"})
         assert response.headers["content-type"].startswith("text/csv")
-        assert list(csv.reader(io.StringIO(response.text, newline=""))) == [
+        rows = list(csv.reader(io.StringIO(response.text, newline="")))
+        assert [row[:7] for row in rows] == [
             [
                 "Request ID",
                 "Datetime",
@@ -444,11 +471,12 @@ class TestCsv:
             ["req-1", "2026-07-01T12:00:01+00:00", '/a,"b"\n', "203.0.113.9", "1.5", "503", "False"],
             ["req-0", "2026-07-01T12:00:00+00:00", "/v1/images/generations", "203.0.113.9", "1.5", "200", "True"],
         ]
+        assert len({len(row) for row in rows}) == 1
 
     async def test_an_empty_log_is_a_header(self, url: str) -> None:
         async with open_log(url) as usage, client_of(usage) as client:
             response = await client.get("/v1/usage?format=csv")
-        assert response.text == ",".join(CSV_COLUMNS) + "\r\n"
+        assert response.text == ",".join((*CSV_COLUMNS, *OTHER_CSV_COLUMNS)) + "\r\n"
 
     async def test_the_whole_log_comes_unless_limited(self, url: str) -> None:
         async with (

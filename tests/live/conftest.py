@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.collector import Collector
 
 TASKS = ("text", "audio", "image", "video", "mesh")
+TOKEN = {"x-atelier-token": "of-this-test"}  # what workers want to see of whoever asks them
 LONG = 180.0  # seconds after which a start or a stop counts as hung
 
 
@@ -97,6 +98,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) 
         **{name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")},
         "ATELIER_DATA_DIR": str(data_dir),
         "ATELIER_PORT": str(ports["gateway"]),
+        "ATELIER_INTERNAL_TOKEN": TOKEN["x-atelier-token"],
         **{f"ATELIER_{task.upper()}_PORT": str(ports[task]) for task in TASKS},
         **settings,
     }

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.live.conftest import System
+from tests.live.conftest import TOKEN, System
 from tests.live.pictures import png, png_bomb
 
 PROMPT_ROUTES = {"text": "text", "audio": "audio", "image": "image", "bentoml/image": "image", "3d": "mesh"}
@@ -109,11 +109,11 @@ def test_a_body_that_is_no_form_is_refused(client: httpx.Client, body: dict[str,
 
 def test_a_worker_alone_refuses_in_the_same_words(system: System) -> None:
     url = f"{system.worker('image')}/v1/images/generations"
-    assert_refused(httpx.post(url, json={"prompt": ""}), "prompt")
-    assert_refused(httpx.post(url, json={"prompt": "a", "promt": "b"}), "promt")
-    assert_refused(httpx.post(url, json={"prompt": 5}), "prompt")
-    assert_refused(httpx.post(url, content=b"{", headers={"content-type": "application/json"}), None)
-    assert_refused(httpx.post(url, json={"prompt": "a", "model": "none"}), "model", status=404)
+    assert_refused(httpx.post(url, json={"prompt": ""}, headers=TOKEN), "prompt")
+    assert_refused(httpx.post(url, json={"prompt": "a", "promt": "b"}, headers=TOKEN), "promt")
+    assert_refused(httpx.post(url, json={"prompt": 5}, headers=TOKEN), "prompt")
+    assert_refused(httpx.post(url, content=b"{", headers={**TOKEN, "content-type": "application/json"}), None)
+    assert_refused(httpx.post(url, json={"prompt": "a", "model": "none"}, headers=TOKEN), "model", status=404)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,9 @@ def test_a_worker_alone_refuses_in_the_same_words(system: System) -> None:
 def test_a_worker_alone_reads_no_body_of_200_megabytes(system: System, task: str, path: str) -> None:
     parts = urlsplit(system.worker(task))
     with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
-        head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 200000000\r\n\r\n"
-        connection.sendall(head.encode())
+        headers = {"host": "a", "content-type": "application/json", "content-length": "200000000", **TOKEN}
+        lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
         answer = http.client.HTTPResponse(connection)
         answer.begin()
         assert answer.status == 413

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.live.conftest import LONG, System
+from tests.live.conftest import LONG, TOKEN, System
 
 MODEL = "tinyllama-1.1b-chat"
 WRONG = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 3}}}
@@ -20,7 +20,8 @@ HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture(scope="module")
 def client(system: System) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{system.worker('text')}/v1", api_key="-", max_retries=0, timeout=LONG) as sdk:
+    url = f"{system.worker('text')}/v1"
+    with openai.OpenAI(base_url=url, api_key="-", default_headers=TOKEN, max_retries=0, timeout=LONG) as sdk:
         yield sdk
 
 
@@ -46,7 +47,7 @@ def test_a_chat_is_the_same_streamed_and_whole(client: openai.OpenAI) -> None:
 
 def test_a_stream_ends_with_done(system: System) -> None:
     body = {"messages": HELLO, "max_tokens": 3, "stream": True}
-    answer = httpx.post(f"{system.worker('text')}/v1/chat/completions", json=body, timeout=LONG)
+    answer = httpx.post(f"{system.worker('text')}/v1/chat/completions", json=body, headers=TOKEN, timeout=LONG)
 
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text.endswith("\n\ndata: [DONE]\n\n")

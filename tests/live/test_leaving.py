@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.live.conftest import System
+from tests.live.conftest import TOKEN, System
 from tests.live.pictures import png
 
 # Each asks for far more iterations than pass before the caller is gone.
@@ -88,7 +88,7 @@ def test_leaving_midway_stops_the_model(system: System, task: str) -> None:
     path, body = LONG_STREAM[task]
     accept = {"accept": "text/plain"} if task == "text" else {}
     with (
-        httpx.Client(base_url=system.worker(task), timeout=120) as client,
+        httpx.Client(base_url=system.worker(task), headers=TOKEN, timeout=120) as client,
         client.stream("POST", path, headers=accept, **body) as response,
     ):
         assert first_chunk(response)

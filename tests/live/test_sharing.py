@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.live.conftest import LONG, System
+from tests.live.conftest import LONG, TOKEN, System
 from tests.live.pictures import png
 
 PATH = "/v1/images/generations"
 
 
 def draw(system: System, **body: Any) -> httpx.Response:
-    headers = {"accept": "image/png"}
+    headers = {**TOKEN, "accept": "image/png"}
     return httpx.post(f"{system.worker('image')}{PATH}", json=body, headers=headers, timeout=LONG)
 
 
@@ -71,7 +71,7 @@ def test_one_who_leaves_a_shared_forward_stops_within_an_iteration_and_the_other
     body = {"prompt": "a cat", "num_inference_steps": 100, "size": "256x256"}
     staying = threading.Thread(target=lambda: kept.append(draw(system, seed=1, **body)))
     staying.start()
-    url, headers = f"{system.worker('image')}{PATH}", {"accept": "text/event-stream"}
+    url, headers = f"{system.worker('image')}{PATH}", {**TOKEN, "accept": "text/event-stream"}
     with httpx.stream("POST", url, json={**body, "seed": 2}, headers=headers, timeout=LONG) as response:
         seen = ""
         for piece in response.iter_text():
@@ -88,7 +88,7 @@ def test_one_who_leaves_a_shared_forward_stops_within_an_iteration_and_the_other
 
 def test_events_tell_of_a_picture_from_the_queue_to_its_end(system: System) -> None:
     body = {"prompt": "a cat", "num_inference_steps": 12, "seed": 3}
-    headers = {"accept": "text/event-stream"}
+    headers = {**TOKEN, "accept": "text/event-stream"}
     response = httpx.post(f"{system.worker('image')}{PATH}", json=body, headers=headers, timeout=LONG)
     told = events(response)
     names = [name for name, _ in told]
@@ -112,7 +112,7 @@ def test_a_masked_edit_paints_where_the_mask_is_transparent(system: System) -> N
     mask.paste((0, 0, 0, 0), (0, 0, 256, 128))
     file = io.BytesIO()
     mask.save(file, "PNG")
-    url, headers = f"{system.worker('image')}/v1/images/edits", {"accept": "image/png"}
+    url, headers = f"{system.worker('image')}/v1/images/edits", {**TOKEN, "accept": "image/png"}
 
     def edit(seed: int) -> NDArray[np.int64]:
         form = {"prompt": "a cat", "seed": str(seed), "num_inference_steps": "4", "strength": "1", "size": "256x256"}
@@ -127,7 +127,7 @@ def test_a_masked_edit_paints_where_the_mask_is_transparent(system: System) -> N
 
 def test_a_film_of_a_prompt(system: System) -> None:
     form = {"prompt": "a boat", "num_frames": "5", "seed": "1"}
-    response = httpx.post(f"{system.worker('video')}/v1/videos", data=form, timeout=LONG)
+    response = httpx.post(f"{system.worker('video')}/v1/videos", data=form, headers=TOKEN, timeout=LONG)
 
     assert response.status_code == 200
     assert response.headers["x-model"] == "wan2.1-t2v-1.3b"

@@ -55,14 +55,15 @@ class Gate:
 
 
 def nothing(run: Run) -> Result:
-    return Result({})
+    return Result()
 
 
 def steps(count: int) -> Script:
     def script(run: Run) -> Result:
         for step in range(1, count + 1):
             run.advance(step, count)
-        return Result({"steps": count})
+        run.count(steps=count)
+        return Result()
 
     return script
 
@@ -94,7 +95,7 @@ class Bench:
         return self.registry.get_sample_value(f"atelier_{name}", {"modality": "test", "model": model, **labels})
 
     def endings(self, model: str = "model") -> dict[str, float | None]:
-        names = ("complete", "left", "failed")
+        names = ("complete", "left", "failed", "late")
         return {name: self.count("generations_total", model, ending=name) for name in names}
 
     @property

@@ -1,5 +1,6 @@
 """Runs steppers as the engine does, tick by tick, so that a test can say who joins when and look at every forward."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ class Recorder:
     stop_after: int | None = None
     raises: type[Exception] = Cancelled
     outputs: list[Any] = field(default_factory=list)
+    made: Counter[str] = field(default_factory=Counter)
     progress: list[tuple[int, int]] = field(default_factory=list)
     state: Any = None  # the stepper's
     result: Result | None = None
@@ -29,6 +31,9 @@ class Recorder:
 
     def emit(self, data: Any) -> None:
         self.outputs.append(data)
+
+    def count(self, **units: float) -> None:
+        self.made.update(units)  # type: ignore[arg-type] # typed for whole numbers
 
     def advance(self, step: int, steps: int) -> None:
         assert self.stop_after is None or len(self.progress) < self.stop_after, "the model went on"

@@ -21,6 +21,7 @@ from services.engine.generation import Run
 from services.engine.stepper import Result, WholeCall
 from services.image.edit import Edit
 from services.image.service import draw_over
+from services.receipts import Receipts
 from services.responses import rendered
 from services.settings import Settings
 from services.worker import Worker
@@ -40,7 +41,8 @@ class Studio:
         if self.gate is not None:
             self.gate()
         run.emit(np.zeros((8, 8, 3), np.uint8))
-        return Result({"images": 1})
+        run.count(images=1)
+        return Result()
 
     async def __call__(self, request: Request) -> Response:
         return await rendered(draw_over(request, self.worker))  # type: ignore[arg-type] # the service is this with a route
@@ -54,6 +56,7 @@ class StudioWorker(Worker):
 def studio(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Studio]]:
     monkeypatch.setattr("services.worker.Settings", lambda: Settings(queue_size=1))
     monkeypatch.setattr("services.worker.build_engine", partial(build_engine, registry=CollectorRegistry()))
+    monkeypatch.setattr("services.worker.Receipts", partial(Receipts, registry=CollectorRegistry()))
     with undisturbed_logging():
         made = Studio()
     made.worker.start()

@@ -61,7 +61,7 @@ def held(gate: Gate, then: Script = nothing) -> Script:
 def noted(served: list[Run]) -> Script:
     def script(run: Run) -> Result:
         served.append(run)
-        return Result({})
+        return Result()
 
     return script
 
@@ -97,7 +97,8 @@ async def test_events_come_in_order(bench: Bench) -> None:
         run.emit("half")
         run.advance(2, 2)
         run.emit("whole")
-        return Result({"pieces": 2}, "length")
+        run.count(pieces=2)
+        return Result("length")
 
     assert await bench.serve(script) == [
         Queued(0),
@@ -126,7 +127,7 @@ async def test_requests_run_one_after_the_other_as_they_came(bench: Bench) -> No
     def numbered(number: int) -> Script:
         def script(run: Run) -> Result:
             order.append(number)
-            return Result({})
+            return Result()
 
         return script
 
@@ -145,7 +146,7 @@ async def test_a_generation_that_is_over_has_no_more_events(bench: Bench) -> Non
 
 
 async def test_a_failed_generation_has_no_more_events(bench: Bench) -> None:
-    generation = bench.submit(lambda run: Result({"value": 1 // 0}))
+    generation = bench.submit(lambda run: Result(str(1 // 0)))
 
     with pytest.raises(GenerationFailed):
         await follow(generation)
@@ -168,7 +169,7 @@ async def test_who_leaves_before_it_runs_is_never_served(bench: Bench) -> None:
     await bench.serve()
 
     assert served == []
-    assert bench.endings() == {"complete": 2, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 2, "left": 1, "failed": 0, "late": 0}
     assert bench.count("iterations_after_leave_total") == 0
 
 
@@ -204,7 +205,7 @@ async def test_who_leaves_while_it_runs_stops_the_model_at_its_next_iteration(be
             except Cancelled:
                 stopped.append(step)
                 raise
-        return Result({})
+        return Result()
 
     generation = bench.submit(script)
     await reach(gate.reached)
@@ -215,7 +216,7 @@ async def test_who_leaves_while_it_runs_stops_the_model_at_its_next_iteration(be
     assert stopped == [2]
     assert bench.count("iterations_total") == 2
     assert bench.count("iterations_after_leave_total") == 1
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 async def test_leaving_after_the_end_changes_nothing(bench: Bench) -> None:
@@ -225,7 +226,7 @@ async def test_leaving_after_the_end_changes_nothing(bench: Bench) -> None:
     generation.cancel()
     await bench.serve()
 
-    assert bench.endings() == {"complete": 2, "left": 0, "failed": 0}
+    assert bench.endings() == {"complete": 2, "left": 0, "failed": 0, "late": 0}
     assert bench.count("iterations_after_leave_total") == 0
 
 
@@ -239,7 +240,7 @@ async def test_leaving_twice_counts_once(bench: Bench) -> None:
     gate.opened.set()
     await bench.serve()
 
-    assert bench.endings() == {"complete": 1, "left": 2, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 2, "failed": 0, "late": 0}
 
 
 async def test_who_leaves_while_its_model_loads_does_not_start_it(make_bench: MakeBench) -> None:
@@ -258,7 +259,7 @@ async def test_who_leaves_while_its_model_loads_does_not_start_it(make_bench: Ma
     await bench.serve()
 
     assert served == []
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 # --- deadlines ---
@@ -272,7 +273,7 @@ async def test_a_deadline_passes_also_behind_a_long_one(bench: Bench) -> None:
 
     with pytest.raises(DeadlineExceeded):
         await follow(waiting)
-    assert bench.endings() == {"complete": 0, "left": 0, "failed": 1}
+    assert bench.endings() == {"complete": 0, "left": 0, "failed": 0, "late": 1}
     assert bench.queue_length == 0
 
     gate.opened.set()
@@ -285,14 +286,14 @@ async def test_a_deadline_stops_a_running_model_and_the_next_is_served(bench: Be
     with pytest.raises(DeadlineExceeded):
         await follow(generation)
     assert isinstance((await bench.serve())[-1], Done)
-    assert bench.endings() == {"complete": 1, "left": 0, "failed": 1}
+    assert bench.endings() == {"complete": 1, "left": 0, "failed": 0, "late": 1}
 
 
 async def test_a_deadline_stops_the_model_even_if_nobody_follows(bench: Bench) -> None:
     bench.submit(until_stopped, deadline=SOON)
     await bench.serve()
 
-    assert bench.endings() == {"complete": 1, "left": 0, "failed": 1}
+    assert bench.endings() == {"complete": 1, "left": 0, "failed": 0, "late": 1}
 
 
 async def test_a_deadline_that_passed_in_the_queue_starts_nothing(bench: Bench) -> None:
@@ -308,7 +309,7 @@ async def test_a_deadline_that_passed_in_the_queue_starts_nothing(bench: Bench) 
     assert served == []
     with pytest.raises(DeadlineExceeded):
         await follow(late)
-    assert bench.endings() == {"complete": 2, "left": 0, "failed": 1}
+    assert bench.endings() == {"complete": 2, "left": 0, "failed": 0, "late": 1}
 
 
 async def test_what_stops_a_generation_first_is_what_stopped_it() -> None:
@@ -326,7 +327,8 @@ async def test_what_stops_a_generation_first_is_what_stopped_it() -> None:
 
 async def test_a_result_that_was_made_in_time_is_told_to_a_slow_follower() -> None:
     generation = alone(deadline=0)
-    generation.finish({"steps": 1}, "stop")
+    generation.count(steps=1)
+    generation.finish("stop")
     await asyncio.sleep(0)  # one turn of the loop: the event is there
 
     assert await follow(generation) == [Done({"steps": 1})]
@@ -347,7 +349,7 @@ async def test_a_failure_harms_only_its_own_request(bench: Bench) -> None:
         await follow(generations[1])
     assert "secret" not in failure.value.message
     assert isinstance((await follow(generations[2]))[-1], Done)
-    assert bench.endings() == {"complete": 2, "left": 0, "failed": 1}
+    assert bench.endings() == {"complete": 2, "left": 0, "failed": 1, "late": 0}
 
 
 async def test_what_a_model_refuses_is_told_in_its_own_words(bench: Bench) -> None:
@@ -596,7 +598,7 @@ async def test_closing_ends_everyone_and_joins_the_thread(make_bench: MakeBench)
     assert told.value.retry_after is not None
     assert engine_threads() == before
     assert not is_ready(bench)
-    assert bench.endings() == {"complete": 0, "left": 2, "failed": 0}
+    assert bench.endings() == {"complete": 0, "left": 2, "failed": 0, "late": 0}
     with pytest.raises(ModelLoading, match="restarting"):
         bench.submit()
 
@@ -610,7 +612,7 @@ async def test_closing_waits_for_the_iteration_and_is_not_ready_meanwhile(make_b
         gate()
         seen.extend((is_closed.wait(10 * SOON), is_ready(bench)))  # a long iteration
         run.advance(1, 2)
-        return Result({})
+        return Result()
 
     def close() -> None:
         bench.engine.close()
@@ -711,7 +713,7 @@ def test_several_loops_follow_one_engine(make_bench: MakeBench) -> None:
 
     assert len(results) == 40
     assert all(whole(events) == [Started(), Progress(1, 2), Progress(2, 2), Done({"steps": 2})] for events in results)
-    assert bench.endings() == {"complete": 40, "left": 0, "failed": 0}
+    assert bench.endings() == {"complete": 40, "left": 0, "failed": 0, "late": 0}
 
 
 async def test_two_engines_run_at_once(make_bench: MakeBench) -> None:
@@ -732,7 +734,7 @@ async def test_two_engines_run_at_once(make_bench: MakeBench) -> None:
 
 async def test_every_iteration_is_counted_and_measured(make_bench: MakeBench) -> None:
     bench = make_bench({"model": on_demand(), "other": on_demand()})
-    assert bench.endings() == {"complete": 0, "left": 0, "failed": 0}  # shown from the beginning
+    assert bench.endings() == {"complete": 0, "left": 0, "failed": 0, "late": 0}  # shown from the beginning
 
     await bench.serve(steps(3))
     await bench.serve(steps(4))
@@ -741,8 +743,8 @@ async def test_every_iteration_is_counted_and_measured(make_bench: MakeBench) ->
     assert bench.count("iterations_total") == 7
     assert bench.count("iteration_seconds_count") == 7
     assert bench.count("iterations_total", "other") == 5
-    assert bench.endings() == {"complete": 2, "left": 0, "failed": 0}
-    assert bench.endings("other") == {"complete": 1, "left": 0, "failed": 0}
+    assert bench.endings() == {"complete": 2, "left": 0, "failed": 0, "late": 0}
+    assert bench.endings("other") == {"complete": 1, "left": 0, "failed": 0, "late": 0}
 
 
 def test_threads_that_submit_and_leave_at_random_leave_the_engine_whole(make_bench: MakeBench) -> None:

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ class Made:
 
     outputs: list[Any]
     progress: list[tuple[int, int]]
+    made: Counter[str]
     result: Result
 
     @property
@@ -106,7 +108,7 @@ class Shelf:
     def make(self, model: str, seed: int = 0, **fields: Any) -> Made:
         recorder = alone(self[model], job(model, **fields), seed)
         assert recorder.result is not None
-        return Made(recorder.outputs, recorder.progress, recorder.result)
+        return Made(recorder.outputs, recorder.progress, recorder.made, recorder.result)
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +224,7 @@ async def test_a_model_runs_in_the_engine(shelf: Shelf, make_bench: MakeBench, m
     made = shelf.known(model)
 
     assert events[:2] == [Queued(0), Started()]
-    assert events[-1] == Done(made.result.usage, made.result.finish_reason)
+    assert events[-1] == Done(made.made, made.result.finish_reason)
     assert b"".join(as_bytes(event.data) for event in events if isinstance(event, Output)) == made.bytes
     assert [(event.step, event.steps) for event in events if isinstance(event, Progress)] == made.progress
     assert bench.count("iterations_total") == len(made.progress)
@@ -283,9 +285,10 @@ def test_a_sentence_is_the_librarys_own_sound(shelf: Shelf, bark: Any, voice: st
 
     assert [sound.sample_rate for sound in made.outputs] == [24_000, 24_000]
     assert np.array_equal(made.outputs[0].samples, bark("My dog is cute.", voice, 4))
-    assert made.result.usage == {
+    assert made.made == {
         "input_characters": 25,
         "output_samples": sum(len(sound.samples) for sound in made.outputs),
+        "audio_seconds": sum(len(sound.samples) / 24_000 for sound in made.outputs),
     }
 
 
@@ -335,7 +338,7 @@ def test_a_voice_that_is_none_is_refused_and_never_opened(shelf: Shelf, tmp_path
 
 @pytest.mark.parametrize("text", ["\u4e16\u754c", "..."])
 def test_any_text_is_said(shelf: Shelf, text: str) -> None:
-    assert shelf.make("bark-small", input=text).result.usage["output_samples"] > 0
+    assert shelf.make("bark-small", input=text).made["output_samples"] > 0
 
 
 def with_semantic(settings: Settings, folder: Path, **changes: Any) -> Settings:
@@ -384,7 +387,7 @@ def test_a_picture_is_the_pipelines_own(shelf: Shelf, fields: dict[str, Any]) ->
 
     assert made.outputs[0].shape == (height, width, 3)
     assert np.array_equal(made.outputs[0], np.asarray(picture))
-    assert made.result.usage == {"images": 1, "pixel_steps": width * height * request.num_inference_steps}
+    assert made.made == {"images": 1, "pixel_steps": width * height * request.num_inference_steps}
 
 
 @pytest.mark.parametrize(
@@ -424,6 +427,6 @@ quickly = examples(deadline=None, max_examples=8, suppress_health_check=[HealthC
 def test_any_text_that_passes_can_be_drawn_said_and_answered(shelf: Shelf, text: str) -> None:
     assert shelf.make("tiny-sd", prompt=text, num_inference_steps=1).outputs
     assert shelf.make("shap-e", prompt=text, num_inference_steps=2, grid_size=8).outputs
-    assert shelf.make("tinyllama-1.1b-chat", prompt=text, max_tokens=2).result.usage["prompt_tokens"] > 0
+    assert shelf.make("tinyllama-1.1b-chat", prompt=text, max_tokens=2).made["prompt_tokens"] > 0
     with pytest.raises(Cancelled):
         alone(shelf["bark-small"], job("bark-small", input=text), stop_after=3)

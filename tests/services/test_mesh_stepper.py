@@ -23,7 +23,6 @@ from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Generation, Terms
 from services.engine.outputs import Mesh
-from services.engine.stepper import Result
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading
 from services.mesh.engine import MeshStepper, Phase
@@ -171,7 +170,7 @@ def check_is_the_librarys(pipeline: Any, ask: Arrival, made: Recorder) -> None:
     assert (made.state.latents - own).abs().max() <= 1e-3 * own.std()
     check_is_close(mesh_of(made), library_mesh(pipeline, made.state.latents, grid_size), 1e-5)
     check_looks_the_same(mesh_of(made), library_mesh(pipeline, own, grid_size), grid_size)
-    assert made.result == Result({"meshes": 1, "faces": len(mesh_of(made).faces)})
+    assert made.made == {"meshes": 1, "faces": len(mesh_of(made).faces)}
 
 
 # --- equal to the library ---
@@ -424,7 +423,7 @@ def test_a_mesh_takes_the_extremes_of_its_parameters(shelf: Shelf, model: str, f
     made = shelf.make(model, **fields)
 
     assert made.result is not None
-    assert len(mesh_of(made).faces) == made.result.usage["faces"] > 100
+    assert len(mesh_of(made).faces) == made.made["faces"] > 100
     assert np.isfinite(mesh_of(made).vertices).all()
 
 

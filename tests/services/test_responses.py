@@ -174,7 +174,8 @@ def emitting(*outputs: Any) -> Script:
         for number, output in enumerate(outputs, start=1):
             run.emit(output)
             run.advance(number, len(outputs))
-        return Result({"pieces": len(outputs)})
+        run.count(pieces=len(outputs))
+        return Result()
 
     return script
 
@@ -270,7 +271,7 @@ def test_an_answer_that_is_whole_has_freed_its_encoder(app: App, streams: bool) 
     assert httpx.get(app.serve(emitting("Hi"), encoder)).text == "Hi"
 
     assert encoder.freed.wait(LONG)
-    assert app.left() == {"complete": 2, "left": 0, "failed": 0}
+    assert app.left() == {"complete": 2, "left": 0, "failed": 0, "late": 0}
 
 
 # --- failures ---
@@ -309,7 +310,7 @@ def test_a_deadline_before_the_first_byte_answers_with_a_status(app: App) -> Non
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "deadline_exceeded"
     assert encoder.freed.is_set()
-    assert app.left() == {"complete": 1, "left": 0, "failed": 1}
+    assert app.left() == {"complete": 1, "left": 0, "failed": 0, "late": 1}
 
 
 @pytest.mark.parametrize("script", [failing(RuntimeError("/secret")), emitting("Hi")], ids=["model", "encoder"])
@@ -329,7 +330,7 @@ def test_an_encoder_that_fails_stops_the_model(app: App) -> None:
         return until_stopped(run)
 
     assert httpx.get(app.serve(script, Broken(after=0))).status_code == 500
-    assert app.left() == {"complete": 1, "left": 1, "failed": 0}
+    assert app.left() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("/secret"), InvalidRequest("no"), DeadlineExceeded()], ids=type)
@@ -388,7 +389,7 @@ def test_who_leaves_before_the_first_byte_stops_the_model(app: App) -> None:
     assert encoder.freed.wait(LONG)
     gate.opened.set()
 
-    assert app.left() == {"complete": 1, "left": 1, "failed": 0}
+    assert app.left() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
     assert app.bench.count("iterations_after_leave_total") == 1
 
 
@@ -408,7 +409,7 @@ def test_who_leaves_the_queue_makes_room_at_once(app: App) -> None:
         gate.opened.set()
         assert running.recv(15) == b"HTTP/1.1 200 OK"
 
-    assert app.left() == {"complete": 2, "left": 1, "failed": 0}
+    assert app.left() == {"complete": 2, "left": 1, "failed": 0, "late": 0}
 
 
 def test_who_leaves_midway_stops_the_model(app: App) -> None:
@@ -420,7 +421,7 @@ def test_who_leaves_midway_stops_the_model(app: App) -> None:
     assert encoder.freed.wait(LONG)
     gate.opened.set()
 
-    assert app.left() == {"complete": 1, "left": 1, "failed": 0}
+    assert app.left() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
     assert app.bench.count("iterations_after_leave_total") == 1
 
 
@@ -489,7 +490,7 @@ async def test_a_stream_that_never_begins_stops_the_model(bench: Bench) -> None:
     assert encoder.freed.is_set()
     gate.opened.set()
     await bench.serve()
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 @pytest.mark.anyio
@@ -503,7 +504,7 @@ async def test_a_socket_that_breaks_stops_the_model(bench: Bench, spec_version: 
     assert encoder.freed.is_set()
     gate.opened.set()
     await bench.serve()
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 @pytest.mark.anyio
@@ -515,7 +516,7 @@ async def test_who_was_gone_from_the_beginning_is_not_served(bench: Bench) -> No
     assert encoder.freed.is_set()
     gate.opened.set()
     await bench.serve()
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 @pytest.mark.anyio
@@ -542,7 +543,7 @@ async def test_a_server_that_cancels_at_any_moment_stops_the_model(bench: Bench,
     assert await asyncio.to_thread(encoder.freed.wait, LONG)
     gate.opened.set()
     await bench.serve()
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 @pytest.mark.anyio
@@ -561,7 +562,7 @@ async def test_a_server_that_cancels_inside_the_start_stops_the_model(bench: Ben
     assert encoder.freed.is_set()
     gate.opened.set()
     await bench.serve()
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 @pytest.mark.anyio
@@ -582,7 +583,7 @@ async def test_a_server_that_cancels_a_stream_stops_the_model(bench: Bench, turn
     assert await asyncio.to_thread(encoder.freed.wait, LONG)
     gate.opened.set()
     await bench.serve()
-    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 1, "left": 1, "failed": 0, "late": 0}
 
 
 @pytest.mark.anyio
@@ -594,7 +595,7 @@ async def test_a_delivery_may_be_closed_twice(bench: Bench) -> None:
     await delivery.close()
 
     await bench.serve()
-    assert bench.endings() == {"complete": 2, "left": 0, "failed": 0}
+    assert bench.endings() == {"complete": 2, "left": 0, "failed": 0, "late": 0}
 
 
 @pytest.mark.anyio
@@ -698,7 +699,8 @@ def test_events_tell_how_it_goes_and_carry_the_result(app: App) -> None:
         run.advance(1, 2)
         run.emit(PICTURE)
         run.advance(2, 2)
-        return Result({"images": 1})
+        run.count(images=1)
+        return Result()
 
     answer = httpx.get(app.serve(script, EventEncoder(PngEncoder())))
     events = events_of(answer.content)

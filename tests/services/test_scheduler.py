@@ -83,9 +83,10 @@ class Walker:
         if state.step == state.breaks_at:
             raise ZeroDivisionError
         state.run.emit(row)
+        state.run.count(steps=1)
         state.step += 1
         state.run.advance(state.step, state.steps)
-        return Result({"steps": state.steps}) if state.step == state.steps else None
+        return Result() if state.step == state.steps else None
 
     def preview(self, state: Walk) -> Any:
         return np.full((2, 2, 3), state.step, np.uint8)
@@ -218,7 +219,7 @@ async def test_nobody_is_kept_from_joining_while_a_cost_is_found_out(bench: Benc
     finding.opened.set()
     await asyncio.gather(*map(follow, generations))
 
-    assert bench.endings() == {"complete": 3, "left": 0, "failed": 0}
+    assert bench.endings() == {"complete": 3, "left": 0, "failed": 0, "late": 0}
 
 
 def first_forward(walker: Walker, name: str) -> int:
@@ -450,7 +451,7 @@ async def test_an_error_in_a_shared_forward_ends_the_one_that_causes_it(bench: B
     for walk, events in zip((Walk("first", 8), walks[0], walks[2]), (results[0], results[1], results[3]), strict=True):
         assert isinstance(events, list)
         assert made(events) == steps_of(walk)  # no step twice, none left out
-    assert bench.endings() == {"complete": 3, "left": 0, "failed": 1}
+    assert bench.endings() == {"complete": 3, "left": 0, "failed": 1, "late": 0}
 
 
 async def test_an_error_in_ones_own_part_ends_that_one_alone(bench: Bench, walker: Walker) -> None:
@@ -506,7 +507,7 @@ async def test_a_bug_in_a_stepper_fails_whom_it_concerns_and_nobody_else(
 
     assert [isinstance(result, GenerationFailed) for result in results] == [False, False, True, False]
     assert bench.queue_length == 0
-    assert bench.endings() == {"complete": 4, "left": 0, "failed": 1}
+    assert bench.endings() == {"complete": 4, "left": 0, "failed": 1, "late": 0}
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, MemoryError])
@@ -555,7 +556,7 @@ async def test_who_leaves_costs_one_iteration_at_most_and_nobody_else_notices(be
     assert isinstance(events, list)
     assert made(events) == steps_of(staying)
     assert (bench.count("iterations_after_leave_total") or 0) <= 1
-    assert bench.endings() == {"complete": 2, "left": 1, "failed": 0}
+    assert bench.endings() == {"complete": 2, "left": 1, "failed": 0, "late": 0}
     assert not any("leaving" in forward for forward in walker.forwards[6:])
 
 
@@ -569,7 +570,7 @@ async def test_a_deadline_ends_one_in_progress_between_two_iterations(bench: Ben
         await follow(late)
     assert made(await follow(other)) == steps_of(Walk("other", 5))
     await follow(submit(bench, Walk("next")))
-    assert bench.endings()["failed"] == 1
+    assert bench.endings()["late"] == 1
 
 
 async def test_an_idle_engine_holds_no_request(bench: Bench, walker: Walker, caplog: pytest.LogCaptureFixture) -> None:

@@ -90,7 +90,7 @@ def stepper(worker_settings: Settings) -> TextStepper:
 
 
 def counted(made: Recorder) -> tuple[int, int]:
-    usage = result_of(made).usage
+    usage = made.made
     return usage["prompt_tokens"], usage["completion_tokens"]
 
 
@@ -153,7 +153,7 @@ def test_a_greedy_answer_is_the_librarys(either: TextStepper, llama: Llama, prom
     num_tokens, text = llama.answer(job)
 
     assert text_of(made) == text
-    assert result_of(made).usage == {
+    assert made.made == {
         "prompt_tokens": len(llama.cut(job)),
         "cached_tokens": 0,
         "completion_tokens": num_tokens,
@@ -164,7 +164,7 @@ def test_a_completion_goes_on_from_the_bare_text(stepper: TextStepper, llama: Ll
     job = completion("the quick brown", **GREEDY)
 
     assert text_of(alone(stepper, job)) == llama.answer(job)[1]
-    assert result_of(alone(stepper, job)).usage["prompt_tokens"] == len(llama.tokenizer("the quick brown")["input_ids"])
+    assert alone(stepper, job).made["prompt_tokens"] == len(llama.tokenizer("the quick brown")["input_ids"])
 
 
 FIELDS = st.fixed_dictionaries(
@@ -253,7 +253,7 @@ def test_prompts_are_read_together_and_texts_written_together(stepper: TextStepp
         (Phase.PREFILL, (0, 1, 2)),
         *[(Phase.DECODE, (0, 1, 2))] * 4,
     ]
-    assert [result_of(one).usage["completion_tokens"] for one in made] == [5, 5, 5]
+    assert [one.made["completion_tokens"] for one in made] == [5, 5, 5]
 
 
 PORTION = 64
@@ -271,7 +271,7 @@ def test_a_long_prompt_is_read_in_parts_between_the_others_tokens(stepper: TextS
     made, forwards = run(stepper, [Arrival(completion("a", max_tokens=30)), Arrival(long, tick=3)])
     phases = [forward.phase for forward in forwards]
     first = phases.index(Phase.PREFILL, 1)
-    num_parts = -(-result_of(made[1]).usage["prompt_tokens"] // PORTION)
+    num_parts = -(-made[1].made["prompt_tokens"] // PORTION)
 
     assert num_parts >= 3
     assert phases[first : first + 2 * num_parts] == [Phase.PREFILL, Phase.DECODE] * num_parts
@@ -322,7 +322,7 @@ def test_several_answers_share_one_reading_of_the_prompt_and_differ(stepper: Tex
 
     assert len({text_of(one, index) for index in range(4)}) == 4
     assert [forward.phase for forward in forwards].count(Phase.PREFILL) == 1
-    assert result_of(one).usage["completion_tokens"] == 80
+    assert one.made["completion_tokens"] == 80
     for index in range(4):
         assert text_of(alone(stepper, completion("the", max_tokens=20, temperature=1.5), seed=8 + index)) == text_of(
             one, index
@@ -338,7 +338,7 @@ def test_a_stop_string_ends_the_text_before_it(stepper: TextStepper) -> None:
         assert text_of(made) == whole[: whole.index(stop)]
         assert reason_of(made) == "stop"
         assert result_of(made).finish_reason == "stop"
-        assert result_of(made).usage["completion_tokens"] < 40
+        assert made.made["completion_tokens"] < 40
 
 
 def test_text_that_only_began_like_a_stop_string_comes_in_the_end(stepper: TextStepper) -> None:
@@ -438,8 +438,8 @@ def test_what_a_prompt_begins_with_is_read_once(worker_settings: Settings, stepp
     shared = "the quick brown fox " * 30
     jobs = [completion(shared + end, **GREEDY) for end in ("jumps", "and I", "jumps")]
     results = [alone(made, job) for job in jobs]
-    cached = [result_of(one).usage["cached_tokens"] for one in results]
-    length = result_of(results[0]).usage["prompt_tokens"]
+    cached = [one.made["cached_tokens"] for one in results]
+    length = results[0].made["prompt_tokens"]
 
     assert cached[0] == 0
     assert cached[1] == cached[2] == (length - 1) // BLOCK * BLOCK > PORTION
@@ -455,7 +455,7 @@ def test_a_prompt_that_is_known_whole_is_still_read_to_its_last_token(worker_set
     first, second = alone(made, job), alone(made, job)
 
     assert text_of(first) == text_of(second)
-    assert result_of(second).usage["cached_tokens"] == BLOCK
+    assert second.made["cached_tokens"] == BLOCK
 
 
 def test_what_is_kept_of_prompts_is_bounded_and_the_oldest_goes_first(worker_settings: Settings) -> None:
@@ -467,7 +467,7 @@ def test_what_is_kept_of_prompts_is_bounded_and_the_oldest_goes_first(worker_set
         alone(made, completion(f"{number} the quick brown fox " * 60, max_tokens=1))
         assert made._prefixes._num_bytes == len(made._prefixes._blocks) * bytes_per_block <= 3_000_000
     assert len(made._prefixes._blocks) > num_kept - 30
-    assert result_of(alone(made, completion("0 the quick brown fox " * 60))).usage["cached_tokens"] == 0
+    assert alone(made, completion("0 the quick brown fox " * 60)).made["cached_tokens"] == 0
 
 
 # --- documents and calls ---
@@ -726,14 +726,14 @@ def test_a_template_without_a_systems_turn_is_given_none(
 
 
 def test_text_ends_where_it_was_told_to_or_by_itself(stepper: TextStepper, data_dir: Path, tmp_path: Path) -> None:
-    cut = result_of(alone(stepper, chat("Hello", max_tokens=1)))
-    assert (cut.usage["completion_tokens"], cut.finish_reason) == (1, "length")
+    cut = alone(stepper, chat("Hello", max_tokens=1))
+    assert (cut.made["completion_tokens"], result_of(cut).finish_reason) == (1, "length")
 
     shutil.copytree(data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
     file = tmp_path / "tiny" / "text" / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": list(range(2, 300))}))
     curt = alone(TextStepper(MODEL, Settings(data_dir=tmp_path)), chat("Hello"))
-    assert (result_of(curt).usage["completion_tokens"], result_of(curt).finish_reason) == (1, "stop")
+    assert (curt.made["completion_tokens"], result_of(curt).finish_reason) == (1, "stop")
     assert (text_of(curt), reason_of(curt)) == ("", "stop")
 
 
@@ -757,10 +757,10 @@ def test_an_answer_ends_with_the_context(stepper: TextStepper, llama: Llama) -> 
     job = completion("x " * 1000, max_tokens=100)
     left = 2048 - len(llama.cut(job))
     made = alone(stepper, completion("x " * 1000 + "x" * (left - 5), max_tokens=100))
-    room = 2048 - result_of(made).usage["prompt_tokens"]
+    room = 2048 - made.made["prompt_tokens"]
 
     assert 0 < room < 100
-    assert result_of(made).usage["completion_tokens"] == room
+    assert made.made["completion_tokens"] == room
     assert reason_of(made) == "length"
 
 
@@ -768,8 +768,8 @@ def test_a_callers_system_prompt_replaces_the_models(stepper: TextStepper) -> No
     for role in ("system", "developer"):
         own = chat(Message(role=role, content="Say no."), "Hello", max_tokens=1)
         assert (
-            result_of(alone(stepper, own)).usage["prompt_tokens"]
-            < (result_of(alone(stepper, chat("Hello", max_tokens=1))).usage["prompt_tokens"])
+            alone(stepper, own).made["prompt_tokens"]
+            < (alone(stepper, chat("Hello", max_tokens=1)).made["prompt_tokens"])
         )
 
 

@@ -170,7 +170,7 @@ def test_a_film_is_the_librarys_own(stepper: Watched, library: Library, fields: 
     assert all(frame.dtype == np.uint8 for frame in made.outputs)
     num_iterations = 1 + steps + num_pieces
     assert made.progress == [(step, num_iterations) for step in range(1, num_iterations + 1)]
-    assert made.result == Result({"frames": num_frames, "pixel_steps": width * height * (steps + num_pieces)})
+    assert made.made == {"frames": num_frames, "pixel_steps": width * height * (steps + num_pieces)}
 
 
 def test_a_forward_can_be_run_again(stepper: Watched, library: Library) -> None:
@@ -399,7 +399,7 @@ def test_a_film_from_a_text_is_the_librarys_own(films_texts: Stepper[Any], wan: 
     assert abs(np.stack(made.outputs) - film * 255).max() < TOLERANCE
     num_iterations = request.num_inference_steps + 1 + request.num_frames // 4
     assert made.progress == [(step, num_iterations + 1) for step in range(1, num_iterations + 2)]
-    assert made.result == Result({"frames": request.num_frames, "pixel_steps": width * height * num_iterations})
+    assert made.made == {"frames": request.num_frames, "pixel_steps": width * height * num_iterations}
 
 
 @pytest.mark.parametrize("stop_after", range(1, 6))  # two steps, two pieces to decode, the end

@@ -50,7 +50,7 @@ class Projector:
         for number in range(1, job.num_frames + 1):
             run.emit(np.asarray(picture.resize((64, 64))))
             run.advance(number, job.num_frames)
-        return Result({"frames": job.num_frames})
+        return Result()
 
 
 class FilmWorker(Worker):

@@ -1,0 +1,31 @@
+"""What workers tell the gateway; for nobody else, and in no document."""
+
+import hmac
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from gateway.errors import NotAWorker
+from gateway.state import StateOf
+from gateway.usage.log import UsageLog
+from services.schema import TOKEN_HEADER, ReceiptBatch
+
+
+async def check_is_worker(request: Request, state: StateOf) -> None:
+    """Refuse who does not have the token; where there is none, everybody."""
+    token, offered = state.internal_token.encode(), request.headers.get(TOKEN_HEADER, "").encode()
+    if not token or not hmac.compare_digest(offered, token):
+        raise NotAWorker("this route is for the gateway's own workers")
+
+
+router = APIRouter(prefix="/internal", include_in_schema=False, dependencies=[Depends(check_is_worker)])
+
+
+@router.post("/receipts", status_code=204)
+async def take_receipts(batch: ReceiptBatch, request: Request, state: StateOf) -> Response:
+    """Write down what was made and settle for it; who gets no 204 sends the same again."""
+    usage: UsageLog = request.app.state.usage
+    await usage.take(batch.receipts)
+    for receipt in batch.receipts:
+        for settle in state.settle:
+            await settle(receipt.request_id, receipt.attempt, receipt.units)
+    return Response(status_code=204)

@@ -1,0 +1,125 @@
+"""`GET /v1/usage/summary`: what all requests came to, by time, caller, model and modality, as JSON or CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from gateway.routes.usage import Instant, inert, visible_caller, wants_csv
+from gateway.usage.log import UsageLog
+from gateway.usage.summary import NUMBERS, Bucket, Group, Question, Total, Width
+from services.registry import Task
+from services.schema import UNITS
+
+DEFAULT_DAYS = 30
+DAY = timedelta(days=1)
+
+router = APIRouter(tags=["usage"])
+
+
+def split_commas(values: object) -> object:
+    """Read `a,b` as two values, as one that is given twice."""
+    return [part for value in values for part in str(value).split(",")] if isinstance(values, list) else values
+
+
+def check_year(instant: datetime) -> datetime:
+    """Refuse years whose calendar ends near."""
+    if not 2000 <= instant.year < 3000:
+        raise ValueError("must lie between the years 2000 and 2999")
+    return instant
+
+
+Day = Annotated[Instant, AfterValidator(check_year)]
+Ids = Annotated[list[str], BeforeValidator(split_commas)]
+
+
+class SummaryQuery(BaseModel):
+    """What is added up, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    since: Day | None = None
+    """The first day, in UTC; 30 days ago where not given."""
+    until: Day | None = None
+    """The last day, in UTC: itself counted, unless midnight is given. Today where not given."""
+    bucket_width: Width = "1d"
+    """Of time: days, months of the calendar, or all in one."""
+    group_by: Annotated[list[Group], BeforeValidator(split_commas)] = []
+    """What is told apart; several with commas."""
+    caller: Ids = []
+    """Only requests of these keys."""
+    model: Ids = []
+    """Only requests to these models."""
+    modality: Annotated[list[Task], BeforeValidator(split_commas)] = []
+    """Only requests of these modalities."""
+    limit: int = Field(default=31, ge=1, le=366)
+    """Buckets at most, the oldest first."""
+    format: Literal["json", "csv"] | None = None
+    """Goes before the `Accept` header."""
+
+    def question(self, visible: str | None) -> Question:
+        """What is asked for, as far as a caller may see it; None: all."""
+        until = self.until or datetime.now(UTC)
+        last_day = (until - timedelta(microseconds=1)).date() if self.until else until.date()
+        return Question(
+            since=self.since.date() if self.since else last_day - (DEFAULT_DAYS - 1) * DAY,
+            until=last_day + DAY,
+            groups=tuple(dict.fromkeys(self.group_by)),
+            callers=only(self.caller, visible),
+            models=self.model or None,
+            modalities=self.modality or None,
+        )
+
+
+def only(asked: Sequence[str], visible: str | None) -> Sequence[str] | None:
+    """Return whose requests are meant, of those that may be seen."""
+    if visible is None:
+        return asked or None
+    return [visible] if not asked or visible in asked else []
+
+
+class UsageSummary(BaseModel):
+    """Buckets of time, oldest first."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    object: Literal["page"] = "page"
+    data: list[Bucket]
+    has_more: bool
+    """Whether the time goes on; `since` with the last bucket's `end` asks for it."""
+
+
+@router.get(
+    "/v1/usage/summary",
+    response_model=UsageSummary,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
+async def summarize_usage(request: Request, query: Annotated[SummaryQuery, Query()]) -> UsageSummary | Response:
+    """Add up who used what: requests, failures, units, bytes and seconds, in buckets of time."""
+    usage: UsageLog = request.app.state.usage
+    question = query.question(visible_caller(request.scope["caller"]))
+    buckets = await usage.summarize(question, query.bucket_width, query.limit)
+    if wants_csv(query.format, request):
+        headers = {"content-disposition": 'attachment; filename="usage-summary.csv"'}
+        return Response(as_csv(question.groups, buckets), media_type="text/csv", headers=headers)
+    return UsageSummary(data=buckets, has_more=bool(buckets) and buckets[-1].end < question.until)
+
+
+def as_csv(groups: Sequence[Group], buckets: Sequence[Bucket]) -> str:
+    """Write a line for each group of each bucket."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([name.replace("_", " ").title() for name in ("start", "end", *groups, *NUMBERS)])
+    for bucket in buckets:
+        writer.writerows(row_of(groups, bucket.start, bucket.end, total) for total in bucket.results)
+    return text.getvalue()
+
+
+def row_of(groups: Sequence[Group], start: date, end: date, total: Total) -> list[object]:
+    """Write a line."""
+    numbers = [total.units.get(name, 0) if name in UNITS else getattr(total, name) for name in NUMBERS]
+    return [start.isoformat(), end.isoformat(), *(inert(getattr(total, group)) for group in groups), *numbers]

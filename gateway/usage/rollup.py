@@ -1,0 +1,141 @@
+"""Keeps the daily roll-up true: what is written changes it in the same transaction; it can be made anew from the rows.
+
+A receipt and its request's row come in any order. Whichever comes second joins them; `join_late` does it for two that
+came at the same instant, in transactions that did not see each other.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from sqlalchemy import Row as Selected
+from sqlalchemy import case, delete, exists, func, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from gateway.usage.schema import Made, ReceiptRow, Record, Usage, UsageDay
+
+KEY = ("day", "caller", "owner", "model", "modality")
+MADE = tuple(Made.__annotations__)
+SEEN = ("requests", "failures", "bytes_out", "response_seconds")
+BATCH = 500  # receipts that are joined in one transaction
+
+Key = tuple[date, str, str, str, str]
+Numbers = Counter[str]
+
+
+async def count_records(connection: AsyncConnection, records: Sequence[Record]) -> None:
+    """Count rows that this transaction has written, and join them with receipts that came before."""
+    numbers: dict[Key, Numbers] = {}
+    for record in records:
+        numbers.setdefault(key_of(record), Counter()).update(seen(record))
+    await add(connection, numbers)
+    await join(connection, {record.request_id for record in records})
+
+
+async def join(connection: AsyncConnection, request_ids: Collection[str]) -> None:
+    """Give receipts to the rows of their requests, and count what they say on the requests' days."""
+    its_row = select(func.max(Usage.id)).where(Usage.request_id == ReceiptRow.request_id)
+    receipts = await connection.execute(
+        update(ReceiptRow)
+        .where(ReceiptRow.usage_id.is_(None), ReceiptRow.request_id.in_(request_ids))
+        .where(exists().where(Usage.request_id == ReceiptRow.request_id))
+        .values(usage_id=its_row.scalar_subquery())
+        .returning(ReceiptRow)
+    )
+    joined = receipts.all()
+    if not joined:
+        return
+    found = await connection.execute(select(Usage).where(Usage.id.in_({receipt.usage_id for receipt in joined})))
+    rows = {row.id: row for row in found}
+    numbers: dict[Key, Numbers] = {}
+    for receipt in joined:
+        row = rows[receipt.usage_id]
+        if receipt.model and not row.model:
+            rows[row.id] = row = await name_model(connection, row, receipt, numbers)
+        said = {name: getattr(receipt, name) for name in MADE}
+        numbers.setdefault(key_of(row), Counter()).update(said)
+    await add(connection, numbers)
+
+
+async def join_late(engine: AsyncEngine) -> None:
+    """Join receipts and rows that did not see each other."""
+    while True:
+        async with engine.connect() as connection:
+            waiting = (
+                select(ReceiptRow.request_id)
+                .distinct()
+                .where(ReceiptRow.usage_id.is_(None), exists().where(Usage.request_id == ReceiptRow.request_id))
+            )
+            request_ids = (await connection.scalars(waiting.limit(BATCH))).all()
+        if request_ids:
+            async with engine.begin() as connection:
+                await join(connection, request_ids)
+        if len(request_ids) < BATCH:
+            return
+
+
+async def recount(engine: AsyncEngine, day: date) -> None:
+    """Make a day's roll-up anew from its rows, all of which must still be there; others may write meanwhile."""
+    begin = datetime.combine(day, time(), UTC)
+    of_day = Usage.started_at >= begin, Usage.started_at < begin + timedelta(days=1)
+    key = Usage.caller, Usage.owner, Usage.model, Usage.modality
+    failures = func.sum(case((Usage.successful, 0), else_=1))
+    asked = select(*key, func.count(), failures, func.sum(Usage.bytes_out), func.sum(Usage.response_seconds))
+    sums = [func.sum(getattr(ReceiptRow, name)) for name in MADE]
+    said = select(*key, *sums).join(ReceiptRow, ReceiptRow.usage_id == Usage.id)
+    async with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":  # SQLite's only writer is this one, from the first statement on
+            await connection.execute(text("LOCK TABLE usage_days IN EXCLUSIVE MODE"))
+        await connection.execute(delete(UsageDay).where(UsageDay.day == day))
+        numbers: dict[Key, Numbers] = {}
+        for names, statement in ((SEEN, asked), (MADE, said)):
+            for row in await connection.execute(statement.where(*of_day).group_by(*key)):
+                found = numbers.setdefault((day, *row[:4]), Counter())
+                found.update(dict(zip(names, row[4:], strict=True)))
+        await add(connection, numbers)
+
+
+async def name_model(
+    connection: AsyncConnection, row: Selected[Any], receipt: Selected[Any], numbers: dict[Key, Numbers]
+) -> Selected[Any]:
+    """Write into a row which model worked on it, as only the receipt says; and count it there."""
+    named = (
+        update(Usage).where(Usage.id == row.id).values(model=receipt.model, modality=row.modality or receipt.modality)
+    )
+    changed = (await connection.execute(named.returning(Usage))).one()
+    numbers.setdefault(key_of(row), Counter()).subtract(seen(row))
+    numbers.setdefault(key_of(changed), Counter()).update(seen(changed))
+    return changed
+
+
+async def add(connection: AsyncConnection, numbers: Mapping[Key, Numbers]) -> None:
+    """Add to the roll-up, in the same order everywhere: two that wait for each other would never end."""
+    rows = [
+        {**dict(zip(KEY, key, strict=True)), **{name: numbers[key][name] for name in (*SEEN, *MADE)}}
+        for key in sorted(numbers)
+    ]
+    if not rows:
+        return
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(UsageDay)
+    sums = {name: getattr(UsageDay, name) + statement.excluded[name] for name in (*SEEN, *MADE)}
+    await connection.execute(statement.on_conflict_do_update(index_elements=KEY, set_=sums), rows)
+    if any(number["requests"] < 0 for number in numbers.values()):
+        await connection.execute(delete(UsageDay).where(UsageDay.requests == 0))
+
+
+def key_of(row: Record | Selected[Any]) -> Key:
+    """Where in the roll-up a request is counted."""
+    return row.started_at.astimezone(UTC).date(), row.caller, row.owner, row.model, row.modality
+
+
+def seen(row: Record | Selected[Any]) -> dict[str, float]:
+    """What one request adds to the roll-up."""
+    return {
+        "requests": 1,
+        "failures": int(not row.successful),
+        "bytes_out": row.bytes_out,
+        "response_seconds": row.response_seconds,
+    }

@@ -1,0 +1,123 @@
+"""Adds the daily roll-up up: by time, caller, model and modality; knows no HTTP and reads no rows of the log."""
+
+from bisect import bisect
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, timedelta
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.usage.schema import Units, UsageDay, units_of
+from services.schema import UNITS
+
+Group = Literal["caller", "owner", "model", "modality"]
+Width = Literal["1d", "1mo", "all"]
+WHOLE = ("requests", "failures", "bytes_out")
+SECONDS = ("response_seconds", "queue_seconds", "run_seconds")
+NUMBERS = (*WHOLE, *SECONDS, *UNITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be added up.
+
+    Args:
+        since: the first day, in UTC.
+        until: the day after the last one.
+        groups: what is told apart.
+        callers: whose requests; None: everybody's. So with models and modalities.
+    """
+
+    since: date
+    until: date
+    groups: Sequence[Group] = ()
+    callers: Sequence[str] | None = None
+    models: Sequence[str] | None = None
+    modalities: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """What the requests of a bucket and a group come to."""
+
+    caller: Annotated[str | None, Field(description="The key's id; null where callers are not told apart.")] = None
+    owner: Annotated[str | None, Field(description="Whose key it is; null likewise.")] = None
+    model: Annotated[str | None, Field(description="Empty: no model worked on them; null likewise.")] = None
+    modality: Annotated[str | None, Field(description="Likewise.")] = None
+    requests: int
+    failures: Annotated[int, Field(description="Requests whose callers did not get what they asked for.")]
+    units: Annotated[Units, Field(description="What was made; nothing of what is not named.")]
+    bytes_out: int
+    response_seconds: float
+    queue_seconds: float
+    run_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """A stretch of time."""
+
+    start: Annotated[date, Field(description="Its first day, in UTC.")]
+    end: Annotated[date, Field(description="The day after its last one.")]
+    results: list[Total]
+
+
+async def summarize(engine: AsyncEngine, question: Question, width: Width, num_buckets: int) -> list[Bucket]:
+    """Return the first buckets of the time that is asked for; one in which nothing happened is empty."""
+    spans = list(islice(cut(question.since, question.until, width), num_buckets))
+    if not spans:
+        return []
+    asked = added_up(replace(question, until=spans[-1][1]), by_day=width != "all")
+    starts = [start for start, _ in spans]
+    found: list[defaultdict[tuple[str, ...], Counter[str]]] = [defaultdict(Counter) for _ in spans]
+    async with engine.connect() as connection:
+        for row in (await connection.execute(asked)).mappings():
+            place = 0 if width == "all" else bisect(starts, row["day"]) - 1
+            group = tuple(row[name] for name in question.groups)
+            found[place][group].update({name: row[name] for name in NUMBERS})
+    return [
+        Bucket(start=start, end=end, results=[total_of(question.groups, *item) for item in sorted(totals.items())])
+        for (start, end), totals in zip(spans, found, strict=True)
+    ]
+
+
+def cut(since: date, until: date, width: Width) -> Iterator[tuple[date, date]]:
+    """Cut a time into days or months of the calendar, or leave it whole."""
+    while since < until:
+        next_month = (since.replace(day=1) + timedelta(days=32)).replace(day=1)
+        end = {"1d": since + timedelta(days=1), "1mo": next_month, "all": until}[width]
+        yield since, min(end, until)
+        since = end
+
+
+def added_up(question: Question, *, by_day: bool) -> Select[*tuple[Any, ...]]:
+    """Let the database add up each group, of each day or of all."""
+    keys = [getattr(UsageDay, name) for name in (*(("day",) if by_day else ()), *question.groups)]
+    sums = [func.sum(getattr(UsageDay, name)).label(name) for name in NUMBERS]
+    return select(*keys, *sums).where(*conditions(question)).group_by(*keys).having(func.count() > 0)
+
+
+def conditions(question: Question) -> list[ColumnElement[bool]]:
+    """Say which days and which requests are meant."""
+    wanted = {
+        UsageDay.caller: question.callers,
+        UsageDay.model: question.models,
+        UsageDay.modality: question.modalities,
+    }
+    of_some = [column.in_(values) for column, values in wanted.items() if values is not None]
+    return [UsageDay.day >= question.since, UsageDay.day < question.until, *of_some]
+
+
+def total_of(groups: Sequence[Group], values: Sequence[str], numbers: Mapping[str, float]) -> Total:
+    """Put a group's numbers into words."""
+    return Total(
+        **dict(zip(groups, values, strict=True)),
+        units=units_of(numbers),
+        **{name: int(numbers[name]) for name in WHOLE},
+        **{name: numbers[name] for name in SECONDS},
+    )
