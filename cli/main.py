@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cli import keys
+from cli.client import DEFAULT_URL, Url
 from cli.errors import CommandError
 from cli.settings import Settings
 
@@ -19,6 +21,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command, and print what stops it as a line."""
+    app.add_typer(keys.app, name="keys")
     try:
         app(prog_name="atelier")
     except CommandError as error:
@@ -57,11 +60,11 @@ def usage(
     since: Annotated[str | None, typer.Option(help="Earliest start of a request, as 2026-01-31T12:00; UTC.")] = None,
     until: Annotated[str | None, typer.Option(help="End of the time, itself not included.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Requests at most, the newest.")] = None,
-    url: Annotated[str, typer.Option(envvar="ATELIER_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
 ) -> None:
     """Show who asked for what and how it went, newest first."""
     from cli.usage import print_csv, print_table
 
     asked = {"since": since, "until": until, "limit": str(limit) if limit else None}
     window = {name: value for name, value in asked.items() if value is not None}
-    (print_csv if csv else print_table)(url.rstrip("/"), window)
+    (print_csv if csv else print_table)(url, window)

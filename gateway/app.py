@@ -11,15 +11,18 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from gateway.auth import Authentication, Door
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
+from gateway.keys.first import check_keys
+from gateway.keys.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, usage
+from gateway.routes import chat, generate, health, keys, usage
 from gateway.settings import Settings
 from gateway.state import State
 from gateway.usage.log import UsageLog
@@ -39,6 +42,8 @@ OWN_HEADERS = [
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "Something in the request does not fit; `param` names it."},
+    401: {"model": ErrorEnvelope, "description": "There is no key, or none that is valid."},
+    403: {"model": ErrorEnvelope, "description": "The key is not for this; `code` says what it lacks."},
     503: {"model": ErrorEnvelope, "description": "The worker is loading or gone; try again after `Retry-After`."},
 }
 
@@ -55,7 +60,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             client(settings, MAX_PROBES, transport) as probes,
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
+            Keyring.open(database, settings.key_cache_seconds) as keyring,
         ):
+            await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
             app.state.wired = State(
                 catalog=Catalog(settings.workers, probes),
@@ -64,6 +71,13 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                     http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
                 ),
                 metrics=metrics,
+                keyring=keyring,
+                door=Door(
+                    keyring,
+                    is_loopback=settings.is_loopback,
+                    allowed_hosts=settings.allowed_hosts,
+                    open_metrics=settings.open_metrics,
+                ),
             )
             yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
@@ -77,6 +91,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(generate.router)
     app.include_router(chat.router)
     app.include_router(usage.router)
+    app.include_router(keys.router)
     app.include_router(health.router)
     app.add_exception_handler(GatewayError, render_gateway_error)
     app.add_exception_handler(RequestValidationError, render_invalid)
@@ -104,6 +119,7 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way
         app.state.usage.put(record)
 
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE)
+    app.add_middleware(Authentication, door=lambda: app.state.wired.door)
     app.add_middleware(LastResort)  # inside CORS, so that a browser may read the error
     if settings.cors_origins:
         app.add_middleware(

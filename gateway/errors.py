@@ -1,6 +1,12 @@
 """What can go wrong on this side of a worker, by what the caller can do about it; rendered in one place.
 
 GatewayError
+├── InvalidKey         401  send a key that is valid
+├── InsufficientScope  403  ask the operator for a key with this scope
+├── ModelNotAllowed    403  choose a model that the key may use
+├── NoSuchKey          404  choose another key to look at or to revoke
+├── WrongHost          421  call the gateway by its own name
+├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -11,9 +17,13 @@ GatewayError
 ├── WorkerRefused      the worker's own status and words
 ├── ProviderFailed     502  the outside model server failed, or refused the operator's key
 └── CallerLeft         499  nothing: nobody is there to be told
+
+Misconfigured stands apart: it is for the operator, and the gateway does not start.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -33,6 +43,48 @@ class GatewayError(Exception):
     should_retry: bool = False
     retry_after: int | None = None  # seconds
     param: str | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+class Misconfigured(Exception):
+    """The settings do not go together; the sentence says which to change."""
+
+
+class InvalidKey(GatewayError):
+    """There is no key, or it is none that opens anything."""
+
+    status, code = 401, "invalid_api_key"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class InsufficientScope(GatewayError):
+    """The key is not for this."""
+
+    status, code = 403, "insufficient_scope"
+
+
+class ModelNotAllowed(GatewayError):
+    """The key is for other models."""
+
+    status, code, param = 403, "model_not_allowed", "model"
+
+
+class NoSuchKey(GatewayError):
+    """There is no key of that id."""
+
+    status, code = 404, "key_not_found"
+
+
+class WrongHost(GatewayError):
+    """Without keys, only pages and programs that know this machine by its own name are served."""
+
+    status, code = 421, "wrong_host"
+
+
+class KeysUnavailable(GatewayError):
+    """The database that holds the keys does not answer."""
+
+    status, code, should_retry, retry_after = 503, "keys_unavailable", True, 3
 
 
 class PayloadTooLarge(GatewayError):
@@ -106,7 +158,7 @@ class WorkerRefused(GatewayError):
 
 def render(error: GatewayError) -> JSONResponse:
     """Answer with the envelope that OpenAI clients parse, and say whether a repeat makes sense."""
-    headers = {"x-should-retry": "true" if error.should_retry else "false"}
+    headers = {"x-should-retry": "true" if error.should_retry else "false", **error.headers}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
     if error.status == PayloadTooLarge.status:

@@ -130,7 +130,8 @@ class Relay:
             "accept": accept,
             "x-request-id": request.scope["request_id"],
             DEADLINE_HEADER: str(self._deadline),
-            CALLER_HEADER: request.client.host if request.client else "",  # callers take turns in a worker's queue
+            # Callers take turns in a worker's queue.
+            CALLER_HEADER: request.scope["caller"].id or (request.client.host if request.client else ""),
             **({"content-type": "application/json"} if "content" in body else {}),
         }
         sent = self._http.build_request("POST", worker + path, headers=sent_headers, **body)

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway.auth import is_loopback
 from services.registry import WORKERS, Task
 
 
@@ -38,8 +39,12 @@ class Settings(BaseSettings):
     max_upstream_connections: int = Field(default=512, ge=1)
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
+    admin_key_file: Path | None = None  # the operator's key; written where it is absent
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; while there are no keys
+    key_cache_seconds: float = Field(default=5, ge=0)  # how long a revoked key lives on in another gateway
+    open_metrics: bool = False  # /metrics without a key although other machines can reach it
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""
@@ -49,6 +54,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'atelier.sqlite3'}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        return is_loopback(self.host)
 
     @property
     def workers(self) -> dict[Task, str]:

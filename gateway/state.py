@@ -5,7 +5,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from gateway.auth import Door
 from gateway.catalog import Catalog
+from gateway.keys.keyring import Keyring
 from gateway.metrics import Metrics
 from gateway.providers import Provider
 from gateway.relay import Relay
@@ -19,6 +21,8 @@ class State:
     relay: Relay
     provider: Provider
     metrics: Metrics
+    keyring: Keyring
+    door: Door
 
 
 async def state_of(request: Request) -> State:
