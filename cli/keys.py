@@ -7,7 +7,8 @@ import typer
 
 from cli.client import DEFAULT_URL, Url, answer, table
 
-COLUMNS = ("Id", "Owner", "Scopes", "Models", "Made (UTC)", "Last used (UTC)", "State")
+COLUMNS = ("Id", "Owner", "Scopes", "Models", "Limits", "Made (UTC)", "Last used (UTC)", "State")
+LIMITS = {"requests_per_minute": "a minute", "concurrent_streams": "at once"}
 PAGE_KEYS = 1000
 
 app = typer.Typer(help="Make, list and revoke keys; needs an admin's in ATELIER_API_KEY.", no_args_is_help=True)
@@ -21,10 +22,19 @@ def create(
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model that may be used. Repeat; all without.")] = None,
     expires: Annotated[str | None, typer.Option(help="Until when, as 2027-01-31T12:00; UTC.")] = None,
+    rpm: Annotated[int | None, typer.Option(min=1, help="Generations that may be begun in a minute.")] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="Generations that may be under way at once.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Make a key, and print it: this once."""
-    asked_for = {"owner": owner, "scopes": scope, "models": model, "expires_at": expires}
+    asked_for = {
+        "owner": owner,
+        "scopes": scope,
+        "models": model,
+        "expires_at": expires,
+        "requests_per_minute": rpm,
+        "concurrent_streams": streams,
+    }
     body = {name: value for name, value in asked_for.items() if value}
     made = answer("POST", url, "/v1/keys", json=body)
     typer.echo(f"Key {made['id']} of {made['owner']}; it is shown this once:", err=True)
@@ -61,10 +71,17 @@ def _row(key: Mapping[str, Any]) -> tuple[str, ...]:
         state = f"revoked {_when(key['revoked_at'])}"
     elif key["expires_at"]:
         state = f"until {_when(key['expires_at'])}"
-    scopes, models = ",".join(key["scopes"]), ",".join(key["models"] or ("all",))
+    limits = [f"{key[name]} {unit}" for name, unit in LIMITS.items() if key[name]]
     return (
-        key["id"], key["owner"], scopes, models, _when(key["created_at"]), _when(key["last_used_at"] or "never"), state
-    )  # fmt: skip
+        key["id"],
+        key["owner"],
+        ",".join(key["scopes"]),
+        ",".join(key["models"] or ("all",)),
+        ", ".join(limits) or "none",
+        _when(key["created_at"]),
+        _when(key["last_used_at"] or "never"),
+        state,
+    )
 
 
 def _when(instant: str) -> str:

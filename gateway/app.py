@@ -17,6 +17,7 @@ from gateway.database.database import open_database
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
+from gateway.limits import RATE_HEADERS, Limits, RateHeaders
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.providers import Provider
@@ -27,6 +28,7 @@ from gateway.settings import Settings
 from gateway.state import State
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
+from services.registry import load_models
 from services.schema import RUN_HEADERS, ErrorEnvelope
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
@@ -39,11 +41,16 @@ OWN_HEADERS = [
     *RUN_HEADERS,
     "content-disposition",
     "retry-after",
+    *RATE_HEADERS,
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "Something in the request does not fit; `param` names it."},
     401: {"model": ErrorEnvelope, "description": "There is no key, or none that is valid."},
     403: {"model": ErrorEnvelope, "description": "The key is not for this; `code` says what it lacks."},
+    429: {
+        "model": ErrorEnvelope,
+        "description": "The key or the queue has had enough; come back after `Retry-After`.",
+    },
     503: {"model": ErrorEnvelope, "description": "The worker is loading or gone; try again after `Retry-After`."},
 }
 
@@ -61,6 +68,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             Keyring.open(database, settings.key_cache_seconds) as keyring,
+            Limits.open(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
@@ -78,6 +86,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                     allowed_hosts=settings.allowed_hosts,
                     open_metrics=settings.open_metrics,
                 ),
+                limits=limits,
+                models={model.task: model for model in reversed(load_models())},  # the first of each task stays
             )
             yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
@@ -119,6 +129,7 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way
         app.state.usage.put(record)
 
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE)
+    app.add_middleware(RateHeaders, limits=lambda: app.state.wired.limits)
     app.add_middleware(Authentication, door=lambda: app.state.wired.door)
     app.add_middleware(LastResort)  # inside CORS, so that a browser may read the error
     if settings.cors_origins:

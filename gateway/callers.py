@@ -18,9 +18,13 @@ class Caller:
         owner: whose key it is.
         scopes: the modalities that may be asked for, and whether the operator's routes may.
         models: those that may be asked for; None: all.
+        requests_per_minute: generations that may be asked for in a minute; None: any number.
+        concurrent_streams: generations that may be under way at once; None: any number.
     """
 
     id: str = ""
     owner: str = ""
     scopes: frozenset[Scope] = SCOPES
     models: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    concurrent_streams: int | None = None

@@ -6,7 +6,9 @@ GatewayError
 ├── ModelNotAllowed    403  choose a model that the key may use
 ├── NoSuchKey          404  choose another key to look at or to revoke
 ├── WrongHost          421  call the gateway by its own name
+├── RateLimited        429  ask less often, or for less at once; come back after `retry_after`
 ├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
+├── LimitsUnavailable  503  likewise: Redis does not
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -79,6 +81,23 @@ class WrongHost(GatewayError):
     """Without keys, only pages and programs that know this machine by its own name are served."""
 
     status, code = 421, "wrong_host"
+
+
+class RateLimited(GatewayError):
+    """The key has asked for as much as it may for the moment."""
+
+    status, code, should_retry = 429, "rate_limit_exceeded", True
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        """Take a sentence, and seconds to wait."""
+        super().__init__(message)
+        self.retry_after = max(1, retry_after)
+
+
+class LimitsUnavailable(GatewayError):
+    """What a key has asked for cannot be counted, and the operator has set that nothing goes uncounted."""
+
+    status, code, should_retry, retry_after = 503, "limits_unavailable", True, 3
 
 
 class KeysUnavailable(GatewayError):

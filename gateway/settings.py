@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.auth import is_loopback
+from gateway.limits import WhenDown
 from services.registry import WORKERS, Task
 
 
@@ -42,6 +43,8 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = None  # the operator's key; written where it is absent
     allowed_hosts: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; while there are no keys
     key_cache_seconds: float = Field(default=5, ge=0)  # how long a revoked key lives on in another gateway
+    redis_url: SecretStr = SecretStr("")  # where several gateways count together; empty: each counts for itself
+    redis_down: WhenDown = "allow"  # what becomes of requests of limited keys that cannot be counted
     open_metrics: bool = False  # /metrics without a key although other machines can reach it
 
     @field_validator("cors_origins", "allowed_hosts", mode="before")

@@ -1,5 +1,6 @@
 """What routes need, as the composition root has wired it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,9 +9,11 @@ from fastapi import Depends, Request
 from gateway.auth import Door
 from gateway.catalog import Catalog
 from gateway.keys.keyring import Keyring
+from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.providers import Provider
 from gateway.relay import Relay
+from services.registry import Model, Task
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class State:
     metrics: Metrics
     keyring: Keyring
     door: Door
+    limits: Limits
+    models: Mapping[Task, Model]  # the default of each task
 
 
 async def state_of(request: Request) -> State:

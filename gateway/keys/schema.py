@@ -54,12 +54,16 @@ class Grant:
         scopes: the modalities, and whether the operator's routes.
         models: that may be asked for; None: all.
         expires_at: until when; None: for ever.
+        requests_per_minute: generations that may be asked for in a minute; None: any number.
+        concurrent_streams: generations that may be under way at once; None: any number.
     """
 
     owner: str
     scopes: frozenset[Scope]
     models: frozenset[str] | None = None
     expires_at: datetime | None = None
+    requests_per_minute: int | None = None
+    concurrent_streams: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,15 @@ class Key:
     @property
     def caller(self) -> Caller:
         """Who asks with it."""
-        return Caller(self.id, self.grant.owner, self.grant.scopes, self.grant.models)
+        grant = self.grant
+        return Caller(
+            self.id,
+            grant.owner,
+            grant.scopes,
+            grant.models,
+            requests_per_minute=grant.requests_per_minute,
+            concurrent_streams=grant.concurrent_streams,
+        )
 
     def is_valid(self, now: datetime) -> bool:
         """Whether it still opens anything."""
@@ -94,6 +106,8 @@ class Keys(Tables):
     scopes: Mapped[list[Scope]] = mapped_column(JSON)
     models: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    requests_per_minute: Mapped[int | None]
+    concurrent_streams: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -25,6 +25,8 @@ async def add(database: AsyncEngine, text: KeyText, grant: Grant) -> Key:
         "scopes": sorted(grant.scopes),
         "models": None if grant.models is None else sorted(grant.models),
         "expires_at": grant.expires_at,
+        "requests_per_minute": grant.requests_per_minute,
+        "concurrent_streams": grant.concurrent_streams,
         "created_at": key.created_at,
     }
     async with database.begin() as connection:
@@ -71,5 +73,6 @@ async def note_use(database: AsyncEngine, key_ids: Collection[str]) -> None:
 
 def _key(row: Row[Columns]) -> Key:
     models = None if row.models is None else frozenset(row.models)
-    grant = Grant(row.owner, frozenset(row.scopes), models, row.expires_at)
+    limits = row.requests_per_minute, row.concurrent_streams
+    grant = Grant(row.owner, frozenset(row.scopes), models, row.expires_at, *limits)
     return Key(row.id, row.digest, grant, row.created_at, row.last_used_at, row.revoked_at)

@@ -17,6 +17,7 @@ from services.schema import Body, ModelId, check_is_text
 
 PAGE_KEYS = 100
 TASKS: tuple[Scope, ...] = get_args(Task)
+Limit = Annotated[int, Field(ge=1, le=1_000_000)]
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[Depends(only_admins)])
 
@@ -41,11 +42,14 @@ class NewKey(Body):
         frozenset[ModelId] | None, Field(min_length=1, max_length=100, description="ids; all where not given")
     ] = None
     expires_at: Annotated[Instant, AfterValidator(check_is_to_come)] | None = None
+    requests_per_minute: Annotated[Limit | None, Field(description="generations begun")] = None
+    concurrent_streams: Annotated[Limit | None, Field(description="generations under way at once")] = None
 
     @property
     def grant(self) -> Grant:
         """As the keyring has it."""
-        return Grant(self.owner, self.scopes, self.models, self.expires_at)
+        limits = self.requests_per_minute, self.concurrent_streams
+        return Grant(self.owner, self.scopes, self.models, self.expires_at, *limits)
 
 
 class KeyView(BaseModel):
@@ -61,6 +65,8 @@ class KeyView(BaseModel):
     """Null: all."""
     created_at: datetime
     expires_at: datetime | None
+    requests_per_minute: int | None
+    concurrent_streams: int | None
     last_used_at: datetime | None
     """To the minute."""
     revoked_at: datetime | None
@@ -76,6 +82,8 @@ class KeyView(BaseModel):
             models=None if grant.models is None else sorted(grant.models),
             created_at=shown.created_at,
             expires_at=grant.expires_at,
+            requests_per_minute=grant.requests_per_minute,
+            concurrent_streams=grant.concurrent_streams,
             last_used_at=shown.last_used_at,
             revoked_at=shown.revoked_at,
             **more,

@@ -187,7 +187,8 @@ class TestAdmins:
             assert error_of(refused)["type"] == "permission_error"
 
     def test_a_key_is_shown_once(self, gateway: Gateway, admin: str) -> None:
-        made = create(gateway, admin, scopes=["text", "audio"], models=["b", "a"], expires_at="2100-01-01T00:00:00Z")
+        fields = {"models": ["b", "a"], "expires_at": "2100-01-01T00:00:00Z", "requests_per_minute": 60}
+        made = create(gateway, admin, scopes=["text", "audio"], **fields)
         secret = made["key"].split("_", 2)[2]
         assert len(secret) == 43
         shown = gateway.client.get(f"/v1/keys/{made['id']}", headers=bearer(admin))
@@ -202,6 +203,8 @@ class TestAdmins:
             "models": ["a", "b"],
             "created_at": made["created_at"],
             "expires_at": "2100-01-01T00:00:00Z",
+            "requests_per_minute": 60,
+            "concurrent_streams": None,
             "last_used_at": None,
             "revoked_at": None,
         }
@@ -224,6 +227,8 @@ class TestAdmins:
             ({"models": []}, "models"),
             ({"expires_at": "2020-01-01"}, "expires_at"),
             ({"secret": "mine"}, "secret"),
+            ({"requests_per_minute": 0}, "requests_per_minute"),
+            ({"concurrent_streams": -1}, "concurrent_streams"),
         ],
     )
     def test_what_makes_no_key_is_named(self, gateway: Gateway, admin: str, wrong: dict[str, Any], param: str) -> None:
