@@ -1,6 +1,7 @@
 """`atelier keys`: who may call, over HTTP."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ from cli.client import DEFAULT_URL, Url, answer, table
 
 COLUMNS = ("Id", "Owner", "Scopes", "Models", "Limits", "Made (UTC)", "Last used (UTC)", "State")
 LIMITS = {"requests_per_minute": "a minute", "concurrent_streams": "at once"}
+BUDGET = re.compile(r"(\w+):(\w+)=([\d.e+]+)")
 PAGE_KEYS = 1000
 
 app = typer.Typer(help="Make, list and revoke keys; needs an admin's in ATELIER_API_KEY.", no_args_is_help=True)
@@ -24,6 +26,7 @@ def create(
     expires: Annotated[str | None, typer.Option(help="Until when, as 2027-01-31T12:00; UTC.")] = None,
     rpm: Annotated[int | None, typer.Option(min=1, help="Generations that may be begun in a minute.")] = None,
     streams: Annotated[int | None, typer.Option(min=1, help="Generations that may be under way at once.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="As day:tokens=100000 or month:money=20; repeat.")] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Make a key, and print it: this once."""
@@ -34,6 +37,7 @@ def create(
         "expires_at": expires,
         "requests_per_minute": rpm,
         "concurrent_streams": streams,
+        "budgets": _budgets(budget or ()),
     }
     body = {name: value for name, value in asked_for.items() if value}
     made = answer("POST", url, "/v1/keys", json=body)
@@ -55,6 +59,17 @@ def revoke(key_id: Annotated[str, typer.Argument(help="As the list shows it.")],
     typer.echo(f"Key {revoked['id']} of {revoked['owner']} opens nothing any more.")
 
 
+def _budgets(written: Iterable[str]) -> dict[str, dict[str, str]]:
+    budgets: dict[str, dict[str, str]] = {}
+    for one in written:
+        match = BUDGET.fullmatch(one)
+        if match is None:
+            raise typer.BadParameter(f"{one} is not as day:tokens=100000", param_hint="--budget")
+        period, unit, amount = match.groups()
+        budgets.setdefault(period, {})[unit] = amount
+    return budgets
+
+
 def _keys(url: str) -> Iterator[Mapping[str, Any]]:
     window = {"limit": str(PAGE_KEYS)}
     while True:
@@ -72,6 +87,9 @@ def _row(key: Mapping[str, Any]) -> tuple[str, ...]:
     elif key["expires_at"]:
         state = f"until {_when(key['expires_at'])}"
     limits = [f"{key[name]} {unit}" for name, unit in LIMITS.items() if key[name]]
+    limits += [
+        f"{limit:g} {unit} a {period}" for period, budget in key["budgets"].items() for unit, limit in budget.items()
+    ]
     return (
         key["id"],
         key["owner"],

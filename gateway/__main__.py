@@ -21,11 +21,12 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each probe helps nobody
     settings = Settings()
     try:
+        app = create_app(settings)
         asyncio.run(check(settings))
     except Misconfigured as error:
         sys.exit(f"atelier: {error}")
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         timeout_keep_alive=75,

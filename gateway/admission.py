@@ -1,17 +1,19 @@
 """What every generation has to pass before a worker hears of it."""
 
 from fastapi import Request
+from starlette.types import Scope
 
 from gateway.auth import check_scope
 from gateway.callers import Caller
 from gateway.errors import ModelNotAllowed
 from gateway.state import State
-from services.registry import Task
+from services.registry import Task, models_of
 from services.schema import GenerationRequest
+from services.units import UNITS, most
 
 
 async def admit(request: Request, state: State, task: Task, body: GenerationRequest, model: str | None = None) -> None:
-    """Let the caller of `request` begin, or say why not: scope, model, limits, in this order.
+    """Let the caller of `request` begin, or say why not: scope, model, limits, budgets, in this order.
 
     What is taken here ends with the request: it is entered into its leases.
 
@@ -26,12 +28,32 @@ async def admit(request: Request, state: State, task: Task, body: GenerationRequ
         InsufficientScope: the key is not for this task.
         ModelNotAllowed: nor for this model.
         RateLimited: the key has asked for enough for the moment.
+        InsufficientQuota: the key has used enough for the day or the month.
         LimitsUnavailable: nobody can say whether it has.
+        BudgetsUnavailable: likewise.
+        RequestIdInUse: the caller chose an id that another request has.
     """
     caller: Caller = request.scope["caller"]
     check_scope(caller, task)
-    check_model(caller, body.model or model or state.models[task].id)
+    asked_for = body.model or model or models_of(task, state.models)[0].id
+    check_model(caller, asked_for)
     await state.limits.take(caller, request.scope["leases"])
+    if caller.budgets:
+        await reserve(request.scope, state, task, body, asked_for)
+
+
+async def reserve(scope: Scope, state: State, task: Task, body: GenerationRequest, model: str) -> None:
+    """Reserve the most that the request can use, to be given back at its end where nothing was made."""
+    known = models_of(task, state.models)
+    defaults = next((each for each in known if each.id == model), known[0]).defaults_in(state.profile)
+    units, price, request_id = most(body, defaults), state.prices.of(task, model), scope["request_id"]
+    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price):
+
+        async def release() -> None:
+            if scope.get("nothing_was_made"):
+                await state.budgets.release(request_id)
+
+        scope["leases"].push_async_callback(release)
 
 
 def check_model(caller: Caller, model: str) -> None:

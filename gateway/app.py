@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from gateway.auth import Authentication, Door
+from gateway.budgets.budgets import Budgets
+from gateway.budgets.prices import read_prices
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
@@ -59,6 +61,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
     metrics = Metrics()
     under_way = UnderWay()
+    prices = read_prices(settings.prices_file)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,6 +72,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             Keyring.open(database, settings.key_cache_seconds) as keyring,
             Limits.open(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
+            Budgets.open(database, settings.deadline) as budgets,
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
@@ -87,7 +91,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                     open_metrics=settings.open_metrics,
                 ),
                 limits=limits,
-                models={model.task: model for model in reversed(load_models())},  # the first of each task stays
+                budgets=budgets,
+                prices=prices,
+                models=load_models(),
+                profile=settings.profile,
             )
             yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come

@@ -4,9 +4,21 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from services.registry import Task
+from services.units import Unit
 
 Scope = Task | Literal["admin"]
+Period = Literal["day", "month"]
+Counted = Unit | Literal["money"]
 SCOPES: frozenset[Scope] = frozenset((*get_args(Task), "admin"))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be used in each day or month, in UTC."""
+
+    period: Period
+    unit: Counted
+    limit: float
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,7 @@ class Caller:
         models: those that may be asked for; None: all.
         requests_per_minute: generations that may be asked for in a minute; None: any number.
         concurrent_streams: generations that may be under way at once; None: any number.
+        budgets: none: as much as there is.
     """
 
     id: str = ""
@@ -28,3 +41,4 @@ class Caller:
     models: frozenset[str] | None = None
     requests_per_minute: int | None = None
     concurrent_streams: int | None = None
+    budgets: tuple[Budget, ...] = ()

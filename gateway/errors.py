@@ -6,9 +6,12 @@ GatewayError
 ├── ModelNotAllowed    403  choose a model that the key may use
 ├── NoSuchKey          404  choose another key to look at or to revoke
 ├── WrongHost          421  call the gateway by its own name
+├── RequestIdInUse     409  send another `x-request-id`, or none
+├── InsufficientQuota  429  ask for less, or come back after `retry_after`: in the next day or month
 ├── RateLimited        429  ask less often, or for less at once; come back after `retry_after`
 ├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
 ├── LimitsUnavailable  503  likewise: Redis does not
+├── BudgetsUnavailable 503  likewise: the database does not
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -46,6 +49,7 @@ class GatewayError(Exception):
     retry_after: int | None = None  # seconds
     param: str | None = None
     headers: Mapping[str, str] = MappingProxyType({})
+    nothing_was_made: bool = False  # surely: what the request reserved is given back
 
 
 class Misconfigured(Exception):
@@ -94,6 +98,30 @@ class RateLimited(GatewayError):
         self.retry_after = max(1, retry_after)
 
 
+class RequestIdInUse(GatewayError):
+    """The caller chose an id of which there is a request already; what is made could not be told apart."""
+
+    status, code, param = 409, "request_id_in_use", "x-request-id"
+
+
+class InsufficientQuota(GatewayError):
+    """A budget of the key does not allow what is asked for."""
+
+    status, code = 429, "insufficient_quota"
+
+    def __init__(self, message: str, budget: str, retry_after: int) -> None:
+        """Take a sentence, the budget's name, and the seconds until it begins anew."""
+        super().__init__(message)
+        self.param = budget
+        self.retry_after = retry_after
+
+
+class BudgetsUnavailable(GatewayError):
+    """What a request may use cannot be reserved."""
+
+    status, code, should_retry, retry_after = 503, "budgets_unavailable", True, 3
+
+
 class LimitsUnavailable(GatewayError):
     """What a key has asked for cannot be counted, and the operator has set that nothing goes uncounted."""
 
@@ -116,12 +144,14 @@ class NotServed(GatewayError):
     """No worker is configured for this modality."""
 
     status, code = 503, "modality_not_served"
+    nothing_was_made = True
 
 
 class NoProvider(GatewayError):
     """No outside model server is configured."""
 
     status, code = 503, "provider_not_configured"
+    nothing_was_made = True
 
 
 class Restarting(GatewayError):
@@ -134,6 +164,7 @@ class WorkerUnreachable(GatewayError):
     """The worker takes no connection, or has stopped answering before it answered this request."""
 
     status, code, should_retry, retry_after = 503, "worker_unavailable", True, 3
+    nothing_was_made = True
 
 
 class WorkerDied(GatewayError):
@@ -173,6 +204,7 @@ class WorkerRefused(GatewayError):
         self.param = param
         self.should_retry = should_retry
         self.retry_after = retry_after
+        self.nothing_was_made = status < 500 or should_retry
 
 
 def render(error: GatewayError) -> JSONResponse:
@@ -189,6 +221,7 @@ def render(error: GatewayError) -> JSONResponse:
 async def render_gateway_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a `GatewayError`."""
     assert isinstance(error, GatewayError)  # noqa: S101 - what it is registered for
+    request.scope["nothing_was_made"] = error.nothing_was_made
     return render(error)
 
 

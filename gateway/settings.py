@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.auth import is_loopback
 from gateway.limits import WhenDown
-from services.registry import WORKERS, Task
+from services.registry import WORKERS, Profile, Task
 
 
 def loopback(task: Task) -> str:
@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     key_cache_seconds: float = Field(default=5, ge=0)  # how long a revoked key lives on in another gateway
     redis_url: SecretStr = SecretStr("")  # where several gateways count together; empty: each counts for itself
     redis_down: WhenDown = "allow"  # what becomes of requests of limited keys that cannot be counted
+    profile: Profile = "tiny"  # of the workers: whose defaults count for what a request leaves out
+    prices_file: Path | None = None  # TOML: what a unit costs
     open_metrics: bool = False  # /metrics without a key although other machines can reach it
 
     @field_validator("cors_origins", "allowed_hosts", mode="before")

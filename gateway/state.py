@@ -1,19 +1,20 @@
 """What routes need, as the composition root has wired it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from gateway.auth import Door
+from gateway.budgets.budgets import Budgets
+from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.providers import Provider
 from gateway.relay import Relay
-from services.registry import Model, Task
+from services.registry import Model, Profile
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class State:
     keyring: Keyring
     door: Door
     limits: Limits
-    models: Mapping[Task, Model]  # the default of each task
+    budgets: Budgets
+    prices: Prices
+    models: tuple[Model, ...]
+    profile: Profile
 
 
 async def state_of(request: Request) -> State:

@@ -9,7 +9,7 @@ from secrets import token_hex, token_urlsafe
 from sqlalchemy import JSON, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from gateway.callers import Caller, Scope
+from gateway.callers import Budget, Caller, Scope
 from gateway.database.types import Line, Tables, UtcDateTime
 
 ID_BYTES = 8
@@ -56,6 +56,7 @@ class Grant:
         expires_at: until when; None: for ever.
         requests_per_minute: generations that may be asked for in a minute; None: any number.
         concurrent_streams: generations that may be under way at once; None: any number.
+        budgets: what may be used in a day or a month.
     """
 
     owner: str
@@ -64,6 +65,7 @@ class Grant:
     expires_at: datetime | None = None
     requests_per_minute: int | None = None
     concurrent_streams: int | None = None
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Key:
             grant.models,
             requests_per_minute=grant.requests_per_minute,
             concurrent_streams=grant.concurrent_streams,
+            budgets=grant.budgets,
         )
 
     def is_valid(self, now: datetime) -> bool:
@@ -108,6 +111,7 @@ class Keys(Tables):
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     requests_per_minute: Mapped[int | None]
     concurrent_streams: Mapped[int | None]
+    budgets: Mapped[list[dict[str, str | float]]] = mapped_column(JSON)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Row, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.callers import Budget
 from gateway.keys.schema import Grant, Key, Keys, KeyText
 
 Columns = tuple[object, ...]
@@ -27,6 +28,7 @@ async def add(database: AsyncEngine, text: KeyText, grant: Grant) -> Key:
         "expires_at": grant.expires_at,
         "requests_per_minute": grant.requests_per_minute,
         "concurrent_streams": grant.concurrent_streams,
+        "budgets": [vars(budget) for budget in grant.budgets],
         "created_at": key.created_at,
     }
     async with database.begin() as connection:
@@ -74,5 +76,6 @@ async def note_use(database: AsyncEngine, key_ids: Collection[str]) -> None:
 def _key(row: Row[Columns]) -> Key:
     models = None if row.models is None else frozenset(row.models)
     limits = row.requests_per_minute, row.concurrent_streams
-    grant = Grant(row.owner, frozenset(row.scopes), models, row.expires_at, *limits)
+    budgets = tuple(Budget(**budget) for budget in row.budgets)
+    grant = Grant(row.owner, frozenset(row.scopes), models, row.expires_at, *limits, budgets)
     return Key(row.id, row.digest, grant, row.created_at, row.last_used_at, row.revoked_at)

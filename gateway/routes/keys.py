@@ -1,14 +1,15 @@
 """`/v1/keys`: who may call; for admins alone."""
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.auth import only_admins
-from gateway.callers import Scope
+from gateway.callers import Budget, Counted, Period, Scope
 from gateway.keys.schema import Grant, Key
 from gateway.routes.usage import Instant
 from gateway.state import StateOf
@@ -17,6 +18,7 @@ from services.schema import Body, ModelId, check_is_text
 
 PAGE_KEYS = 100
 TASKS: tuple[Scope, ...] = get_args(Task)
+MAX_LIMIT = 1e12  # of a budget; in millionths it is what a database adds up exactly
 Limit = Annotated[int, Field(ge=1, le=1_000_000)]
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[Depends(only_admins)])
@@ -44,12 +46,19 @@ class NewKey(Body):
     expires_at: Annotated[Instant, AfterValidator(check_is_to_come)] | None = None
     requests_per_minute: Annotated[Limit | None, Field(description="generations begun")] = None
     concurrent_streams: Annotated[Limit | None, Field(description="generations under way at once")] = None
+    budgets: Annotated[
+        Mapping[Period, Mapping[Counted, Annotated[float, Field(gt=0, le=MAX_LIMIT)]]],
+        Field(
+            description="by period (UTC) and unit, `money` in that of the prices", examples=[{"day": {"tokens": 1e6}}]
+        ),
+    ] = {}
 
     @property
     def grant(self) -> Grant:
         """As the keyring has it."""
         limits = self.requests_per_minute, self.concurrent_streams
-        return Grant(self.owner, self.scopes, self.models, self.expires_at, *limits)
+        budgets = (Budget(period, *each) for period, budgets in self.budgets.items() for each in budgets.items())
+        return Grant(self.owner, self.scopes, self.models, self.expires_at, *limits, tuple(budgets))
 
 
 class KeyView(BaseModel):
@@ -67,12 +76,13 @@ class KeyView(BaseModel):
     expires_at: datetime | None
     requests_per_minute: int | None
     concurrent_streams: int | None
+    budgets: dict[Period, dict[Counted, float]]
     last_used_at: datetime | None
     """To the minute."""
     revoked_at: datetime | None
 
     @classmethod
-    def of(cls, shown: Key, **more: str) -> Self:
+    def of(cls, shown: Key, **more: Any) -> Self:
         """Show a key, and what the class has `more`."""
         grant = shown.grant
         return cls(
@@ -84,10 +94,19 @@ class KeyView(BaseModel):
             expires_at=grant.expires_at,
             requests_per_minute=grant.requests_per_minute,
             concurrent_streams=grant.concurrent_streams,
+            budgets=by_period(grant.budgets),
             last_used_at=shown.last_used_at,
             revoked_at=shown.revoked_at,
             **more,
         )
+
+
+def by_period(budgets: Iterable[Budget]) -> dict[Period, dict[Counted, float]]:
+    """Show budgets as they are set."""
+    shown: dict[Period, dict[Counted, float]] = {}
+    for budget in budgets:
+        shown.setdefault(budget.period, {})[budget.unit] = budget.limit
+    return shown
 
 
 class CreatedKey(KeyView):
@@ -95,6 +114,13 @@ class CreatedKey(KeyView):
 
     key: str
     """What its owner sends. It is nowhere else: who loses it needs another."""
+
+
+class KeyDetail(KeyView):
+    """A key, and how far its budgets are used."""
+
+    used: dict[Period, dict[Counted, float]]
+    """Of this day and this month (UTC): what is spent, and what requests under way may still use."""
 
 
 class KeyPage(BaseModel):
@@ -139,9 +165,10 @@ async def list_keys(query: Annotated[KeyQuery, Query()], state: StateOf) -> KeyP
 
 
 @router.get("/{key_id}")
-async def get_key(key_id: str, state: StateOf) -> KeyView:
-    """Show one key."""
-    return KeyView.of(await state.keyring.get(key_id))
+async def get_key(key_id: str, state: StateOf) -> KeyDetail:
+    """Show one key, and how far its budgets are used."""
+    key = await state.keyring.get(key_id)
+    return KeyDetail.of(key, used=by_period(await state.budgets.used(key.caller)))
 
 
 @router.delete("/{key_id}")

@@ -45,14 +45,14 @@ def test_keys_are_made_shown_and_ended(url: str) -> None:
         "--rpm",
         "60",
     )
-    made = keys(url, "create", "--owner", "bob", *options, "--rpm", "60", key=admin)
+    made = keys(url, "create", "--owner", "bob", *options, "--rpm", "60", "--budget", "day:tokens=5e4", key=admin)
     bob = made.stdout.strip()
     assert "shown this once" in made.stderr
 
     heading, *lines = keys(url, "list", key=admin).stdout.splitlines()
     assert heading.split()[:4] == ["Id", "Owner", "Scopes", "Models"]
     assert lines[0].split()[:4] == [bob.split("_")[1], "bob", "image,text", "tiny-sd"]
-    assert " 60 a minute " in lines[0]
+    assert " 60 a minute, 50000 tokens a day " in lines[0]
     assert lines[0].split()[-4:] == ["never", "until", "2100-01-01", "12:00"]
     assert lines[1].split()[:4] == [admin.split("_")[1], "ada", "admin", "all"]
     assert lines[1].endswith("open")
