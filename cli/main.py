@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cli import keys
+from cli.client import DEFAULT_URL, Url
 from cli.errors import CommandError
 from cli.settings import Settings
 
@@ -19,6 +21,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command, and print what stops it as a line."""
+    app.add_typer(keys.app, name="keys")
     try:
         app(prog_name="atelier")
     except CommandError as error:
@@ -59,7 +62,7 @@ def usage(
     limit: Annotated[int | None, typer.Option(min=1, help="Requests at most, the newest.")] = None,
     by: Annotated[str, typer.Option(help="Totals of each caller, owner, model or modality; several with commas.")] = "",
     per: Annotated[str, typer.Option(help="Totals of each day (1d) or month (1mo); of 30 days without --since.")] = "",
-    url: Annotated[str, typer.Option(envvar="ATELIER_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
+    url: Url = DEFAULT_URL,
 ) -> None:
     """Show who asked for what and how it went, newest first; or what it comes to."""
     from cli.usage import LOG, TOTALS, print_csv, print_table, print_totals
@@ -68,10 +71,9 @@ def usage(
     if by or per:
         asked |= {"group_by": by or None, "bucket_width": per or "all"}
     query = {name: value for name, value in asked.items() if value is not None}
-    base = url.rstrip("/")
     if csv:
-        print_csv(base + (TOTALS if by or per else LOG), query)
+        print_csv(url, TOTALS if by or per else LOG, query)
     elif by or per:
-        print_totals(base, query)
+        print_totals(url, query)
     else:
-        print_table(base, query)
+        print_table(url, query)

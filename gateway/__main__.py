@@ -1,9 +1,14 @@
 """`python -m gateway`: serve on `ATELIER_HOST` and `ATELIER_PORT`."""
 
+import asyncio
 import logging
+import sys
 from contextlib import suppress
 
 from gateway.app import create_app
+from gateway.database.database import open_database
+from gateway.errors import Misconfigured
+from gateway.keys.first import check_keys
 from gateway.server import Server
 from gateway.settings import Settings
 from services.logs import LogFormat, write_json
@@ -13,8 +18,13 @@ def main() -> None:
     """Run until SIGINT or SIGTERM."""
     settings = Settings()
     show_logs(settings.log_format)
+    try:
+        app = create_app(settings)
+        asyncio.run(check(settings))
+    except Misconfigured as error:
+        sys.exit(f"atelier: {error}")
     with suppress(KeyboardInterrupt):  # raised again by the server, once it is down
-        Server(create_app(settings), settings.host, settings.port).run()
+        Server(app, settings.host, settings.port).run()
 
 
 def show_logs(form: LogFormat) -> None:
@@ -23,6 +33,12 @@ def show_logs(form: LogFormat) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each probe helps nobody, and URLs hold prompts
     if form == "json":
         write_json(logging.getLogger().handlers)
+
+
+async def check(settings: Settings) -> None:
+    """Refuse in a sentence what would be refused with a traceback while the server starts."""
+    async with open_database(settings.database) as database:
+        await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
 
 
 if __name__ == "__main__":

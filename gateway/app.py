@@ -13,10 +13,16 @@ from opentelemetry.trace import Tracer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from gateway.auth import Authentication, Door
+from gateway.budgets.budgets import Budgets
+from gateway.budgets.prices import read_prices
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
+from gateway.keys.first import check_keys
+from gateway.keys.keyring import Keyring
+from gateway.limits import RATE_HEADERS, Limits, RateHeaders
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
@@ -24,14 +30,15 @@ from gateway.policy import Policies, Policy
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, internal, signed_urls, summary, usage
+from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
-from gateway.state import Settle, State
+from gateway.state import State
 from gateway.tracing import TracedTransport
 from gateway.usage.housekeeping import kept_in_order
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
+from services.registry import load_models
 from services.schema import RUN_HEADERS, ErrorEnvelope
 from services.tracing import ServerSpans, open_provider
 
@@ -45,9 +52,16 @@ OWN_HEADERS = [
     *RUN_HEADERS,
     "content-disposition",
     "retry-after",
+    *RATE_HEADERS,
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "Something in the request does not fit; `param` names it."},
+    401: {"model": ErrorEnvelope, "description": "There is no key, or none that is valid."},
+    403: {"model": ErrorEnvelope, "description": "The key is not for this; `code` says what it lacks."},
+    429: {
+        "model": ErrorEnvelope,
+        "description": "The key or the queue has had enough; come back after `Retry-After`.",
+    },
     503: {"model": ErrorEnvelope, "description": "The worker is loading or gone; try again after `Retry-After`."},
 }
 
@@ -55,9 +69,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
     metrics = Metrics()
-    settle: list[Settle] = []
     internal_token = settings.internal_token.get_secret_value()
     under_way = UnderWay()
+    prices = read_prices(settings.prices_file)
     traces = open_provider("atelier-gateway")
     tracer = traces.get_tracer("atelier.gateway") if traces is not None else None
     policies = Policies.read(settings.policy_file) if settings.policy_file is not None else Policies()
@@ -71,8 +85,13 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             kept_in_order(database, settings.usage_retention_days),
+            Keyring.open(database, settings.key_cache_seconds) as keyring,
+            Limits.open(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
+            Budgets.open(database, settings.deadline) as budgets,
         ):
+            await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
+            signer = Signer(settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file))
             app.state.wired = State(
                 catalog=Catalog(settings.workers, probes),
                 relay=Relay(
@@ -89,11 +108,21 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 metrics=metrics,
                 drain=drain,
                 policy=Policy(policies, Moderator(http, settings.moderation_key)),
-                signer=Signer(
-                    settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
-                ),
+                signer=signer,
                 internal_token=internal_token,
-                settle=settle,
+                keyring=keyring,
+                door=Door(
+                    keyring,
+                    signer,
+                    is_loopback=settings.is_loopback,
+                    allowed_hosts=settings.allowed_hosts,
+                    open_metrics=settings.open_metrics,
+                ),
+                limits=limits,
+                budgets=budgets,
+                prices=prices,
+                models=load_models(),
+                profile=settings.profile,
             )
             yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
@@ -113,6 +142,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(signed_urls.router)
     app.include_router(summary.router)
     app.include_router(internal.router)
+    app.include_router(keys.router)
     app.include_router(health.router)
     app.add_exception_handler(GatewayError, render_gateway_error)
     app.add_exception_handler(RequestValidationError, render_invalid)
@@ -147,6 +177,8 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way
 
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE)
     app.add_middleware(NoNewWork, drain=drain)
+    app.add_middleware(RateHeaders, limits=lambda: app.state.wired.limits)
+    app.add_middleware(Authentication, door=lambda: app.state.wired.door)
     app.add_middleware(LastResort)  # inside CORS, so that a browser may read the error
     if settings.cors_origins:
         app.add_middleware(

@@ -5,6 +5,17 @@ GatewayError
 ├── ContentRefused     400  ask for something else: the operator's content policy does not allow it
 ├── InvalidSignature   401  ask for a new signed URL
 ├── NotAWorker         401  nothing: this route is for the gateway's own workers
+├── InvalidKey         401  send a key that is valid
+├── InsufficientScope  403  ask the operator for a key with this scope
+├── ModelNotAllowed    403  choose a model that the key may use
+├── NoSuchKey          404  choose another key to look at or to revoke
+├── WrongHost          421  call the gateway by its own name
+├── RequestIdInUse     409  send another `x-request-id`, or none
+├── InsufficientQuota  429  ask for less, or come back after `retry_after`: in the next day or month
+├── RateLimited        429  ask less often, or for less at once; come back after `retry_after`
+├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
+├── LimitsUnavailable  503  likewise: Redis does not
+├── BudgetsUnavailable 503  likewise: the database does not
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -16,10 +27,13 @@ GatewayError
 ├── WorkerRefused      the worker's own status and words
 ├── ProviderFailed     502  the outside model server failed, or refused the operator's key
 └── CallerLeft         499  nothing: nobody is there to be told
+
+Misconfigured stands apart: it is for the operator, and the gateway does not start.
 """
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
@@ -41,11 +55,95 @@ class GatewayError(Exception):
     should_retry: bool = False
     retry_after: int | None = None  # seconds
     param: str | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+    nothing_was_made: bool = False  # surely: what the request reserved is given back
 
     @property
     def reason(self) -> str:
         """What metrics call it."""
         return self.code
+
+
+class Misconfigured(Exception):
+    """The settings do not go together; the sentence says which to change."""
+
+
+class InvalidKey(GatewayError):
+    """There is no key, or it is none that opens anything."""
+
+    status, code = 401, "invalid_api_key"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class InsufficientScope(GatewayError):
+    """The key is not for this."""
+
+    status, code = 403, "insufficient_scope"
+
+
+class ModelNotAllowed(GatewayError):
+    """The key is for other models."""
+
+    status, code, param = 403, "model_not_allowed", "model"
+
+
+class NoSuchKey(GatewayError):
+    """There is no key of that id."""
+
+    status, code = 404, "key_not_found"
+
+
+class WrongHost(GatewayError):
+    """Without keys, only pages and programs that know this machine by its own name are served."""
+
+    status, code = 421, "wrong_host"
+
+
+class RateLimited(GatewayError):
+    """The key has asked for as much as it may for the moment."""
+
+    status, code, should_retry = 429, "rate_limit_exceeded", True
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        """Take a sentence, and seconds to wait."""
+        super().__init__(message)
+        self.retry_after = max(1, retry_after)
+
+
+class RequestIdInUse(GatewayError):
+    """The caller chose an id of which there is a request already; what is made could not be told apart."""
+
+    status, code, param = 409, "request_id_in_use", "x-request-id"
+
+
+class InsufficientQuota(GatewayError):
+    """A budget of the key does not allow what is asked for."""
+
+    status, code = 429, "insufficient_quota"
+
+    def __init__(self, message: str, budget: str, retry_after: int) -> None:
+        """Take a sentence, the budget's name, and the seconds until it begins anew."""
+        super().__init__(message)
+        self.param = budget
+        self.retry_after = retry_after
+
+
+class BudgetsUnavailable(GatewayError):
+    """What a request may use cannot be reserved."""
+
+    status, code, should_retry, retry_after = 503, "budgets_unavailable", True, 3
+
+
+class LimitsUnavailable(GatewayError):
+    """What a key has asked for cannot be counted, and the operator has set that nothing goes uncounted."""
+
+    status, code, should_retry, retry_after = 503, "limits_unavailable", True, 3
+
+
+class KeysUnavailable(GatewayError):
+    """The database that holds the keys does not answer."""
+
+    status, code, should_retry, retry_after = 503, "keys_unavailable", True, 3
 
 
 class NotSignable(GatewayError):
@@ -82,12 +180,14 @@ class NotServed(GatewayError):
     """No worker is configured for this modality."""
 
     status, code = 503, "modality_not_served"
+    nothing_was_made = True
 
 
 class NoProvider(GatewayError):
     """No outside model server is configured."""
 
     status, code = 503, "provider_not_configured"
+    nothing_was_made = True
 
 
 class ModerationUnavailable(GatewayError):
@@ -106,6 +206,7 @@ class WorkerUnreachable(GatewayError):
     """The worker takes no connection, or has stopped answering before it answered this request."""
 
     status, code, should_retry, retry_after = 503, "worker_unavailable", True, 3
+    nothing_was_made = True
 
 
 class WorkerDied(GatewayError):
@@ -145,6 +246,7 @@ class WorkerRefused(GatewayError):
         self.param = param
         self.should_retry = should_retry
         self.retry_after = retry_after
+        self.nothing_was_made = status < 500 or should_retry
 
     @property
     def reason(self) -> str:
@@ -154,7 +256,7 @@ class WorkerRefused(GatewayError):
 
 def render(error: GatewayError) -> JSONResponse:
     """Answer with the envelope that OpenAI clients parse, and say whether a repeat makes sense."""
-    headers = {"x-should-retry": "true" if error.should_retry else "false"}
+    headers = {"x-should-retry": "true" if error.should_retry else "false", **error.headers}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
     if error.status == PayloadTooLarge.status:
@@ -180,6 +282,7 @@ class Refusal(JSONResponse):
 async def render_gateway_error(request: Request, error: Exception) -> JSONResponse:
     """Answer a `GatewayError`."""
     assert isinstance(error, GatewayError)  # noqa: S101 - what it is registered for
+    request.scope["nothing_was_made"] = error.nothing_was_made
     return render(error)
 
 

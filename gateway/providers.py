@@ -34,7 +34,7 @@ class Provider:
         self._http = http
         self._base_url = base_url.rstrip("/")
         self._api_key = api_key
-        self._model = model
+        self.model = model
         self._deadline = deadline
 
     async def chat(self, prompt: str) -> str:
@@ -46,7 +46,7 @@ class Provider:
         """
         if not self._base_url:
             raise NoProvider("no provider is configured; the operator sets ATELIER_OPENAI_BASE_URL")
-        body = {"model": self._model, "messages": [{"role": "user", "content": prompt}]}
+        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
         key = self._api_key.get_secret_value()
         headers = {"authorization": f"Bearer {key}"} if key else {}
         url = f"{self._base_url}/chat/completions"

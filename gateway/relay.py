@@ -148,7 +148,8 @@ class Relay:
             ATTEMPT_HEADER: "1",
             **self._token,
             DEADLINE_HEADER: str(self._deadline),
-            CALLER_HEADER: request.client.host if request.client else "",  # callers take turns in a worker's queue
+            # Callers take turns in a worker's queue.
+            CALLER_HEADER: request.scope["caller"].id or (request.client.host if request.client else ""),
             **({"content-type": "application/json"} if "content" in body else {}),
         }
         sent = self._http.build_request("POST", worker + path, headers=sent_headers, **body)

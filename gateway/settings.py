@@ -6,8 +6,10 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway.auth import is_loopback
+from gateway.limits import WhenDown
 from services.logs import LogFormat
-from services.registry import WORKERS, Task
+from services.registry import WORKERS, Profile, Task
 
 
 def loopback(task: Task) -> str:
@@ -48,8 +50,16 @@ class Settings(BaseSettings):
     internal_token: SecretStr = SecretStr("")  # shared with the workers; empty: their receipts are refused
     usage_retention_days: int = Field(default=365, ge=0)  # how long usage rows stay; 0: for ever
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
+    admin_key_file: Path | None = None  # the operator's key; written where it is absent
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; while there are no keys
+    key_cache_seconds: float = Field(default=5, ge=0)  # how long a revoked key lives on in another gateway
+    redis_url: SecretStr = SecretStr("")  # where several gateways count together; empty: each counts for itself
+    redis_down: WhenDown = "allow"  # what becomes of requests of limited keys that cannot be counted
+    profile: Profile = "tiny"  # of the workers: whose defaults count for what a request leaves out
+    prices_file: Path | None = None  # TOML: what a unit costs
+    open_metrics: bool = False  # /metrics without a key although other machines can reach it
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""
@@ -72,6 +82,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'atelier.sqlite3'}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the gateway."""
+        return is_loopback(self.host)
 
     @property
     def workers(self) -> dict[Task, str]:

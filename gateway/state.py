@@ -1,21 +1,23 @@
 """What routes need, as the composition root has wired it."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from gateway.auth import Door
+from gateway.budgets.budgets import Budgets
+from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.drain import Drain
+from gateway.keys.keyring import Keyring
+from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.policy import Policy
 from gateway.providers import Provider
 from gateway.relay import Relay
 from gateway.signing import Signer
-from services.schema import Unit
-
-Settle = Callable[[str, int, Mapping[Unit, float]], Awaitable[None]]
+from services.registry import Model, Profile
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,13 @@ class State:
     signer: Signer
     policy: Policy
     internal_token: str
-    settle: Sequence[Settle]
+    keyring: Keyring
+    door: Door
+    limits: Limits
+    budgets: Budgets
+    prices: Prices
+    models: tuple[Model, ...]
+    profile: Profile
 
 
 async def state_of(request: Request) -> State:

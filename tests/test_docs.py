@@ -15,8 +15,9 @@ from services.settings import Settings as WorkerSettings
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-# Read outside of the settings classes: by the installer, which runs before pydantic is there, and by one command.
-OTHER_VARIABLES = {"ATELIER_TORCH_INDEX", "ATELIER_TORCH_WHEELS", "ATELIER_URL"}
+# Read outside of the settings classes: by the installer, which runs before pydantic is there, and by the commands that
+# ask the gateway.
+OTHER_VARIABLES = {"ATELIER_TORCH_INDEX", "ATELIER_TORCH_WHEELS", "ATELIER_URL", "ATELIER_API_KEY"}
 
 
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:
@@ -43,7 +44,7 @@ def test_documented_defaults_are_the_defaults() -> None:
 def test_every_route_is_in_the_readme_and_every_route_there_exists() -> None:
     paths = {path for path in create_app(GatewaySettings()).openapi()["paths"] if path not in {"/livez", "/readyz"}}
     table = README[README.index("## Routes") : README.index("A worker's own routes")]
-    documented = set(re.findall(r"(?:GET|POST) (/(?:generate|v1)/[\w/]+)", table))
+    documented = set(re.findall(r"(?:GET|POST|DELETE) (/(?:generate|v1)/[\w/{}]+)", table))
     assert documented == paths
 
 

@@ -13,7 +13,7 @@ MODALITIES = frozenset({"text", "audio", "image", "video", "mesh"})
 MODELS = frozenset({"torch", "transformers", "diffusers", "accelerate", "huggingface_hub", "safetensors", "tokenizers"})
 CODECS = frozenset({"numpy", "PIL", "av", "soundfile"})
 # What stands beside the contracts, with no weight.
-SHARED = frozenset({"services.logs", "services.registry", "services.schema", "services.tracing"})
+SHARED = frozenset({"services.logs", "services.registry", "services.schema", "services.tracing", "services.units"})
 
 # What acts on this machine instead of asking the API: starting processes, building and fetching models.
 ON_THIS_MACHINE = {
@@ -328,7 +328,7 @@ def test_a_broken_rule_is_found(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("gateway/relay.py", "from services.schema import envelope\nfrom services.registry import WORKERS"),
-        ("gateway/routes/chat.py", "from services.text.schema import ChatRequest"),
+        ("gateway/routes/chat.py", "from services.text.schema import ChatRequest\nfrom services.units import most"),
         ("services/text/schema.py", "import re\nfrom pydantic import Field\nfrom services.schema import Body"),
         ("services/text/service.py", "import bentoml\nfrom services.text.schema import ChatJob"),
         ("services/text/service.py", "def make():\n    from services.text.engine import TextGenerator"),

@@ -5,8 +5,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from gateway.prompts import prompts_of
+from gateway.admission import admit
 from gateway.state import State, StateOf
+from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
 router = APIRouter(prefix="/v1", tags=["text"])
@@ -21,27 +22,24 @@ FORMS: dict[int | str, dict[str, Any]] = {
 @router.post("/chat/completions", responses=FORMS, response_class=Response)
 async def chat(body: ChatRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat."""
-    await state.policy.check(prompts_of(body), request.scope["caller"])
-    return await pass_on(body.model, request, state)
+    return await pass_on(body, request, state)
 
 
 @router.post("/completions", responses=FORMS, response_class=Response)
 async def completions(body: CompletionRequest, request: Request, state: StateOf) -> Response:
     """Continue a text."""
-    await state.policy.check(prompts_of(body), request.scope["caller"])
-    return await pass_on(body.model, request, state)
+    return await pass_on(body, request, state)
 
 
 @router.post("/responses", responses=FORMS, response_class=Response)
 async def responses(body: ResponseRequest, request: Request, state: StateOf) -> Response:
     """Continue a chat, in items."""
-    await state.policy.check(prompts_of(body), request.scope["caller"])
-    return await pass_on(body.model, request, state)
+    return await pass_on(body, request, state)
 
 
-async def pass_on(model: str | None, request: Request, state: State) -> Response:
+async def pass_on(body: GenerationRequest, request: Request, state: State) -> Response:
     """Ask the text worker."""
-    request.scope["asked"] = "text", model
+    await admit(request, state, "text", body)
     return await state.relay.send(
         request,
         state.catalog.worker("text"),

@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BeforeValidator, Field
 
+from gateway.admission import admit
 from gateway.disposition import attachment
-from gateway.prompts import prompts_of
 from gateway.state import State, StateOf
 from gateway.waiting import caller_leaves, unless
 from services.audio.schema import Input, SpeechRequest, Voice
@@ -111,8 +111,7 @@ async def text(query: Annotated[TextQuery, Query()], request: Request, state: St
     """Answer a prompt with the chat model."""
     message = Message(role="user", content=query.prompt)
     body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed)
-    await state.policy.check(prompts_of(body), request.scope["caller"])
-    request.scope["asked"] = "text", None
+    await admit(request, state, "text", body)
     worker = state.catalog.worker("text")
     path = "/v1/chat/completions"
     renamed = {"messages": "prompt"}
@@ -123,8 +122,7 @@ async def text(query: Annotated[TextQuery, Query()], request: Request, state: St
 async def audio(query: Annotated[AudioQuery, Query()], request: Request, state: StateOf) -> Response:
     """Say a text."""
     body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed)
-    await state.policy.check(prompts_of(body), request.scope["caller"])
-    request.scope["asked"] = "audio", None
+    await admit(request, state, "audio", body)
     worker = state.catalog.worker("audio")
     path = "/v1/audio/speech"
     renamed = {"input": "prompt", "voice": "preset"}
@@ -146,8 +144,7 @@ async def bentoml_image(query: Annotated[ImageQuery, Query()], request: Request,
 async def draw(query: ImageQuery, request: Request, state: State) -> Response:
     """Ask the image worker."""
     body = ImageRequest.model_validate(query.model_dump())
-    await state.policy.check(prompts_of(body), request.scope["caller"])
-    request.scope["asked"] = "image", None
+    await admit(request, state, "image", body)
     worker = state.catalog.worker("image")
     path = "/v1/images/generations"
     return await state.relay.send(request, worker, path, accept="image/png", content=wire(body))
@@ -166,8 +163,8 @@ async def video(
     state: StateOf,
 ) -> Response:
     """Make a film that starts with a picture."""
-    request.scope["asked"] = "video", None
     body = VideoRequest(num_frames=form.num_frames, seed=form.seed)
+    await admit(request, state, "video", body)
     return await state.relay.send(
         request,
         state.catalog.worker("video"),
@@ -183,8 +180,7 @@ async def video(
 async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: StateOf) -> Response:
     """Make a mesh."""
     body = MeshRequest.model_validate(query.model_dump())
-    await state.policy.check(prompts_of(body), request.scope["caller"])
-    request.scope["asked"] = "mesh", None
+    await admit(request, state, "mesh", body)
     worker = state.catalog.worker("mesh")
     path = "/v1/3d/generations"
     headers = {"content-disposition": attachment(query.prompt, "obj")}
@@ -194,8 +190,8 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 @router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
-    await state.policy.check([query.prompt], request.scope["caller"])
-    request.scope["asked"] = "text", None
+    body = ChatRequest(messages=(Message(role="user", content=query.prompt),))
+    await admit(request, state, "text", body, state.provider.model)
     answer = state.provider.chat(query.prompt)
     return PlainTextResponse(await unless(answer, caller_leaves(request.receive)))
 

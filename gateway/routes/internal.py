@@ -8,6 +8,7 @@ from gateway.errors import NotAWorker
 from gateway.state import StateOf
 from gateway.usage.log import UsageLog
 from services.schema import TOKEN_HEADER, ReceiptBatch
+from services.units import UNITS
 
 
 async def check_is_worker(request: Request, state: StateOf) -> None:
@@ -26,6 +27,6 @@ async def take_receipts(batch: ReceiptBatch, request: Request, state: StateOf) -
     usage: UsageLog = request.app.state.usage
     await usage.take(batch.receipts)
     for receipt in batch.receipts:
-        for settle in state.settle:
-            await settle(receipt.request_id, receipt.attempt, receipt.units)
+        made = receipt.units.get(UNITS[receipt.modality], 0)
+        await state.budgets.settle(receipt.request_id, receipt.attempt, made)
     return Response(status_code=204)

@@ -29,7 +29,7 @@ def form(num_bytes: int) -> bytes:
 def upload(headers: str) -> bytes:
     """The head of an upload."""
     kind = "content-type: multipart/form-data; boundary=b"
-    return f"POST /generate/video HTTP/1.1\r\nhost: x\r\n{kind}\r\n{headers}\r\n\r\n".encode()
+    return f"POST /generate/video HTTP/1.1\r\nhost: localhost\r\n{kind}\r\n{headers}\r\n\r\n".encode()
 
 
 def chunk(body: bytes) -> bytes:
@@ -99,7 +99,7 @@ class TestBodyLimit:
         self, gateway: Gateway, workers: Workers, connection: socket.socket
     ) -> None:
         workers.never_answers()
-        connection.sendall(f"GET {SPEECH} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+        connection.sendall(f"GET {SPEECH} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode())
         assert workers.is_asked.wait(LONG)
         connection.sendall(chunk(bytes(MAX_BODY + 1)))
         assert read_to_the_end(connection).startswith(b"HTTP/1.1 413 ")

@@ -1,7 +1,6 @@
 """Receipts from workers: who may send them, that each counts once, and that the usage log says what they say."""
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -145,23 +144,3 @@ def test_receipts_are_no_requests_of_callers(gateway: Gateway) -> None:
     gateway.client.get("/livez")
 
     assert [row["endpoint"] for row in gateway.rows()] == ["/livez"]
-
-
-def test_who_settles_is_told_again_when_it_failed(gateway: Gateway) -> None:
-    told: list[tuple[str, int, Mapping[str, float]]] = []
-    problems = [ConnectionError("the database is away")]
-
-    async def settle(request_id: str, attempt: int, units: Mapping[Any, float]) -> None:
-        await asyncio.sleep(0)
-        if problems:
-            raise problems.pop()
-        told.append((request_id, attempt, units))
-
-    gateway.app.state.wired.settle.append(settle)
-    gateway.client.get(SPEECH, headers={"x-request-id": "request-1"})
-    made = receipt("request-1", attempt=3)
-
-    assert post(gateway, made).status_code == 500
-    assert post(gateway, made).status_code == 204
-    assert told == [("request-1", 3, {"audio_seconds": 2.5})]
-    assert entry_of(gateway, "request-1")["units"] == {"audio_seconds": 2.5}

@@ -1,0 +1,72 @@
+"""What every generation has to pass before a worker hears of it."""
+
+from fastapi import Request
+from starlette.types import Scope
+
+from gateway.auth import check_scope
+from gateway.callers import Caller
+from gateway.errors import ModelNotAllowed
+from gateway.prompts import prompts_of
+from gateway.state import State
+from services.registry import Task, models_of
+from services.schema import GenerationRequest
+from services.units import UNITS, most
+
+
+async def admit(request: Request, state: State, task: Task, body: GenerationRequest, model: str | None = None) -> None:
+    """Let the caller of `request` begin, or say why not: scope, model, limits, content, budgets, in this order.
+
+    What is taken here ends with the request: it is entered into its leases.
+
+    Args:
+        request: the caller's.
+        state: of the application.
+        task: what is asked for.
+        body: what the worker will be asked for.
+        model: that will be used where the body names none; None: the task's default.
+
+    Raises:
+        InsufficientScope: the key is not for this task.
+        ModelNotAllowed: nor for this model.
+        RateLimited: the key has asked for enough for the moment.
+        ContentRefused: the operator's policy does not allow the prompt.
+        InsufficientQuota: the key has used enough for the day or the month.
+        LimitsUnavailable: nobody can say whether it has.
+        ModerationUnavailable: likewise of the prompt.
+        BudgetsUnavailable: likewise.
+        RequestIdInUse: the caller chose an id that another request has.
+    """
+    caller: Caller = request.scope["caller"]
+    asked_for = body.model or model or models_of(task, state.models)[0].id
+    request.scope["asked"] = task, asked_for
+    check_scope(caller, task)
+    check_model(caller, asked_for)
+    await state.limits.take(caller, request.scope["leases"])
+    await state.policy.check(prompts_of(body), caller)
+    if caller.budgets:
+        await reserve(request.scope, state, task, body, asked_for)
+
+
+async def reserve(scope: Scope, state: State, task: Task, body: GenerationRequest, model: str) -> None:
+    """Reserve the most that the request can use, to be given back at its end where nothing was made."""
+    known = models_of(task, state.models)
+    defaults = next((each for each in known if each.id == model), known[0]).defaults_in(state.profile)
+    units, price, request_id = most(body, defaults), state.prices.of(task, model), scope["request_id"]
+    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price):
+
+        async def release() -> None:
+            if scope.get("nothing_was_made"):
+                await state.budgets.release(request_id)
+
+        scope["leases"].push_async_callback(release)
+
+
+def check_model(caller: Caller, model: str) -> None:
+    """Refuse a model that the caller's key does not name.
+
+    Raises:
+        ModelNotAllowed: so it is.
+    """
+    if caller.models is not None and model not in caller.models:
+        allowed = ", ".join(sorted(caller.models))
+        raise ModelNotAllowed(f"this key may not use the model '{model}'; it may use: {allowed}")

@@ -1,0 +1,1 @@
+"""Budgets: reserved when a generation begins, settled by what was really made."""

@@ -1,0 +1,139 @@
+"""The budgets as routes and receipts see them: reserve at admission, settle or release, expire."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Self
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from gateway.budgets import ledger
+from gateway.budgets.schema import SCALES, Hold, name_of, scaled, seconds_left
+from gateway.callers import Budget, Caller, Counted
+from gateway.errors import BudgetsUnavailable, InsufficientQuota, RequestIdInUse
+from services.units import Unit
+
+logger = logging.getLogger("atelier.gateway")
+
+SWEEP_SECONDS = 30.0  # between two looks for reservations whose deadline has passed
+RECEIPT_SECONDS = 60.0  # that a receipt may take after the deadline
+AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
+
+
+class Budgets:
+    """Reserves for callers who have budgets; others cost nothing.
+
+    Args:
+        database: with the tables, shared by all gateways.
+        deadline: seconds that a generation may take.
+    """
+
+    def __init__(self, database: AsyncEngine, deadline: float) -> None:
+        self._database = database
+        self._seconds = timedelta(seconds=deadline + RECEIPT_SECONDS)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, database: AsyncEngine, deadline: float) -> AsyncGenerator[Self]:
+        """Open them, and look for what has expired from time to time."""
+        budgets = cls(database, deadline)
+        sweeping = asyncio.create_task(budgets._keep_sweeping(), name="reservations")
+        try:
+            yield budgets
+        finally:
+            sweeping.cancel()
+            await asyncio.wait({sweeping})
+
+    async def reserve(self, caller: Caller, request_id: str, unit: Unit, units: float, price: float) -> bool:
+        """Reserve for a request; whether there is anything to settle.
+
+        Args:
+            caller: who asks.
+            request_id: what the receipt will name.
+            unit: the modality's.
+            units: that the request can use at most.
+            price: of a unit.
+
+        Raises:
+            InsufficientQuota: a budget does not allow it.
+            RequestIdInUse: a request of this id has reserved, and has not been forgotten yet.
+            BudgetsUnavailable: the database does not answer.
+        """
+        now = datetime.now(UTC)
+        needs: dict[Counted, float] = {unit: units, "money": units * price}
+        budgets = {
+            Hold(name_of(budget.period, now), budget.unit, scaled(budget.unit, needs[budget.unit])): budget
+            for budget in caller.budgets
+            if budget.unit in needs
+        }
+        if not budgets:
+            return False
+        limits = {hold: scaled(budget.unit, budget.limit) for hold, budget in budgets.items()}
+        expires_at = now + self._seconds
+        try:
+            with unavailable():
+                await ledger.reserve(self._database, request_id, caller.id, limits, price=price, expires_at=expires_at)
+        except ledger.Spent as error:
+            raise refusal(budgets[error.hold], needs, now) from error
+        except IntegrityError as error:
+            raise RequestIdInUse("a request with this x-request-id is under way; send another, or none") from error
+        return True
+
+    async def settle(self, request_id: str, attempt: int, units: float) -> bool:
+        """Count what a receipt says was made, in the modality's unit; whether that was news.
+
+        Nothing is raised for a request that reserved nothing, or whose reservation has expired.
+        """
+        return await ledger.settle(self._database, request_id, attempt, units)
+
+    async def release(self, request_id: str) -> None:
+        """Give back what a request reserved that came to nothing; its deadline does not, where the database is away."""
+        try:
+            await ledger.release(self._database, request_id)
+        except AWAY as error:
+            logger.warning("request %s: nothing is given back: %s", request_id, type(error).__name__)
+
+    async def used(self, caller: Caller) -> list[Budget]:
+        """The caller's budgets, and as their limits what is spent and reserved of them now."""
+        now = datetime.now(UTC)
+        names = {budget.period: name_of(budget.period, now) for budget in caller.budgets}
+        with unavailable():
+            amounts = await ledger.spending(self._database, caller.id, names.values())
+        return [
+            replace(budget, limit=amounts.get((names[budget.period], budget.unit), 0) / SCALES.get(budget.unit, 1))
+            for budget in caller.budgets
+        ]
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            try:
+                while await ledger.expire(self._database, datetime.now(UTC)) == ledger.BATCH_ROWS:
+                    pass
+            except AWAY as error:
+                logger.warning("reservations cannot be looked through: %s", type(error).__name__)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Say that the database is away in words that a client may read."""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except AWAY as error:
+        raise BudgetsUnavailable("the budgets of this key cannot be looked up at the moment") from error
+
+
+def refusal(budget: Budget, needs: dict[Counted, float], now: datetime) -> InsufficientQuota:
+    """Say which budget does not allow it, and when it begins anew."""
+    message = (
+        f"this may use {needs[budget.unit]:.6g} {budget.unit.replace('_', ' ')}, and less is left of the "
+        f"{budget.limit:.6g} that this key has for the {budget.period}; ask for less, or come back when the next "
+        f"{budget.period} begins (UTC)"
+    )
+    return InsufficientQuota(message, f"budgets.{budget.period}.{budget.unit}", seconds_left(budget.period, now))

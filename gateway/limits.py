@@ -1,0 +1,151 @@
+"""How often a key may ask, and for how much at once; counted here, or in a Redis that several gateways share."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal, Self
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.callers import Caller
+from gateway.errors import LimitsUnavailable, RateLimited
+from gateway.leases import Leases, MemoryLeases, RedisLeases
+
+logger = logging.getLogger("atelier.gateway")
+
+WhenDown = Literal["allow", "refuse"]
+REDIS_SECONDS = 1.0  # for an answer of Redis
+DOWN_SECONDS = 1.0  # for which a Redis that did not answer is not asked again
+AWAY = (RedisError, OSError)
+LIMIT, REMAINING, RESET = (f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset"))
+RATE_HEADERS = (LIMIT, REMAINING, RESET)
+
+
+class Limits:
+    """Counts what each key asks for.
+
+    Args:
+        rates: counts the requests of a minute, which begins with the first of them.
+        leases: count what is under way.
+        when_down: what becomes of requests that cannot be counted.
+    """
+
+    def __init__(self, rates: FixedWindowRateLimiter, leases: Leases, when_down: WhenDown) -> None:
+        self._rates = rates
+        self._leases = leases
+        self._when_down = when_down
+        self._down_until = 0.0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, redis_url: str, when_down: WhenDown) -> AsyncGenerator[Self]:
+        """Open them: in memory where there is no URL."""
+        if not redis_url:
+            yield cls(FixedWindowRateLimiter(MemoryStorage()), MemoryLeases(), when_down)
+            return
+        # Once again at once: a connection that lay idle may be one to a Redis that was restarted.
+        async with Redis.from_url(
+            redis_url,
+            retry=Retry(NoBackoff(), 1),
+            socket_timeout=REDIS_SECONDS,
+            socket_connect_timeout=REDIS_SECONDS,
+        ) as redis:
+            storage = RedisStorage(
+                redis_url,
+                implementation="redispy",
+                key_prefix="atelier:limits",
+                connection_pool=redis.connection_pool,  # type: ignore[arg-type] # documented, and typed too narrowly
+            )
+            leases = RedisLeases(redis)
+            keeping = asyncio.create_task(leases.keep(), name="leases")
+            try:
+                yield cls(FixedWindowRateLimiter(storage), leases, when_down)
+            finally:
+                keeping.cancel()
+                await asyncio.wait({keeping})
+
+    async def take(self, caller: Caller, until: AsyncExitStack) -> None:
+        """Count a request, and take a place that is given back when `until` closes.
+
+        Raises:
+            RateLimited: it is one too many.
+            LimitsUnavailable: Redis is down, and nothing goes uncounted.
+        """
+        if caller.requests_per_minute is not None:
+            await self._unless_down(self._count, caller.id, caller.requests_per_minute)
+        if caller.concurrent_streams is not None:
+            await self._unless_down(self._take_place, caller.id, caller.concurrent_streams, until)
+
+    async def headers(self, caller: Caller) -> Mapping[str, str]:
+        """Say how a limited key stands, as OpenAI's clients read it; nothing where nobody knows."""
+        if caller.requests_per_minute is None or time.monotonic() < self._down_until:
+            return {}
+        item = RateLimitItemPerMinute(caller.requests_per_minute)
+        try:
+            window = await self._rates.get_window_stats(item, caller.id)
+        except AWAY:
+            return {}
+        return {LIMIT: str(item.amount), REMAINING: str(window.remaining), RESET: f"{seconds_to(window.reset_time)}s"}
+
+    async def _count(self, key_id: str, per_minute: int) -> None:
+        item = RateLimitItemPerMinute(per_minute)
+        if not await self._rates.hit(item, key_id):
+            window = await self._rates.get_window_stats(item, key_id)
+            message = f"this key may ask {per_minute} times a minute"
+            raise RateLimited(message, seconds_to(window.reset_time))
+
+    async def _take_place(self, key_id: str, num_places: int, until: AsyncExitStack) -> None:
+        place = await self._leases.take(key_id, num_places)
+        if place is None:
+            raise RateLimited(f"this key may have {num_places} generations under way at once; wait for one to end", 1)
+        until.push_async_callback(self._leases.give_back, key_id, place)
+
+    async def _unless_down(self, counted: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Let what would be counted go uncounted while Redis is down, or refuse it, as the operator has set."""
+        if time.monotonic() >= self._down_until:
+            try:
+                await counted(*arguments)
+                return
+            except AWAY as error:
+                logger.warning("Redis is down (%s); limits: %s", type(error).__name__, self._when_down)
+                self._down_until = time.monotonic() + DOWN_SECONDS
+        if self._when_down == "refuse":
+            raise LimitsUnavailable("the limits of this key cannot be looked up at the moment")
+
+
+class RateHeaders:
+    """Tells every caller with a limit how it stands; inside of what says who asks."""
+
+    def __init__(self, app: ASGIApp, limits: Callable[[], Limits]) -> None:
+        """Wrap `app`; the limits are there once the application has started."""
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["caller"].requests_per_minute is None:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_standing(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(await self._limits().headers(scope["caller"]))
+            await send(message)
+
+        await self._app(scope, receive, send_with_standing)
+
+
+def seconds_to(instant: float) -> int:
+    """Whole seconds until a Unix time, none where it has passed."""
+    return max(0, math.ceil(instant - time.time()))

@@ -1,0 +1,61 @@
+"""The most that a request can use is never less than what it does use."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.audio.schema import SpeechRequest
+from services.audio.sentences import split_sentences
+from services.image.schema import ImageRequest
+from services.mesh.schema import MeshRequest
+from services.schema import GenerationRequest
+from services.text.schema import ChatRequest, CompletionRequest, Message, ResponseRequest
+from services.units import PIECE_SECONDS, most
+from services.video.schema import VideoRequest
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "defaults", "units"),
+    [
+        (ImageRequest(prompt="x"), {"size": "512x256", "num_inference_steps": 10}, 512 * 256 * 10),
+        (ImageRequest(prompt="x", size="64x128", num_inference_steps=3), {"size": "512x512"}, 64 * 128 * 3),
+        (ImageRequest(prompt="x"), {}, 2048 * 2048 * 200),
+        (VideoRequest(num_frames=14), {"num_frames": 25}, 14),
+        (VideoRequest(), {"num_frames": 25}, 25),
+        (MeshRequest(prompt="x"), {}, 1),
+        (SpeechRequest(input="hello"), {}, PIECE_SECONDS),
+    ],
+)
+def test_media_are_counted_by_what_they_are_made_of(
+    body: GenerationRequest, defaults: dict[str, Any], units: float
+) -> None:
+    assert most(body, defaults) == units
+
+
+def test_every_answer_may_be_as_long_as_it_is_allowed_to() -> None:
+    empty = most(ChatRequest(**CHAT, max_tokens=1), {"max_tokens": 256})
+    assert most(ChatRequest(**CHAT, max_tokens=9, n=4), {"max_tokens": 256}) >= empty - 1 + 36
+    assert most(ChatRequest(**CHAT), {"max_tokens": 256}) >= 256 + len("hello")
+    assert most(ChatRequest(**CHAT, max_completion_tokens=5000), {"max_tokens": 256}) >= 5000
+    assert most(ResponseRequest(input="hello", max_output_tokens=5000), {"max_tokens": 256}) >= 5000
+    assert most(CompletionRequest(prompt="hello"), {"max_tokens": 100}) in range(105, 300)
+    assert most(CompletionRequest(prompt="hello"), {}) >= 131_072
+
+
+@given(
+    st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=200), st.integers(1, 20)
+)
+def test_no_prompt_has_more_tokens_than_bytes(text: str, num_turns: int) -> None:
+    """Each turn also has marks of its own in a template: `<|assistant|>`, line feed, `</s>` and line feed."""
+    turns = [Message(role="assistant", content=text)] * num_turns
+    num_bytes = num_turns * (len(text.encode()) + len("<|assistant|>\n</s>\n")) + len("<|assistant|>\n")
+    assert most(ChatRequest(messages=tuple(turns), max_tokens=1), {}) >= num_bytes
+
+
+@given(st.text(st.sampled_from("ab ,;.!?\n\u3002"), min_size=1, max_size=1000).filter(str.strip))
+def test_no_text_is_said_in_more_pieces_than_are_counted(text: str) -> None:
+    assert most(SpeechRequest(input=text), {}) >= len(split_sentences(text)) * PIECE_SECONDS
