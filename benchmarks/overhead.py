@@ -25,6 +25,7 @@ class Stub:
     steps: int
     seconds: float
     max_active: int = 8
+    always_shares: bool = False
     num_forwards: int = 0
     num_rows: int = 0
     outside: list[float] = field(default_factory=list)  # seconds between two forwards

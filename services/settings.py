@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     compile: bool = False  # the denoisers, by torch.compile; the first requests of each shape wait for it
     accept_licences: Annotated[frozenset[str], NoDecode] = frozenset()
     queue_size: int = Field(default=32, ge=1, le=900)  # requests that may wait; one more is refused
-    max_batch_size: int = Field(default=8, ge=1)  # requests in progress at once
+    max_batch_size: int | None = Field(default=None, ge=1)  # requests in progress at once; None: the modality's own
     max_step_seconds: float = Field(default=2.0, gt=0)  # of a forward that several share
     max_memory_mb: int | None = Field(default=None, ge=1)  # for requests in progress; unset: most of what is free
     text_packing: Literal["auto", "none", "float16", "int8"] = "auto"  # of chat models' linear layers, on a CPU

@@ -146,7 +146,8 @@ class Worker:
                 defaults = self.engine.defaults(body.model)
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
                 work, encoder = await prepare(job)
-                return self.engine.submit(work, body.model, body.seed, terms), encoder
+                cost = await self.engine.estimate(work, body.model)
+                return self.engine.submit(work, body.model, body.seed, terms, cost), encoder
             except BaseException:
                 tell(Tally("", Ending.FAILED))
                 raise

@@ -21,7 +21,7 @@ from services.audio.schema import SpeechRequest
 from services.audio.sentences import split_sentences
 from services.engine.generation import Run
 from services.engine.outputs import Sound, finite
-from services.engine.stepper import Result
+from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import open_weights
 from services.errors import GenerationFailed, InvalidRequest
 from services.registry import Model
@@ -73,6 +73,8 @@ class TokenWatch(StoppingCriteria):
 class AudioStepper:
     """One Bark model; loaded when it is made."""
 
+    always_shares = False
+
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring processor, presets and weights into memory."""
         weights = open_weights(model, settings)
@@ -84,7 +86,7 @@ class AudioStepper:
         self._semantic = BarkSemanticGenerationConfig(**stages.semantic_config)
         self._coarse = BarkCoarseGenerationConfig(**stages.coarse_acoustics_config)
         self._fine = BarkFineGenerationConfig(**stages.fine_acoustics_config)
-        self.max_active = settings.max_batch_size
+        self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
 
     def cost(self, request: SpeechRequest) -> int:
         """Estimate next to nothing: between two stages a request is its tokens, and one stage runs at a time."""

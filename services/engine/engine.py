@@ -3,6 +3,7 @@
 Requests join and leave between two forwards. Those whose next forward is of the same kind share it.
 """
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -78,6 +80,7 @@ class Active:
     stepper: Stepper[Any]
     state: Any
     cost: int  # bytes, estimated
+    last_turn: int = 0  # the number of the forward
 
     @property
     def kind(self) -> Hashable:
@@ -132,7 +135,6 @@ class Engine:
         self._paces = {name: Pace() for name in slots}
         self._limits = limits
         self._queue: FairQueue[Generation] = FairQueue()
-        self._costs: dict[Generation, int] = {}  # bytes, of those who wait
         self._admitting: Generation | None = None
         self._loading: Generation | None = None  # still in the queue, but its turn has come
         self._has_room = False  # since the waiting were told of their places
@@ -145,6 +147,7 @@ class Engine:
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._estimates = ThreadPoolExecutor(1, "estimates")  # one thread: it shares the processor with the engine's
 
     def start(self) -> None:
         """Start the thread; it loads the preloaded models first."""
@@ -156,6 +159,7 @@ class Engine:
         Args:
             patience: seconds to wait for an iteration, or for a load, which nothing can interrupt.
         """
+        self._estimates.shutdown(wait=False, cancel_futures=True)
         with self._wake:
             self._is_closing = True
             self._wake.notify()
@@ -192,7 +196,26 @@ class Engine:
         """
         return self._find(model)[1].defaults
 
-    def submit(self, request: Any, model: str | None, seed: int | None, terms: Terms) -> Generation:
+    async def estimate(self, request: Any, model: str | None) -> int | None:
+        """Find out what a request will take, beside the engine's thread: others' next steps do not wait for it.
+
+        Returns:
+            Bytes; None while the model is not in memory.
+
+        Raises:
+            UnknownModel: no such model here.
+            ServiceError: the request cannot be served, as is plain already.
+        """
+        stepper = self._find(model)[1].stepper
+        if self._is_closing:
+            raise restarting()
+        if stepper is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._estimates, stepper.cost, request)
+
+    def submit(
+        self, request: Any, model: str | None, seed: int | None, terms: Terms, cost: int | None = None
+    ) -> Generation:
         """Admit a request; must be called from the event loop that will follow it.
 
         Args:
@@ -200,6 +223,7 @@ class Engine:
             model: an id, or None for the default.
             seed: None draws one.
             terms: how long its caller waits, and before whom.
+            cost: what `estimate` found; None: the engine's thread finds out.
 
         Raises:
             UnknownModel: no such model here.
@@ -213,6 +237,7 @@ class Engine:
             raise loading(name)
         seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
         generation = Generation(request, name, seed, terms, self._metrics[name], self._paces[name], self._withdraw)
+        generation.cost = cost
         with self._wake:
             self._check_for_place()
             self._queue.push(generation)
@@ -392,18 +417,15 @@ class Engine:
             del generation  # the next may be long in coming, and this one's request may be large
 
     def _estimate(self) -> None:
-        """Find out what those who wait will cost, without keeping others from joining them: it may take a while."""
-        if not self._queue and not self._costs:
-            return
+        """Find out what those will cost who came before their model did, without keeping others from joining them."""
         with self._wake:
             waiting = self._queue.in_order()
-        self._costs = {generation: self._costs[generation] for generation in waiting if generation in self._costs}
         for generation in waiting:
             stepper, request = self._slots[generation.model].stepper, generation.request
-            if stepper is None or request is None or generation in self._costs:
+            if stepper is None or request is None or generation.cost is not None:
                 continue
             try:
-                self._costs[generation] = stepper.cost(request)
+                generation.cost = stepper.cost(request)
             except Exception as error:
                 self._refuse(generation, error)
 
@@ -425,7 +447,7 @@ class Engine:
     def _taken_up(self, generation: Generation) -> Active:
         generation.check()
         stepper = self._loaded(generation.model)
-        cost = stepper.cost(generation.request)
+        cost = generation.cost if generation.cost is not None else stepper.cost(generation.request)
         state = stepper.admit(generation.request, generation.seed, generation)
         generation.request = None  # which may be large; the state has what it needs
         return Active(generation, stepper, state, cost)
@@ -436,12 +458,12 @@ class Engine:
             stepper = self._slots[generation.model].stepper
             if stepper is None or not self._active:
                 return generation
-            if generation not in self._costs:  # it came just now
+            if generation.cost is None:  # it came just now
                 return None
             num_active = sum(active.stepper is stepper for active in self._active)
             if num_active < stepper.max_active:
                 in_use = sum(active.cost for active in self._active)
-                return generation if in_use + self._costs[generation] <= self._memory_bytes else None
+                return generation if in_use + generation.cost <= self._memory_bytes else None
         return None
 
     def _advance_some(self) -> None:
@@ -463,11 +485,18 @@ class Engine:
         self._num_forwards += 1
         self._last_forwards = {other: self._last_forwards.get(other, 0) for other in kinds}
         self._last_forwards[kind] = self._num_forwards
-        limit = self._sizer(kind, kinds[kind][0]).limit(self._limits.step_seconds)
+        sizer = self._sizer(kind, kinds[kind][0])
+        always_shares = kinds[kind][0].stepper.always_shares
+        limit = sizer.most if always_shares else sizer.limit(self._limits.step_seconds)
         return kind, self._in_turn(kinds[kind])[:limit] if limit < len(kinds[kind]) else kinds[kind]
 
     def _in_turn(self, actives: Sequence[Active]) -> list[Active]:
-        """Order who cannot all share a forward: by priority, then the callers in turn, each with the first it sent."""
+        """Order who cannot all share a forward: by priority, then the callers in turn.
+
+        Of a caller's own, the first that was sent is first; where everybody is to go on, who has waited longest is.
+        """
+        if actives[0].stepper.always_shares:
+            actives = sorted(actives, key=lambda active: active.last_turn)  # stable
         counts: Counter[tuple[int, str]] = Counter()
         ranks = []
         for active in actives:
@@ -490,7 +519,7 @@ class Engine:
         stepper = batch[0].stepper
         started = time.monotonic()
         for active in batch:
-            self._last_turns[active.generation.caller] = self._num_forwards
+            self._last_turns[active.generation.caller] = active.last_turn = self._num_forwards
             active.generation.begin(started, is_timed=active is batch[0])
         self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
         try:

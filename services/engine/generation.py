@@ -124,6 +124,7 @@ class Generation:
         """
         self.context = copy_context()  # log lines about it name the request that it serves
         self.request: Any = request  # None once the model has taken it up, or it is over
+        self.cost: int | None = None  # bytes that it takes while it runs; None: not known yet
         self.model = model
         self.seed = seed
         self.caller = terms.caller

@@ -11,6 +11,8 @@ from services.engine.generation import Run
 
 State = TypeVar("State")
 
+MAX_BATCH_SIZE = 8  # where the operator says nothing
+
 
 @dataclass(frozen=True)
 class Result:
@@ -27,9 +29,14 @@ class Stepper(Protocol[State]):
     """
 
     max_active: int  # requests that may be in progress at once, hence also the largest batch
+    always_shares: bool  # nobody is better off by taking turns, and everybody is to go on; else that is measured
 
     def cost(self, request: Any) -> int:
-        """Estimate the bytes that `request` takes while it runs."""
+        """Estimate the bytes that `request` takes while it runs; called by any thread, and may take a while.
+
+        Raises:
+            ServiceError: the request cannot be served, as is plain already.
+        """
 
     def admit(self, request: Any, seed: int, run: Run) -> State:
         """Take a request up; cheap, no forward.
@@ -80,6 +87,7 @@ class WholeCall:
     """Runs a `Generator` as a stepper of one long step: requests one after the other, cancelled between iterations."""
 
     max_active = 1
+    always_shares = False
 
     def __init__(self, generator: Generator) -> None:
         """Wrap `generator`."""

@@ -30,7 +30,7 @@ from services.engine.generation import Run
 from services.engine.outputs import pixels
 from services.engine.pipelines import shrunk
 from services.engine.placement import accelerate
-from services.engine.stepper import Result
+from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
 from services.errors import ContentRefused, InvalidRequest
 from services.image.edit import Edit
@@ -110,6 +110,8 @@ class Drawing:
 class ImageStepper:
     """One Stable Diffusion model; loaded when it is made."""
 
+    always_shares = False
+
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
         pipeline = load_pipeline(model, settings)
@@ -117,7 +119,7 @@ class ImageStepper:
         self._device: torch.device = pipeline.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = pipeline.unet.dtype
         self._scheduler = pipeline.scheduler  # which the pipelines' own is set to a request's for some of their methods
-        self.max_active = settings.max_batch_size
+        self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
         self._unet = accelerate(pipeline.unet, settings)
         self._paints_only = pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels
         parts = {**pipeline.components, "requires_safety_checker": bool(pipeline.config.requires_safety_checker)}

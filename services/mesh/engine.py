@@ -12,7 +12,7 @@ from PIL import Image
 from services.engine.generation import Run
 from services.engine.outputs import Mesh, finite, overflowed
 from services.engine.placement import accelerate
-from services.engine.stepper import Result
+from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
 from services.errors import GenerationFailed, InvalidRequest
 from services.mesh.schema import MeshJob
@@ -77,9 +77,11 @@ class MeshStepper:
 
     piece = 32768  # points that are sampled at once: a turn among others, so neither long nor one of very many
 
+    always_shares = False
+
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
-        self.max_active = settings.max_batch_size
+        self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
         self._name = model.id
         self._pipeline = load_pipeline(model, settings)
         self._prior = accelerate(self._pipeline.prior, settings)

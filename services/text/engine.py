@@ -23,12 +23,14 @@ from services.text.linear import Packing, is_supported
 from services.text.network import Memory, Network
 from services.text.pieces import Call, Piece, Token
 from services.text.portions import Portions
-from services.text.prefixes import Prefixes
+from services.text.prefixes import Prefixes, goes_along
 from services.text.prompts import Prompts
 from services.text.rows import Row, spare
 from services.text.sampling import Chosen, Sampler, Sampling, describe
 from services.text.schema import TextJob
 from services.text.writing import Vocabulary, Writer
+
+MAX_CHATS = 32  # in progress at once, where the operator says nothing
 
 
 class Phase(StrEnum):
@@ -106,6 +108,8 @@ class Conversation:
 class TextStepper:
     """One chat model; loaded when it is made."""
 
+    always_shares = True
+
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring tokenizer and weights into memory.
 
@@ -121,15 +125,19 @@ class TextStepper:
         self._network = Network(weights, choose_packing(settings, weights.device))
         self._portions = Portions()
         self._prefixes = Prefixes(settings.prefix_cache_mb * 1e6) if self._network.shares else None
-        self.max_active = settings.max_batch_size
+        self.max_active = settings.max_batch_size or MAX_CHATS
         generation = self._network.generation
         self._ends = frozenset(as_list(generation.eos_token_id))
         self._banned = as_list(generation.suppress_tokens)
         self._repetition_penalty = float(generation.repetition_penalty or 1)
 
     def cost(self, request: TextJob) -> int:
-        """Estimate what the longest answers keep of themselves and of the prompt."""
-        length = min(len(self._prompts.tokens(request)) + request.max_tokens, self._network.context)
+        """Estimate what the longest answers keep of themselves and of the prompt.
+
+        Raises:
+            InvalidRequest: the prompt does not fit into the model's context.
+        """
+        length = min(len(self._prompt(request)) + request.max_tokens, self._network.context)
         return request.n * (length + spare(length)) * self._network.bytes_per_token
 
     def admit(self, request: TextJob, seed: int, run: Run) -> Conversation:
@@ -138,26 +146,34 @@ class TextStepper:
         Raises:
             InvalidRequest: it does not fit into the model's context, or names tokens that the model has not.
         """
-        prompt = self._prompts.tokens(request)
-        room = self._network.context - len(prompt)
-        if room < 1:
-            raise InvalidRequest(
-                f"the prompt takes {len(prompt)} tokens with all that belongs to it, and the model's context holds "
-                f"{self._network.context}, the answer included; shorten it",
-                param=request.source,
-                code="context_length_exceeded",
-            )
+        prompt = self._prompt(request)
         for token in request.logit_bias:
             if token >= self._network.vocabulary_size:
                 raise InvalidRequest(
                     f"logit_bias names token {token}, and the model has {self._network.vocabulary_size}",
                     param="logit_bias",
                 )
-        limit = min(request.max_tokens, room)
+        limit = min(request.max_tokens, self._network.context - len(prompt))
         guide = self._guide(request)
         row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()
         run.count(prompt_tokens=row.length, cached_tokens=row.length)
         return Conversation(request, run, seed, prompt, limit, row, guide)
+
+    def _prompt(self, job: TextJob) -> Sequence[int]:
+        """Return the prompt in tokens.
+
+        Raises:
+            InvalidRequest: it does not fit into the model's context.
+        """
+        prompt = self._prompts.tokens(job)
+        if len(prompt) >= self._network.context:
+            raise InvalidRequest(
+                f"the prompt takes {len(prompt)} tokens with all that belongs to it, and the model's context holds "
+                f"{self._network.context}, the answer included; shorten it",
+                param=job.source,
+                code="context_length_exceeded",
+            )
+        return prompt
 
     def _guide(self, job: TextJob) -> Guide | None:
         """Return the grammar that the answer is held to.
@@ -193,15 +209,16 @@ class TextStepper:
             Cancelled: the caller left.
             DeadlineExceeded: the caller's deadline has passed.
         """
-        if row is None:  # the others' prompts filled the forward
+        if row is None:  # the others' prompts filled the forward, or one of them is the same so far
+            self._catch_up(state)
             return None
         if state.phase is Phase.PREFILL:
             num_read, scores = row
             state.row.length += num_read
             state.run.count(prompt_tokens=num_read)
+            if self._prefixes is not None and isinstance(state.row, Row):
+                self._prefixes.keep(state.prompt[: state.row.length], state.row)
             if not state.left:
-                if self._prefixes is not None and isinstance(state.row, Row):
-                    self._prefixes.keep(state.prompt, state.row)
                 self._begin(state, scores)
         else:
             for answer, scores in zip(state.open, row, strict=True):
@@ -213,18 +230,46 @@ class TextStepper:
         reasons = {answer.finish_reason for answer in state.answers}
         return Result(next(reason for reason in ("length", "tool_calls", "stop") if reason in reasons))
 
+    def _catch_up(self, state: Conversation) -> None:
+        """Take over what others have read of the same prompt meanwhile."""
+        if self._prefixes is None:
+            return
+        row = self._prefixes.begin(state.prompt)
+        num_found = row.length - state.row.length
+        if num_found > 0:
+            state.row = row
+            state.run.count(prompt_tokens=num_found, cached_tokens=num_found)
+
     def preview(self, state: Conversation) -> None:
         """Show nothing: the text itself comes as it is made."""
 
     def _prefill(self, states: Sequence[Conversation]) -> Sequence[Any]:
-        """Read the next part of the prompts, or as many of them as one forward may have."""
-        sizes = self._portions.cut([len(state.left) for state in states])
+        """Read the next part of the prompts, or as many of them as one forward may have.
+
+        Where sequences cannot share, a prompt is read whole: what the model remembers may depend on the parts.
+        """
+        if self._prefixes is not None:
+            sizes = self._portions.cut(self._lengths(self._prefixes, states))
+        else:
+            sizes = [len(state.left) for state in states]
         parts = [state.left[:size] for state, size in zip(states, sizes, strict=True)]
         feeds = [(state.row, part) for state, part in zip(states, parts, strict=True) if part]
         began = time.monotonic()
         scores = iter(self._network.forward(feeds))
         self._portions.note_reading(sum(sizes), time.monotonic() - began)
         return [(len(part), next(scores)) if part else None for part in parts]
+
+    def _lengths(self, prefixes: Prefixes, states: Sequence[Conversation]) -> list[int]:
+        """Say how much of each prompt is left; nothing is read that another reads for it in the same forward."""
+        lengths: list[int] = []
+        for place, state in enumerate(states):
+            is_read = any(
+                goes_along(state.prompt, state.row.length, other.prompt, other.row.length)
+                for other, length in zip(states[:place], lengths, strict=True)
+                if length and prefixes.keeps_some
+            )
+            lengths.append(0 if is_read else len(state.left))
+        return lengths
 
     def _decode(self, states: Sequence[Conversation]) -> Sequence[list[torch.Tensor]]:
         feeds = [(answer.row, [answer.token]) for state in states for answer in state.open]

@@ -1,6 +1,7 @@
 """A causal language model of the library, run on rows that come and go; knows no request."""
 
 import copy
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from services.engine.weights import Weights
+from services.errors import ModelUnavailable
 from services.text.linear import Packing, pack
 from services.text.rows import ATTENTION, Feeds, Row, register
 
 PROBE = 9  # tokens of the forward by which a model is judged
 CLOSE = 0.05  # how far any score may be off then, of the scores' standard deviation
+UNBOUNDED = 131_072  # tokens of context, where a model remembers without positions and names no end
+TURNED_BY_LENGTH = frozenset({"longrope", "dynamic"})
+OWN_NAMES = ("past_key_values", "cache_params")  # of what a model remembers, where it makes that itself
 CLOSE_IN_HALF = 0.5  # in half precision: 0.09 was seen in 22 layers of bfloat16, 4 and more where attention is wrong
 
 logger = logging.getLogger("atelier.text")
@@ -32,9 +37,14 @@ class Memory(Protocol):
 
 @dataclass(eq=False)
 class OwnCache:
-    """A sequence of a model that needs the library's own cache: it cannot share a forward."""
+    """A sequence of a model that needs the library's own cache: it cannot share a forward.
 
-    cache: Any
+    Args:
+        cache: by the name that the model knows it by; none before the first forward, where the model makes it.
+        length: tokens.
+    """
+
+    cache: dict[str, Any]
     length: int = 0
 
     def copy(self, length: int) -> "OwnCache":
@@ -52,22 +62,29 @@ class Network:
             weights: where they are.
             packing: of its linear layers.
         """
-        dtype = weights.dtype if packing == "none" else "auto"  # as they are, to be made larger one by one
-        network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=dtype, **weights.arguments)
-        self._network = network.to(weights.device).eval()
-        if packing != "none":
-            pack(self._network, packing)
         self._device: torch.device = weights.device
-        self._config = network.config.get_text_config(decoder=True)
-        self.generation: Any = network.generation_config
-        self.context = int(self._config.max_position_embeddings)
+        self._network = load(weights, packing)
+        self._config = self._network.config.get_text_config(decoder=True)
+        self.generation: Any = self._network.generation_config
+        self.context = int(getattr(self._config, "max_position_embeddings", UNBOUNDED))
         self.vocabulary_size = int(self._config.vocab_size)
         self.shares = self._can_share()
+        reason = None if self.shares else self._why_not_at_all()
+        if reason is not None and packing != "none":
+            logger.warning("%s: its layers are not packed, because %s", type(self._network).__name__, reason)
+            self._network = load(weights, "none")
+            reason = self._why_not_at_all()
+        if reason is not None:
+            raise ModelUnavailable(f"a {type(self._network).__name__} cannot be run token by token: {reason}")
         self.bytes_per_token = self._measure()
 
     def new_row(self) -> Memory:
         """Return what remembers a sequence that is about to begin."""
-        return Row() if self.shares else OwnCache(DynamicCache(config=self._config))
+        if self.shares:
+            return Row()
+        names = inspect.signature(self._network.forward).parameters
+        own = "past_key_values" not in names
+        return OwnCache({} if own else {"past_key_values": DynamicCache(config=self._config)})
 
     @torch.inference_mode()
     def forward(self, feeds: Sequence[tuple[Any, Sequence[int]]]) -> list[torch.Tensor]:
@@ -93,14 +110,17 @@ class Network:
 
     def _run_alone(self, row: OwnCache, tokens: Sequence[int]) -> torch.Tensor:
         positions = range(row.length, row.length + len(tokens))
-        scores: torch.Tensor = self._network(
+        answer = self._network(
             input_ids=self._tensor([tokens]),
             position_ids=self._tensor([positions]),
-            past_key_values=row.cache,
+            **row.cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits
-        return scores[0]
+        )
+        if not row.cache:
+            row.cache = {name: answer[name] for name in OWN_NAMES if answer.get(name) is not None}
+        scores: torch.Tensor = answer.logits[:, -1]
+        return scores
 
     def _tensor(self, values: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self._device)
@@ -118,6 +138,8 @@ class Network:
             return "its cache is not a plain one"
         if not self._network._supports_attention_backend:
             return "the library lets nobody else do its attention"
+        if rope_types(self._config) & TURNED_BY_LENGTH:
+            return "how it tells positions depends on the longest of the sequences"
         own = self._network.config._attn_implementation
         register()
         try:
@@ -146,14 +168,48 @@ class Network:
         row.length += 1
         return expected, self._run_rows([(other, tokens[:3]), (row, tokens[-1:])])[1]
 
+    @torch.inference_mode()
+    def _why_not_at_all(self) -> str | None:
+        """Say what is wrong with sequences that are alone: the same scores are to come token by token as at once."""
+        tokens = [number % self.vocabulary_size for number in range(3, 3 + PROBE)]
+        try:
+            expected = self._network(input_ids=self._tensor([tokens])).logits[0, -1]
+            row: Any = self.new_row()
+            self._run_alone(row, tokens[:-2])
+            row.length = PROBE - 2
+            self._run_alone(row, tokens[-2:-1])
+            row.length += 1
+            found = self._run_alone(row, tokens[-1:])[0]
+        except Exception as error:
+            return f"the trial failed ({error})"
+        off = (expected - found).abs().max() / expected.std()
+        is_close = off <= (CLOSE if self._network.dtype == torch.float32 else CLOSE_IN_HALF)
+        return None if is_close else f"its scores are {off:.2f} standard deviations off then"
+
     def _measure(self) -> int:
         """Bytes that a token takes in the cache."""
         if not self.shares:
-            heads = getattr(self._config, "num_key_value_heads", None) or self._config.num_attention_heads
-            width = (
-                getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
-            )
+            queries = getattr(self._config, "num_attention_heads", None) or 1
+            heads = getattr(self._config, "num_key_value_heads", None) or queries
+            width = getattr(self._config, "head_dim", None) or self._config.hidden_size // queries
             return int(2 * self._config.num_hidden_layers * heads * width * self._network.dtype.itemsize)
         row = Row()
         self._run_rows([(row, [0])])
         return sum(kept.shape[0] * kept.shape[2] * kept.itemsize for layer in row.layers for kept in layer)
+
+
+def load(weights: Weights, packing: Packing) -> Any:
+    """Load the library's model, its linear layers packed."""
+    dtype = weights.dtype if packing == "none" else "auto"  # as they are, to be made larger one by one
+    network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=dtype, **weights.arguments)
+    network.to(weights.device).eval()
+    if packing != "none":
+        pack(network, packing)
+    return network
+
+
+def rope_types(config: Any) -> set[str]:
+    """Name the ways in which positions are told, of all kinds of layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    each = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return {str(one["rope_type"]) for one in each if one.get("rope_type")}

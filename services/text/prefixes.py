@@ -23,6 +23,11 @@ class Prefixes:
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
         self._num_bytes = 0
 
+    @property
+    def keeps_some(self) -> bool:
+        """Whether anything is ever kept."""
+        return self._max_bytes > 0
+
     def begin(self, prompt: Sequence[int]) -> Row:
         """Return a row that begins with as much of `prompt` as is known; the last token is always left to be read."""
         known = []
@@ -55,6 +60,19 @@ def names(prompt: Sequence[int]) -> Iterator[bytes]:
     for start in range(0, len(prompt) - BLOCK + 1, BLOCK):
         name = hashlib.sha256(name + array("q", prompt[start : start + BLOCK]).tobytes()).digest()
         yield name
+
+
+def goes_along(prompt: Sequence[int], length: int, other: Sequence[int], other_length: int) -> bool:
+    """Whether the next block of a prompt is another's too, which has read as much of it or more.
+
+    Args:
+        prompt: in tokens.
+        length: of it that has been read.
+        other: the other prompt.
+        other_length: likewise.
+    """
+    end = (length // BLOCK + 1) * BLOCK
+    return end < len(prompt) and length <= other_length and prompt[:end] == other[:end]
 
 
 def size_of(block: Block) -> int:

@@ -20,7 +20,7 @@ from services.engine.generation import Run
 from services.engine.outputs import pixels
 from services.engine.pipelines import PipelineCall, shrunk
 from services.engine.placement import accelerate
-from services.engine.stepper import Result
+from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
 from services.registry import Model
 from services.schema import parse_size
@@ -91,12 +91,14 @@ class Film:
 class FilmStepper:
     """One image-to-video model; loaded when it is made."""
 
+    always_shares = False
+
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
         self._pipeline = load_pipeline(model, settings)
         self._device: torch.device = self._pipeline.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = self._pipeline.unet.dtype
-        self.max_active = min(MAX_FILMS, settings.max_batch_size)
+        self.max_active = min(MAX_FILMS, settings.max_batch_size or MAX_BATCH_SIZE)
         self._unet = accelerate(self._pipeline.unet, settings)
 
     def cost(self, request: tuple[VideoJob, Image.Image]) -> int:

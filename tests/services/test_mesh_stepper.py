@@ -23,6 +23,7 @@ from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Generation, Terms
 from services.engine.outputs import Mesh
+from services.engine.stepper import MAX_BATCH_SIZE
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading
 from services.mesh.engine import MeshStepper, Phase
@@ -431,7 +432,7 @@ def test_the_cost_grows_with_the_grid_and_as_many_run_as_are_set(shelf: Shelf) -
     stepper = shelf.stepper("shap-e")
 
     assert stepper.cost(request("shap-e", grid_size=32)) < stepper.cost(request("shap-e", grid_size=64))
-    assert stepper.max_active == shelf.settings.max_batch_size
+    assert stepper.max_active == MAX_BATCH_SIZE
 
 
 # --- failures ---

@@ -51,6 +51,7 @@ class Walker:
     """Walks; counts what it sees, and stops at the gate of a step."""
 
     max_active: int = 4
+    always_shares: bool = False
     largest: int = 100  # batch that memory suffices for
     forwards: list[tuple[str, ...]] = field(default_factory=list)
     gates: dict[int, Gate] = field(default_factory=dict)  # by the number of the forward
@@ -322,6 +323,45 @@ async def test_callers_in_progress_take_turns_where_not_all_can_share(
         ("also", "greedy0"),
         ("greedy0", "greedy1"),
     ]
+
+
+async def test_what_a_request_will_take_is_found_out_while_the_model_works(bench: Bench, walker: Walker) -> None:
+    assert await bench.engine.estimate(Walk("early"), None) is None  # nothing is loaded yet
+    gate = walker.gates[1] = Gate()
+    busy = submit(bench, Walk("busy", 1))
+    await reach(gate)
+
+    assert await bench.engine.estimate(Walk("other", cost=7), None) == 7
+    gate.opened.set()
+    await follow(busy)
+
+
+async def test_where_everybody_is_to_go_on_sharing_is_not_measured(
+    bench: Bench, walker: Walker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BatchSizer, "limit", lambda self, longest: 1)
+    walker.always_shares = True
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, Walk("first", 1))]
+    await reach(gate)
+    generations += [submit(bench, Walk(name, 2)) for name in "abcd"]
+    gate.opened.set()
+    await asyncio.gather(*map(follow, generations))
+
+    assert walker.forwards[1:] == [tuple("abcd")] * 2
+
+
+async def test_and_where_memory_does_not_suffice_for_all_nobody_stands_still(bench: Bench, walker: Walker) -> None:
+    walker.always_shares, walker.largest = True, 2
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, Walk("first", 1))]
+    await reach(gate)
+    generations += [submit(bench, Walk(name, 4)) for name in "abcd"]  # of one caller
+    gate.opened.set()
+    await asyncio.gather(*map(follow, generations))
+
+    taken = walker.forwards[2:]  # after the one that was too large
+    assert taken == [("a", "b"), ("c", "d")] * 4
 
 
 async def test_who_waits_hears_when_somebody_ahead_is_through_though_nobody_is_taken_up(
@@ -728,6 +768,18 @@ async def test_a_size_that_did_not_pay_is_tried_again() -> None:
         size = sizer.limit(100)
         sizer.note(size, 1.0)
     assert sizer.limit(100) > 1
+
+
+async def test_what_was_measured_long_ago_on_a_busy_machine_is_forgotten() -> None:
+    sizer = BatchSizer(8)
+    for size in (1, 2, 4, 8):
+        for _ in range(5):
+            sizer.note(size, 0.1 if size == 1 else float(size))
+    assert sizer.limit(100) == 1
+    for _ in range(1500):
+        size = sizer.limit(100)
+        sizer.note(size, 1.0 + 0.01 * size)
+    assert sizer.limit(100) == 8
 
 
 async def test_memory_bounds_the_batch() -> None:

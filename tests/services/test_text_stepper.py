@@ -447,6 +447,24 @@ def test_what_a_prompt_begins_with_is_read_once(worker_settings: Settings, stepp
     assert len(results[2].progress) < len(results[0].progress)
 
 
+def test_those_who_come_together_read_what_their_prompts_share_once(worker_settings: Settings) -> None:
+    made = TextStepper(MODEL, worker_settings)
+    shared = Message(role="system", content="the quick brown fox jumps over the lazy dog " * 30)
+    jobs = [chat(shared, words, max_tokens=4, **GREEDY) for words in ("Hello", "Who?", "Hello")]
+    together, _ = run(made, [Arrival(job) for job in jobs])
+    expected = [text_of(alone(TextStepper(MODEL, worker_settings), job)) for job in jobs]
+
+    assert [text_of(one) for one in together] == expected
+    first, second, third = (one.made["cached_tokens"] for one in together)
+    assert first == 0
+    prompts = [one.state.prompt for one in together]
+    num_shared = next(place for place, pair in enumerate(zip(*prompts[:2], strict=False)) if pair[0] != pair[1])
+    assert num_shared > 4 * BLOCK
+    assert second == num_shared // BLOCK * BLOCK
+    assert third == (len(prompts[2]) - 1) // BLOCK * BLOCK
+    assert [one.made["prompt_tokens"] for one in together] == [len(one.state.prompt) for one in together]
+
+
 def test_a_prompt_that_is_known_whole_is_still_read_to_its_last_token(worker_settings: Settings, llama: Llama) -> None:
     made = TextStepper(MODEL, worker_settings)
     tokens = llama.tokenizer("the quick brown fox " * 50)["input_ids"][: 2 * BLOCK]
@@ -783,10 +801,7 @@ def test_the_operators_words_come_first_and_count(stepper: TextStepper, llama: L
         assert text.index("Never say never.") < text.index(said) < text.index("Hello")
         more = len(llama.cut(written)) - len(llama.cut(job))
         assert more > 0
-        assert (
-            result_of(alone(stepper, written)).usage["prompt_tokens"]
-            == result_of(alone(stepper, job)).usage["prompt_tokens"] + more
-        )
+        assert alone(stepper, written).made["prompt_tokens"] == alone(stepper, job).made["prompt_tokens"] + more
 
 
 def test_the_operators_words_are_said_where_the_model_knows_no_system(llama: Llama) -> None:
