@@ -36,6 +36,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def write_json(handlers: Iterable[logging.Handler]) -> None:
-    """Let `handlers` write JSON."""
+    """Let `handlers` write JSON, and Python's warnings go to them too."""
+    logging.captureWarnings(True)
     for handler in handlers:
         handler.setFormatter(JsonFormatter())

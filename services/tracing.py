@@ -60,22 +60,29 @@ class ServerSpans:
         if scope["type"] != "http" or scope["path"] in UNTRACED:
             await self._app(scope, receive, send)
             return
-        status = 500
-        has_ended = False
+        status, ending = 500, "failed"
+
+        async def receive_noting() -> Message:
+            nonlocal ending
+            message = await receive()
+            if message["type"] == "http.disconnect" and ending == "failed":
+                ending = "left"
+            return message
 
         async def send_noting(message: Message) -> None:
-            nonlocal status, has_ended
+            nonlocal status, ending
             status = message.get("status", status)
-            has_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if message["type"] == "http.response.body" and not message.get("more_body", False) and ending == "failed":
+                ending = "complete"
             await send(message)
 
         span = self._begin(scope)
         with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:
-                await self._app(scope, receive, send_noting)
+                await self._app(scope, receive_noting, send_noting)
             finally:
                 if span.is_recording():
-                    _describe(span, scope, status, has_ended)
+                    _describe(span, scope, status, ending)
 
     def _begin(self, scope: Scope) -> Span:
         parent = PROPAGATOR.extract(dict(Headers(scope=scope))) if self._trusts_callers else Context()
@@ -86,7 +93,7 @@ def _method(scope: Scope) -> str:
     return scope["method"] if scope["method"] in METHODS else "_OTHER"
 
 
-def _describe(span: Span, scope: Scope, status: int, has_ended: bool) -> None:
+def _describe(span: Span, scope: Scope, status: int, ending: str) -> None:
     """Say what was served and how that ended, in the words of OpenTelemetry's semantic conventions for HTTP."""
     method = _method(scope)
     span.set_attributes(
@@ -97,12 +104,13 @@ def _describe(span: Span, scope: Scope, status: int, has_ended: bool) -> None:
             "network.protocol.version": scope["http_version"],
             "http.response.status_code": status,
             "atelier.request_id": request_id.get(),
+            "atelier.ending": ending,
         }
     )
     route = getattr(scope.get("route"), "path", None)
     if route is not None:
         span.update_name(f"{method} {route}")
         span.set_attribute("http.route", route)
-    if status >= 500 or not has_ended:
-        span.set_attribute("error.type", str(status) if has_ended else "broken_off")
+    if status >= 500 or ending == "failed":
+        span.set_attribute("error.type", "broken_off" if ending == "failed" else str(status))
         span.set_status(StatusCode.ERROR)

@@ -14,7 +14,7 @@ from services.requests import Correlation
 from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
-from services.worker import MAX_CONCURRENCY, SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
 
 TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
@@ -33,6 +33,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     resources={"cpu": "2", "memory": "6Gi"},
     traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["audio"].port},
+    tracing={"excluded_urls": UNTRACED},
 )
 class AudioService(Worker):
     """Speech from text."""

@@ -20,7 +20,7 @@ from services.requests import Correlation
 from services.responses import negotiated, rendered
 from services.settings import Settings
 from services.uploads import JsonBodies, missing, naming_the_field, read_form
-from services.worker import MAX_CONCURRENCY, SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
 
 TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
@@ -78,6 +78,7 @@ routes = Starlette(routes=[Route(EDITS, edit, methods=["POST"])])
     resources={"cpu": "2", "memory": "6Gi"},
     traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["image"].port},
+    tracing={"excluded_urls": UNTRACED},
 )
 @bentoml.asgi_app(routes)
 class ImageService(Worker):

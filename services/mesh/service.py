@@ -18,7 +18,7 @@ from services.requests import Correlation
 from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
-from services.worker import MAX_CONCURRENCY, SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
 
 TIMEOUT = 900  # seconds
 MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
@@ -38,6 +38,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     resources={"cpu": "2", "memory": "8Gi"},
     traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["mesh"].port},
+    tracing={"excluded_urls": UNTRACED},
 )
 class MeshService(Worker):
     """Coloured meshes from a text or a picture."""

@@ -28,7 +28,7 @@ from services.text.schema import (
     TextRequest,
 )
 from services.uploads import JsonBodies, naming_the_field
-from services.worker import MAX_CONCURRENCY, SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
 
 TIMEOUT = 300  # seconds
 MAX_BODY_BYTES = 10_000_000
@@ -47,6 +47,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     resources={"cpu": "2", "memory": "6Gi"},
     traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["text"].port},
+    tracing={"excluded_urls": UNTRACED},
 )
 class TextService(Worker):
     """Chat."""

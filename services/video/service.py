@@ -21,7 +21,7 @@ from services.responses import negotiated, rendered
 from services.settings import Settings
 from services.uploads import naming_the_field, read_form
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
-from services.worker import MAX_CONCURRENCY, SPARE, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
 
 TIMEOUT = 1800  # seconds
 FILE_FIELD = "input_reference"
@@ -96,6 +96,7 @@ routes = Starlette(routes=[Route("/v1/videos", generate, methods=["POST"])])
     resources={"cpu": "2", "memory": "12Gi"},
     traffic={"timeout": TIMEOUT + SPARE, "max_concurrency": MAX_CONCURRENCY},
     http={"port": WORKERS["video"].port},
+    tracing={"excluded_urls": UNTRACED},
 )
 @bentoml.asgi_app(routes)
 class VideoService(Worker):

@@ -31,10 +31,17 @@ def gateway(data_dir: Path, worker: Worker, **settings: str) -> Iterator[Process
         yield process
 
 
-def ask_for_everything(process: Process, worker: Worker) -> None:
-    """Requests that end well and badly, in every way that a log may tell of."""
+def ask_for_everything(process: Process, worker: Worker) -> str:
+    """Requests that end well and badly, in every way that a log may tell of; gives the answers."""
+    said = []
+
+    def keep(answer: httpx.Response) -> None:
+        if answer.is_error:
+            said.append(answer.read().decode() + str(answer.headers))
+
     authorization = {"authorization": f"Bearer sk-{WORD}", "cookie": WORD}
     with httpx.Client(base_url=process.url, trust_env=False, timeout=LONG, headers=authorization) as client:
+        client.event_hooks["response"].append(keep)
         worker.gate.set()
         assert client.get(SPEECH).status_code == 200
         assert client.get(f"/generate/openai/text?prompt={WORD}").status_code == 502
@@ -45,12 +52,16 @@ def ask_for_everything(process: Process, worker: Worker) -> None:
         worker.breaks_off = True
         with pytest.raises(httpx.RemoteProtocolError):
             client.get(SPEECH, headers={"x-request-id": "the-broken-one"})
+    assert len(said) == 4
+    return "".join(said)
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_no_prompt_and_no_key_gets_into_a_log(tmp_path: Path, worker: Worker, form: str) -> None:
+def test_no_prompt_and_no_key_gets_into_a_log_an_error_or_a_metric(tmp_path: Path, worker: Worker, form: str) -> None:
     with gateway(tmp_path, worker, ATELIER_LOG_FORMAT=form, **DIES) as process:
-        ask_for_everything(process, worker)
+        said = ask_for_everything(process, worker)
+        assert WORD not in said
+        assert WORD not in httpx.get(f"{process.url}/metrics", trust_env=False, timeout=LONG).text
         process.signal(signal.SIGTERM)
         process.wait()
 

@@ -96,6 +96,17 @@ def test_half_an_answer_is_an_error(tmp_path: Path, worker: Worker, collector: C
     assert spans["POST /v1/audio/speech"].attributes["error.type"] == "RemoteProtocolError"
 
 
+def test_a_caller_who_leaves_is_no_error(tmp_path: Path, worker: Worker, collector: Collector) -> None:
+    worker.gate.clear()
+    with traced(tmp_path, worker, collector) as client:
+        with client.stream("GET", SPEECH) as stream:
+            assert next(stream.iter_raw()) == b"first"
+        server = by_name(collector.wait_for(2))["GET /generate/audio"]
+
+    assert server.attributes["atelier.ending"] == "left"
+    assert "error.type" not in server.attributes
+
+
 def test_without_a_collector_nobody_is_told_of_traces(gateway: Gateway, workers: Workers) -> None:
     gateway.client.get(SPEECH, headers={"traceparent": TRACEPARENT})
     assert "traceparent" not in workers.requests[0].headers

@@ -500,7 +500,7 @@ PERSON = {
     "required": ["name", "age", "kind"],
     "additionalProperties": False,
 }
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
