@@ -1,14 +1,14 @@
 """The gateway's Prometheus series: one registry an application, so that several can live in a process."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from services.registry import Task, load_models
+from services.registry import WORKERS, Task, load_models
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+OTHER = "other"
 TASKS: dict[str, Task] = {  # of the workers' routes
     "/v1/chat/completions": "text",
     "/v1/completions": "text",
@@ -41,16 +41,17 @@ class Metrics:
             "atelier_first_byte_seconds", "From arrival to the headers", labels, buckets=SECONDS, registry=registry
         )
         self.in_progress = Gauge("atelier_requests_in_progress", "Requests under way", registry=registry)
-        self.upstream_in_progress = Gauge(
+        in_progress = Gauge(
             "atelier_upstream_in_progress", "Requests under way that wait for workers", ("task",), registry=registry
         )
-        self.upstream_seconds = Histogram(
+        seconds = Histogram(
             "atelier_upstream_seconds",
             "From asking a worker to the last byte of its answer",
             ("task",),
             buckets=SECONDS,
             registry=registry,
         )
+        self._upstream = {task: (in_progress.labels(task), seconds.labels(task)) for task in (*WORKERS, OTHER)}
         self._answers = Counter("atelier_answers", "Answers of models", ("model", "ending"), registry=registry)
         self.refusals = Counter(
             "atelier_refusals", "Requests refused, or failed, by why", ("reason",), registry=registry
@@ -63,14 +64,10 @@ class Metrics:
     @contextmanager
     def upstream(self, path: str) -> Iterator[None]:
         """Count and time what a worker's route is asked for, until the request has ended."""
-        task = TASKS.get(path, "other")
-        began = time.perf_counter()
-        with self.upstream_in_progress.labels(task).track_inprogress():
-            try:
-                yield
-            finally:
-                self.upstream_seconds.labels(task).observe(time.perf_counter() - began)
+        in_progress, seconds = self._upstream[TASKS.get(path, OTHER)]
+        with in_progress.track_inprogress(), seconds.time():
+            yield
 
     def count_answer(self, model: str, ending: str) -> None:
         """Count an answer that a model gave."""
-        self._answers.labels(model if model in self._models else "other", ending).inc()
+        self._answers.labels(model if model in self._models else OTHER, ending).inc()

@@ -1,5 +1,6 @@
 """An outside service that judges prompts, in the shape of OpenAI's `/v1/moderations`."""
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -55,7 +56,7 @@ class Moderator:
         """
         try:
             verdicts = await self._ask(moderation, prompts)
-        except (httpx.HTTPError, ValidationError) as error:
+        except (httpx.HTTPError, TimeoutError, ValidationError) as error:
             logger.warning("the moderation gave no usable answer: %s", type(error).__name__)
             if moderation.when_down == "refuse":
                 raise ModerationUnavailable("prompts cannot be checked right now; try again later") from error
@@ -67,6 +68,7 @@ class Moderator:
         body: dict[str, Any] = {"input": list(prompts)}
         if moderation.model is not None:
             body["model"] = moderation.model
-        answer = await self._http.post(moderation.url, json=body, headers=self._headers, timeout=moderation.timeout)
+        async with asyncio.timeout(moderation.timeout):
+            answer = await self._http.post(moderation.url, json=body, headers=self._headers)
         answer.raise_for_status()
         return Verdicts.model_validate_json(answer.content)

@@ -188,6 +188,12 @@ class TestModeration:
             assert error_of(answer)["code"] == "moderation_unavailable"
             assert answer.headers["retry-after"] == "3"
 
+    def test_one_that_never_answers_is_down_in_time(self, start_with: Start, workers: Workers) -> None:
+        workers.never_answers()
+        answer = start_with(f"{MODERATION}timeout = 0.05\n").client.get(PICTURE)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "moderation_unavailable")
+        assert workers.is_given_up.is_set()
+
     def test_what_a_pattern_refuses_is_not_told_to_it(self, start_with: Start, workers: Workers) -> None:
         asked = self.judged(workers, httpx.Response(200, json={"results": [{"flagged": False}]}))
         assert start_with(DENY + MODERATION).client.get("/generate/image?prompt=swordfish").status_code == 400
