@@ -7,10 +7,11 @@ came at the same instant, in transactions that did not see each other.
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from typing import Any
 
+from sqlalchemy import Executable, case, delete, exists, func, select, text, update
 from sqlalchemy import Row as Selected
-from sqlalchemy import case, delete, exists, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -19,10 +20,16 @@ from gateway.usage.schema import Made, ReceiptRow, Record, Usage, UsageDay
 KEY = ("day", "caller", "owner", "model", "modality")
 MADE = tuple(Made.__annotations__)
 SEEN = ("requests", "failures", "bytes_out", "response_seconds")
+SAID: tuple[Any, ...] = tuple(getattr(ReceiptRow, name) for name in MADE)
+COUNTED: tuple[Any, ...] = (
+    *(Usage.id, Usage.started_at, Usage.caller, Usage.owner, Usage.model, Usage.modality),
+    *(Usage.successful, Usage.bytes_out, Usage.response_seconds),
+)
 BATCH = 500  # receipts that are joined in one transaction
 
 Key = tuple[date, str, str, str, str]
 Numbers = Counter[str]
+AnyRow = Selected[*tuple[Any, ...]]
 
 
 async def count_records(connection: AsyncConnection, records: Sequence[Record]) -> None:
@@ -42,12 +49,12 @@ async def join(connection: AsyncConnection, request_ids: Collection[str]) -> Non
         .where(ReceiptRow.usage_id.is_(None), ReceiptRow.request_id.in_(request_ids))
         .where(exists().where(Usage.request_id == ReceiptRow.request_id))
         .values(usage_id=its_row.scalar_subquery())
-        .returning(ReceiptRow)
+        .returning(ReceiptRow.usage_id, ReceiptRow.model, ReceiptRow.modality, *SAID)
     )
     joined = receipts.all()
     if not joined:
         return
-    found = await connection.execute(select(Usage).where(Usage.id.in_({receipt.usage_id for receipt in joined})))
+    found = await connection.execute(select(*COUNTED).where(Usage.id.in_({receipt.usage_id for receipt in joined})))
     rows = {row.id: row for row in found}
     numbers: dict[Key, Numbers] = {}
     for receipt in joined:
@@ -97,14 +104,12 @@ async def recount(engine: AsyncEngine, day: date) -> None:
         await add(connection, numbers)
 
 
-async def name_model(
-    connection: AsyncConnection, row: Selected[Any], receipt: Selected[Any], numbers: dict[Key, Numbers]
-) -> Selected[Any]:
+async def name_model(connection: AsyncConnection, row: AnyRow, receipt: AnyRow, numbers: dict[Key, Numbers]) -> AnyRow:
     """Write into a row which model worked on it, as only the receipt says; and count it there."""
     named = (
         update(Usage).where(Usage.id == row.id).values(model=receipt.model, modality=row.modality or receipt.modality)
     )
-    changed = (await connection.execute(named.returning(Usage))).one()
+    changed = (await connection.execute(named.returning(*COUNTED))).one()
     numbers.setdefault(key_of(row), Counter()).subtract(seen(row))
     numbers.setdefault(key_of(changed), Counter()).update(seen(changed))
     return changed
@@ -118,20 +123,26 @@ async def add(connection: AsyncConnection, numbers: Mapping[Key, Numbers]) -> No
     ]
     if not rows:
         return
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(UsageDay)
-    sums = {name: getattr(UsageDay, name) + statement.excluded[name] for name in (*SEEN, *MADE)}
-    await connection.execute(statement.on_conflict_do_update(index_elements=KEY, set_=sums), rows)
+    await connection.execute(adding(connection.dialect.name), rows)
     if any(number["requests"] < 0 for number in numbers.values()):
         await connection.execute(delete(UsageDay).where(UsageDay.requests == 0))
 
 
-def key_of(row: Record | Selected[Any]) -> Key:
+@cache
+def adding(dialect: str) -> Executable:
+    """Return the statement that adds to the roll-up; to make it takes longer than to run it."""
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    statement = insert(UsageDay)
+    sums = {name: getattr(UsageDay, name) + statement.excluded[name] for name in (*SEEN, *MADE)}
+    return statement.on_conflict_do_update(index_elements=KEY, set_=sums)
+
+
+def key_of(row: Record | AnyRow) -> Key:
     """Where in the roll-up a request is counted."""
     return row.started_at.astimezone(UTC).date(), row.caller, row.owner, row.model, row.modality
 
 
-def seen(row: Record | Selected[Any]) -> dict[str, float]:
+def seen(row: Record | AnyRow) -> dict[str, Any]:
     """What one request adds to the roll-up."""
     return {
         "requests": 1,
