@@ -126,7 +126,7 @@ async def add(connection: AsyncConnection, numbers: Numbers) -> None:
     if not rows:
         return
     await connection.execute(adding(connection.dialect.name), rows)
-    for key in sorted(key for key, number in numbers.items() if number["requests"] < 0):
+    for key in sorted(key for key, number in numbers.items() if number.get("requests", 1) <= 0):  # they moved
         is_it = [getattr(UsageDay, name) == value for name, value in zip(KEY, key, strict=True)]
         await connection.execute(delete(UsageDay).where(*is_it, UsageDay.requests == 0))
 

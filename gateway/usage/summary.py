@@ -123,5 +123,5 @@ def conditions(question: Question) -> list[ColumnElement[bool]]:
 def total_of(groups: Sequence[Group], values: Sequence[str], numbers: Mapping[str, float]) -> Total:
     """Put a group's numbers into words."""
     said: dict[str, Any] = dict(zip(groups, values, strict=True))
-    said |= {name: int(numbers[name]) for name in WHOLE} | {name: numbers[name] for name in SECONDS}
+    said |= {name: int(numbers[name]) for name in WHOLE} | {name: round(numbers[name], 6) for name in SECONDS}
     return Total(units=units_of(numbers), **said)

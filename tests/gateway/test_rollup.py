@@ -44,12 +44,14 @@ async def database(folder: Path) -> AsyncGenerator[AsyncEngine]:
 
 
 async def rolled_up(engine: AsyncEngine) -> dict[tuple[Any, ...], dict[str, float]]:
-    """The roll-up without its zeros."""
+    """The roll-up without its zeros, and what adding and taking away leaves of them."""
     async with engine.connect() as connection:
         rows = (await connection.execute(select(UsageDay))).mappings().all()
     keys = ("day", "caller", "owner", "model", "modality")
     return {
-        tuple(row[key] for key in keys): {name: number for name, number in row.items() if name not in keys and number}
+        tuple(row[key] for key in keys): {
+            name: number for name, number in row.items() if name not in keys and abs(number) > 1e-9
+        }
         for row in rows
     }
 
