@@ -86,6 +86,19 @@ async def join_late(engine: AsyncEngine) -> None:
             return
 
 
+async def recount_since(engine: AsyncEngine, day: date) -> None:
+    """Make the roll-up of all days with rows anew, from `day` on, each in a transaction of its own."""
+    async with engine.connect() as connection:
+        ends = select(func.min(Usage.started_at), func.max(Usage.started_at))
+        first, last = (await connection.execute(ends)).one()
+    if first is None:
+        return
+    day = max(day, first.date())
+    while day <= last.date():
+        await recount(engine, day)
+        day += timedelta(days=1)
+
+
 async def recount(engine: AsyncEngine, day: date) -> None:
     """Make a day's roll-up anew from its rows, all of which must still be there; others may write meanwhile."""
     begin = datetime.combine(day, time(), UTC)

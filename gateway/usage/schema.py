@@ -18,7 +18,11 @@ Units = dict[Unit, int | float]
 
 def units_of(numbers: Mapping[str, Any]) -> Units:
     """Choose the units of which there are some; all but seconds are whole."""
-    return {unit: numbers[unit] if unit == "audio_seconds" else round(numbers[unit]) for unit in UNITS if numbers[unit]}
+    return {
+        unit: round(numbers[unit], 6) if unit == "audio_seconds" else round(numbers[unit])
+        for unit in UNITS
+        if numbers[unit]
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
