@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Select, extract, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.usage.schema import Units, UsageDay, units_of
@@ -72,14 +72,16 @@ async def summarize(engine: AsyncEngine, question: Question, width: Width, num_b
     spans = list(islice(cut(question.since, question.until, width), num_buckets))
     if not spans:
         return []
-    asked = added_up(replace(question, until=spans[-1][1]), width)
+    whole = [(spans[0][0], spans[-1][1])]
     starts = [start for start, _ in spans]
     found: list[defaultdict[tuple[str, ...], Counter[str]]] = [defaultdict(Counter) for _ in spans]
     async with engine.connect() as connection:
-        for row in (await connection.execute(asked)).mappings():
-            place = bisect(starts, row["first_day"]) - 1
-            group = tuple(row[name] for name in question.groups)
-            found[place][group].update({name: row[name] for name in NUMBERS})
+        for since, until in whole if width == "1d" else spans:
+            asked = added_up(replace(question, since=since, until=until), by_day=width == "1d")
+            for row in (await connection.execute(asked)).mappings():
+                group = tuple(row[name] for name in question.groups)
+                place = bisect(starts, row["first_day"]) - 1
+                found[place][group].update({name: row[name] for name in NUMBERS})
     return [
         Bucket(start=start, end=end, results=[total_of(question.groups, *item) for item in sorted(totals.items())])
         for (start, end), totals in zip(spans, found, strict=True)
@@ -95,18 +97,13 @@ def cut(since: date, until: date, width: Width) -> Iterator[tuple[date, date]]:
         since = end
 
 
-def added_up(question: Question, width: Width) -> Select[*tuple[Any, ...]]:
-    """Let the database add up each group of each bucket."""
-    day = UsageDay.day
-    widths: dict[Width, list[Any]] = {
-        "1d": [day],
-        "1mo": [extract("year", day), extract("month", day)],
-        "all": [],
-    }
+def added_up(question: Question, *, by_day: bool) -> Select[*tuple[Any, ...]]:
+    """Let the database add up each group, of each day or of all."""
+    days = [UsageDay.day] if by_day else []
     keys = [getattr(UsageDay, group) for group in question.groups]
     sums = [func.sum(getattr(UsageDay, name)).label(name) for name in NUMBERS]
-    selected = select(func.min(day).label("first_day"), *keys, *sums).where(*conditions(question))
-    return selected.group_by(*widths[width], *keys).having(func.count() > 0)
+    selected = select(func.min(UsageDay.day).label("first_day"), *keys, *sums).where(*conditions(question))
+    return selected.group_by(*days, *keys).having(func.count() > 0)
 
 
 def conditions(question: Question) -> list[ColumnElement[bool]]:
