@@ -67,6 +67,8 @@ def record(number: int, num_rows: int, dice: random.Random) -> Record:
         route=f"/v1/{modality}",
         model=model,
         modality=modality,
+        prompt=None,
+        output=None,
     )
 
 
