@@ -74,8 +74,8 @@ class Content:
         """What was answered, as text; events are put together first, or a secret may lie across two of them."""
         if self._policy.kept != "all":
             return None
-        text = told(self._answered) if self._answered[:6] in (b"data: ", b"event:") else readable(self._answered)
-        return self._policy.clean(text)
+        is_stream = self._answered.startswith((b"data: ", b"event:"))
+        return self._policy.clean(told(self._answered) if is_stream else readable(self._answered))
 
 
 def readable(body: bytes | bytearray) -> str:
