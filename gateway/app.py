@@ -35,6 +35,7 @@ from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
 from gateway.tracing import TracedTransport
+from gateway.usage.content import ContentPolicy
 from gateway.usage.housekeeping import kept_in_order
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
@@ -188,7 +189,8 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way
             allow_headers=["*"],
             expose_headers=OWN_HEADERS,
         )
-    app.add_middleware(Accounting, metrics=metrics, put=put, under_way=under_way)
+    policy = ContentPolicy(settings.log_content, settings.log_content_chars, settings.redact_patterns)
+    app.add_middleware(Accounting, metrics=metrics, put=put, under_way=under_way, policy=policy)
 
 
 def document(app: FastAPI) -> None:

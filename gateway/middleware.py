@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.callers import Caller
 from gateway.errors import FILE_FIELDS, GatewayError, PayloadTooLarge, Restarting, render
 from gateway.metrics import Metrics
+from gateway.usage.content import Content, ContentPolicy
 from gateway.usage.schema import Ending, Record
 from services.logs import request_id
 
@@ -22,6 +23,7 @@ logger = logging.getLogger("atelier.gateway")
 
 NO_SUCH_MODEL = 404
 ACCEPTABLE_ID = re.compile(r"[\w-]{8,64}\Z", re.ASCII)
+NOTHING = ContentPolicy()
 INTERNAL = "/internal/"  # what workers tell; no caller's request
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # as labels; others are "other"
 
@@ -29,8 +31,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class Exchange:
     """One request and its answer, as they pass: counted and timed."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, content: Content) -> None:
         """Stand between the server and the application."""
+        self._content = content
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -50,6 +53,7 @@ class Exchange:
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self._is_complete:
             self._has_left = True
+        self._content.ask(message.get("body", b""))
         return message
 
     async def send(self, message: Message) -> None:
@@ -65,6 +69,7 @@ class Exchange:
                 self.first_byte_seconds = seconds
         elif not self._has_left:
             self._num_bytes += len(message.get("body", b""))
+            self._content.answer(message.get("body", b""))
         try:
             await self._send(message)
         except OSError:
@@ -112,6 +117,8 @@ class Exchange:
             route=self.route,
             model=self.model or (asked_model or "" if self.status != NO_SUCH_MODEL else ""),
             modality=modality,
+            prompt=self._content.prompt(self._scope["query_string"]) if modality else None,
+            output=self._content.output() if modality == "text" else None,
         )
 
 
@@ -144,8 +151,16 @@ class UnderWay:
 class Accounting:
     """Gives each request an id, a clock and a stack of leases that end with it, and keeps the books."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, put: Callable[[Record], None], under_way: UnderWay) -> None:
-        """Wrap `app`; `put` takes a record and must not wait."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        put: Callable[[Record], None],
+        under_way: UnderWay,
+        policy: ContentPolicy = NOTHING,
+    ) -> None:
+        """Wrap `app`; `put` takes a record and must not wait; `policy` says what of the content goes into it."""
+        self._policy = policy
         self._under_way = under_way
         self._app = app
         self._metrics = metrics
@@ -156,7 +171,7 @@ class Accounting:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, Content(self._policy))
         scope["request_id"] = exchange.request_id
         request_id.set(exchange.request_id)  # for the log lines; the server gives each request a context of its own
         scope["caller"] = Caller()

@@ -1,5 +1,6 @@
 """Everything an operator may set about the gateway, read once from `ATELIER_*` variables."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.auth import is_loopback
 from gateway.limits import WhenDown
+from gateway.usage.content import Kept
+from gateway.usage.schema import MAX_CONTENT
 from services.logs import LogFormat
 from services.registry import WORKERS, Profile, Task
 
@@ -48,6 +51,9 @@ class Settings(BaseSettings):
     max_upstream_connections: int = Field(default=512, ge=1)
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     internal_token: SecretStr = SecretStr("")  # shared with the workers; empty: their receipts are refused
+    log_content: Kept = "none"  # of what callers ask and are answered, in the usage log
+    log_content_chars: int = Field(default=4000, ge=1, le=MAX_CONTENT)  # of each
+    redact_patterns: tuple[str, ...] = ()  # regular expressions, as JSON: what the log must not hold besides our own
     usage_retention_days: int = Field(default=365, ge=0)  # how long usage rows stay; 0: for ever
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
     admin_key_file: Path | None = None  # the operator's key; written where it is absent
@@ -77,6 +83,17 @@ class Settings(BaseSettings):
     def signing_key_file(self) -> Path:
         """Where the secret of signed URLs is kept, if the operator names none."""
         return self.data_dir / "signing.key"
+
+    @field_validator("redact_patterns")
+    @classmethod
+    def check_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse what is no regular expression before anything is logged."""
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
+        return value
 
     @property
     def database(self) -> str:

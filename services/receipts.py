@@ -50,10 +50,11 @@ class Receipts:
     def __init__(
         self, task: Task, settings: Settings, registry: CollectorRegistry = REGISTRY, *, capacity: int = CAPACITY
     ) -> None:
-        """Take from the settings where receipts go; empty: nowhere. Nothing is sent before `start`."""
+        """Take from the settings where receipts go, if anywhere. Nothing is sent before `start`."""
         self._task = task
-        self._url = settings.receipts_url
-        self._headers = {TOKEN_HEADER: settings.internal_token.get_secret_value()}
+        token = settings.internal_token.get_secret_value()
+        self._url = settings.receipts_url if token else ""  # without it the gateway takes none
+        self._headers = {TOKEN_HEADER: token}
         self._capacity = capacity
         self._queue: deque[Receipt] = deque()
         self._wake = threading.Condition()

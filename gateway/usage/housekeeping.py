@@ -15,7 +15,7 @@ from gateway.usage.schema import ReceiptRow, Usage
 
 BATCH_ROWS = 500  # in a transaction: requests write too
 PAUSE_SECONDS = 0.05  # between two of them
-INTERVAL_SECONDS = 60.0
+INTERVAL_SECONDS = 15.0
 
 logger = logging.getLogger(__name__)
 

@@ -74,7 +74,7 @@ async def _receipts_of(connection: AsyncConnection, ids: Sequence[int]) -> dict[
 def _entry(row: Selected[Any], said: Selected[Any] | None) -> Entry:
     return Entry(
         **row._mapping,
-        units=units_of(said._mapping) if said is not None else {},
+        units=units_of(said._asdict()) if said is not None else {},
         queue_seconds=said.queue_seconds if said is not None else None,
         run_seconds=said.run_seconds if said is not None else None,
     )

@@ -4,13 +4,14 @@ A receipt and its request's row come in any order. Whichever comes second joins 
 came at the same instant, in transactions that did not see each other.
 """
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from typing import Any
 
+from sqlalchemy import Executable, case, delete, exists, func, select, text, update
 from sqlalchemy import Row as Selected
-from sqlalchemy import case, delete, exists, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -19,44 +20,53 @@ from gateway.usage.schema import Made, ReceiptRow, Record, Usage, UsageDay
 KEY = ("day", "caller", "owner", "model", "modality")
 MADE = tuple(Made.__annotations__)
 SEEN = ("requests", "failures", "bytes_out", "response_seconds")
+SAID: tuple[Any, ...] = tuple(getattr(ReceiptRow, name) for name in MADE)
+COUNTED: tuple[Any, ...] = (
+    *(Usage.id, Usage.started_at, Usage.caller, Usage.owner, Usage.model, Usage.modality),
+    *(Usage.successful, Usage.bytes_out, Usage.response_seconds),
+)
 BATCH = 500  # receipts that are joined in one transaction
 
 Key = tuple[date, str, str, str, str]
-Numbers = Counter[str]
+Numbers = defaultdict[Key, Counter[str]]  # to be added to the roll-up
+AnyRow = Selected[*tuple[Any, ...]]
 
 
 async def count_records(connection: AsyncConnection, records: Sequence[Record]) -> None:
     """Count rows that this transaction has written, and join them with receipts that came before."""
-    numbers: dict[Key, Numbers] = {}
+    numbers: Numbers = defaultdict(Counter)
     for record in records:
-        numbers.setdefault(key_of(record), Counter()).update(seen(record))
+        numbers[key_of(record)].update(seen(record))
+    await join_into(numbers, connection, {record.request_id for record in records})
     await add(connection, numbers)
-    await join(connection, {record.request_id for record in records})
 
 
 async def join(connection: AsyncConnection, request_ids: Collection[str]) -> None:
     """Give receipts to the rows of their requests, and count what they say on the requests' days."""
-    its_row = select(func.max(Usage.id)).where(Usage.request_id == ReceiptRow.request_id)
-    receipts = await connection.execute(
-        update(ReceiptRow)
-        .where(ReceiptRow.usage_id.is_(None), ReceiptRow.request_id.in_(request_ids))
-        .where(exists().where(Usage.request_id == ReceiptRow.request_id))
-        .values(usage_id=its_row.scalar_subquery())
-        .returning(ReceiptRow)
-    )
-    joined = receipts.all()
+    numbers: Numbers = defaultdict(Counter)
+    await join_into(numbers, connection, request_ids)
+    await add(connection, numbers)
+
+
+async def join_into(numbers: Numbers, connection: AsyncConnection, request_ids: Collection[str]) -> None:
+    """Join, and say what changes; receipts that somebody else joins just now are left to them."""
+    waiting = ReceiptRow.usage_id.is_(None), ReceiptRow.request_id.in_(request_ids)
+    has_row = exists().where(Usage.request_id == ReceiptRow.request_id)
+    its_row = select(func.max(Usage.id)).where(Usage.request_id == ReceiptRow.request_id).scalar_subquery()
+    own = select(ReceiptRow.id).where(*waiting, has_row).with_for_update(skip_locked=True)
+    joining = update(ReceiptRow).where(ReceiptRow.id.in_(own)).values(usage_id=its_row)
+    returned = joining.returning(ReceiptRow.usage_id, ReceiptRow.model, ReceiptRow.modality, *SAID)
+    joined = (await connection.execute(returned)).all()
     if not joined:
         return
-    found = await connection.execute(select(Usage).where(Usage.id.in_({receipt.usage_id for receipt in joined})))
-    rows = {row.id: row for row in found}
-    numbers: dict[Key, Numbers] = {}
+    ids = {receipt.usage_id for receipt in joined}
+    found = select(*COUNTED).where(Usage.id.in_(ids)).order_by(Usage.id).with_for_update()
+    rows = {row.id: row for row in await connection.execute(found)}
     for receipt in joined:
         row = rows[receipt.usage_id]
         if receipt.model and not row.model:
             rows[row.id] = row = await name_model(connection, row, receipt, numbers)
-        said = {name: getattr(receipt, name) for name in MADE}
-        numbers.setdefault(key_of(row), Counter()).update(said)
-    await add(connection, numbers)
+        numbers[key_of(row)].update({name: getattr(receipt, name) for name in MADE})
 
 
 async def join_late(engine: AsyncEngine) -> None:
@@ -76,6 +86,19 @@ async def join_late(engine: AsyncEngine) -> None:
             return
 
 
+async def recount_since(engine: AsyncEngine, day: date) -> None:
+    """Make the roll-up of all days with rows anew, from `day` on, each in a transaction of its own."""
+    async with engine.connect() as connection:
+        ends = select(func.min(Usage.started_at), func.max(Usage.started_at))
+        first, last = (await connection.execute(ends)).one()
+    if first is None:
+        return
+    day = max(day, first.date())
+    while day <= last.date():
+        await recount(engine, day)
+        day += timedelta(days=1)
+
+
 async def recount(engine: AsyncEngine, day: date) -> None:
     """Make a day's roll-up anew from its rows, all of which must still be there; others may write meanwhile."""
     begin = datetime.combine(day, time(), UTC)
@@ -89,49 +112,53 @@ async def recount(engine: AsyncEngine, day: date) -> None:
         if connection.dialect.name == "postgresql":  # SQLite's only writer is this one, from the first statement on
             await connection.execute(text("LOCK TABLE usage_days IN EXCLUSIVE MODE"))
         await connection.execute(delete(UsageDay).where(UsageDay.day == day))
-        numbers: dict[Key, Numbers] = {}
+        numbers: Numbers = defaultdict(Counter)
         for names, statement in ((SEEN, asked), (MADE, said)):
             for row in await connection.execute(statement.where(*of_day).group_by(*key)):
-                found = numbers.setdefault((day, *row[:4]), Counter())
-                found.update(dict(zip(names, row[4:], strict=True)))
+                numbers[day, *row[:4]].update(dict(zip(names, row[4:], strict=True)))
         await add(connection, numbers)
 
 
-async def name_model(
-    connection: AsyncConnection, row: Selected[Any], receipt: Selected[Any], numbers: dict[Key, Numbers]
-) -> Selected[Any]:
+async def name_model(connection: AsyncConnection, row: AnyRow, receipt: AnyRow, numbers: Numbers) -> AnyRow:
     """Write into a row which model worked on it, as only the receipt says; and count it there."""
     named = (
         update(Usage).where(Usage.id == row.id).values(model=receipt.model, modality=row.modality or receipt.modality)
     )
-    changed = (await connection.execute(named.returning(Usage))).one()
-    numbers.setdefault(key_of(row), Counter()).subtract(seen(row))
-    numbers.setdefault(key_of(changed), Counter()).update(seen(changed))
+    changed = (await connection.execute(named.returning(*COUNTED))).one()
+    numbers[key_of(row)].subtract(seen(row))
+    numbers[key_of(changed)].update(seen(changed))
     return changed
 
 
-async def add(connection: AsyncConnection, numbers: Mapping[Key, Numbers]) -> None:
-    """Add to the roll-up, in the same order everywhere: two that wait for each other would never end."""
+async def add(connection: AsyncConnection, numbers: Numbers) -> None:
+    """Add to the roll-up: once in a transaction and in the same order everywhere, or two wait for each other."""
     rows = [
         {**dict(zip(KEY, key, strict=True)), **{name: numbers[key][name] for name in (*SEEN, *MADE)}}
         for key in sorted(numbers)
     ]
     if not rows:
         return
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    await connection.execute(adding(connection.dialect.name), rows)
+    for key in sorted(key for key, number in numbers.items() if number.get("requests", 1) <= 0):  # they moved
+        is_it = [getattr(UsageDay, name) == value for name, value in zip(KEY, key, strict=True)]
+        await connection.execute(delete(UsageDay).where(*is_it, UsageDay.requests == 0))
+
+
+@cache
+def adding(dialect: str) -> Executable:
+    """Return the statement that adds to the roll-up; to make it takes longer than to run it."""
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = insert(UsageDay)
     sums = {name: getattr(UsageDay, name) + statement.excluded[name] for name in (*SEEN, *MADE)}
-    await connection.execute(statement.on_conflict_do_update(index_elements=KEY, set_=sums), rows)
-    if any(number["requests"] < 0 for number in numbers.values()):
-        await connection.execute(delete(UsageDay).where(UsageDay.requests == 0))
+    return statement.on_conflict_do_update(index_elements=KEY, set_=sums)
 
 
-def key_of(row: Record | Selected[Any]) -> Key:
+def key_of(row: Record | AnyRow) -> Key:
     """Where in the roll-up a request is counted."""
     return row.started_at.astimezone(UTC).date(), row.caller, row.owner, row.model, row.modality
 
 
-def seen(row: Record | Selected[Any]) -> dict[str, float]:
+def seen(row: Record | AnyRow) -> dict[str, Any]:
     """What one request adds to the roll-up."""
     return {
         "requests": 1,

@@ -13,12 +13,17 @@ from gateway.database.types import Line, Serial, Tables, UtcDateTime
 from services.schema import UNITS, Unit
 
 Ending = Literal["complete", "left", "failed"]
+MAX_CONTENT = 65_536  # characters
 Units = dict[Unit, int | float]
 
 
 def units_of(numbers: Mapping[str, Any]) -> Units:
     """Choose the units of which there are some; all but seconds are whole."""
-    return {unit: numbers[unit] if unit == "audio_seconds" else round(numbers[unit]) for unit in UNITS if numbers[unit]}
+    return {
+        unit: round(numbers[unit], 6) if unit == "audio_seconds" else round(numbers[unit])
+        for unit in UNITS
+        if numbers[unit]
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class Record:
     route: Annotated[str, Field(description="The template of the path; `other` where there is no such route.")]
     model: Annotated[str, Field(description="The model that worked on it; empty where none did.")]
     modality: Annotated[str, Field(description="text, audio, image, video or mesh; empty where no model works.")]
+    prompt: Annotated[str | None, Field(description="What was asked, where the operator keeps it; redacted and cut.")]
+    output: Annotated[str | None, Field(description="What text was answered, likewise.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,8 @@ class Usage(Tables):
     route: Mapped[str] = mapped_column(Line(256))
     model: Mapped[str] = mapped_column(Line(200))
     modality: Mapped[str] = mapped_column(Line(16))
+    prompt: Mapped[str | None] = mapped_column(Line(MAX_CONTENT))
+    output: Mapped[str | None] = mapped_column(Line(MAX_CONTENT))
 
 
 class Made:

@@ -72,14 +72,16 @@ async def summarize(engine: AsyncEngine, question: Question, width: Width, num_b
     spans = list(islice(cut(question.since, question.until, width), num_buckets))
     if not spans:
         return []
-    asked = added_up(replace(question, until=spans[-1][1]), by_day=width != "all")
+    whole = [(spans[0][0], spans[-1][1])]
     starts = [start for start, _ in spans]
     found: list[defaultdict[tuple[str, ...], Counter[str]]] = [defaultdict(Counter) for _ in spans]
     async with engine.connect() as connection:
-        for row in (await connection.execute(asked)).mappings():
-            place = 0 if width == "all" else bisect(starts, row["day"]) - 1
-            group = tuple(row[name] for name in question.groups)
-            found[place][group].update({name: row[name] for name in NUMBERS})
+        for since, until in whole if width == "1d" else spans:
+            asked = added_up(replace(question, since=since, until=until), by_day=width == "1d")
+            for row in (await connection.execute(asked)).mappings():
+                group = tuple(row[name] for name in question.groups)
+                place = bisect(starts, row["first_day"]) - 1
+                found[place][group].update({name: row[name] for name in NUMBERS})
     return [
         Bucket(start=start, end=end, results=[total_of(question.groups, *item) for item in sorted(totals.items())])
         for (start, end), totals in zip(spans, found, strict=True)
@@ -97,9 +99,11 @@ def cut(since: date, until: date, width: Width) -> Iterator[tuple[date, date]]:
 
 def added_up(question: Question, *, by_day: bool) -> Select[*tuple[Any, ...]]:
     """Let the database add up each group, of each day or of all."""
-    keys = [getattr(UsageDay, name) for name in (*(("day",) if by_day else ()), *question.groups)]
+    days = [UsageDay.day] if by_day else []
+    keys = [getattr(UsageDay, group) for group in question.groups]
     sums = [func.sum(getattr(UsageDay, name)).label(name) for name in NUMBERS]
-    return select(*keys, *sums).where(*conditions(question)).group_by(*keys).having(func.count() > 0)
+    selected = select(func.min(UsageDay.day).label("first_day"), *keys, *sums).where(*conditions(question))
+    return selected.group_by(*days, *keys).having(func.count() > 0)
 
 
 def conditions(question: Question) -> list[ColumnElement[bool]]:
@@ -115,9 +119,6 @@ def conditions(question: Question) -> list[ColumnElement[bool]]:
 
 def total_of(groups: Sequence[Group], values: Sequence[str], numbers: Mapping[str, float]) -> Total:
     """Put a group's numbers into words."""
-    return Total(
-        **dict(zip(groups, values, strict=True)),
-        units=units_of(numbers),
-        **{name: int(numbers[name]) for name in WHOLE},
-        **{name: numbers[name] for name in SECONDS},
-    )
+    said: dict[str, Any] = dict(zip(groups, values, strict=True))
+    said |= {name: int(numbers[name]) for name in WHOLE} | {name: round(numbers[name], 6) for name in SECONDS}
+    return Total(units=units_of(numbers), **said)

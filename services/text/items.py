@@ -203,7 +203,7 @@ class ReplyStream(EventStream):
         return f"event: {kind}\ndata: {json.dumps(body)}\n\n".encode()
 
 
-def usage(counted: Mapping[str, int]) -> dict[str, Any]:
+def usage(counted: Mapping[str, float]) -> dict[str, Any]:
     """Say what was used, in the words of responses."""
     read, written = counted["prompt_tokens"], counted["completion_tokens"]
     return {

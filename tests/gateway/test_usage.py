@@ -74,6 +74,8 @@ def make_record(number: int = 0, **changes: Any) -> Record:
         route="/v1/images/generations",
         model="tiny-sd",
         modality="image",
+        prompt=None,
+        output=None,
     )
     return replace(record, **changes)
 
@@ -383,6 +385,8 @@ class TestJson:
                 "route": "/v1/images/generations",
                 "model": "tiny-sd",
                 "modality": "image",
+                "prompt": None,
+                "output": None,
                 "units": {},
                 "queue_seconds": None,
                 "run_seconds": None,

@@ -52,7 +52,7 @@ def test_a_whole_answers_row_says_what_the_answer_says(system: System, client: h
 
 
 def test_a_picture_is_metered_in_pixel_steps(system: System, client: httpx.Client) -> None:
-    query = {"prompt": "a", "size": "64x64", "num_inference_steps": 3}
+    query = {"prompt": "a", "size": "64x64", "num_inference_steps": "3"}
     assert client.get("/generate/image", params=query, headers={"x-request-id": "a-picture"}).status_code == 200
 
     assert metered(system, client, "a-picture")["units"] == {"pixel_steps": 64 * 64 * 3}

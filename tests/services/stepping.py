@@ -33,7 +33,7 @@ class Recorder:
         self.outputs.append(data)
 
     def count(self, **units: float) -> None:
-        self.made.update(units)  # type: ignore[arg-type] # typed for whole numbers
+        self.made.update(units)
 
     def advance(self, step: int, steps: int) -> None:
         assert self.stop_after is None or len(self.progress) < self.stop_after, "the model went on"

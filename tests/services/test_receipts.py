@@ -183,8 +183,9 @@ def test_the_token_is_in_no_log(ledger: Ledger, post: Post, caplog: pytest.LogCa
     assert TOKEN not in caplog.text
 
 
-def test_who_has_no_gateway_tells_nobody() -> None:
-    receipts = Receipts("text", Settings(), CollectorRegistry())
+@pytest.mark.parametrize("options", [{}, {"receipts_url": "http://127.0.0.1:1/"}, {"internal_token": SecretStr(TOKEN)}])
+def test_who_has_no_gateway_tells_nobody(options: dict[str, Any]) -> None:
+    receipts = Receipts("text", Settings(**options), CollectorRegistry())
     receipts.start()
     tell(receipts, "alone")
     receipts.close()

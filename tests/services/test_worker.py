@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from services.engine.generation import Run
+from services.engine.generation import Run, Tally
+from services.engine.metrics import Ending
 from services.engine.stepper import Result, WholeCall
 from services.errors import ModelLoading, ModelUnavailable
 from services.registry import Model, Template
@@ -256,6 +257,18 @@ def test_a_model_that_is_not_served_is_refused_before_its_picture_is_read(cinema
 
     assert answer.status_code == 404
     assert (error_of(answer)["param"], error_of(answer)["code"]) == ("model", "model_not_found")
+
+
+def test_a_request_that_is_refused_has_a_receipt_with_nothing_on_it(
+    cinema: tuple[str, Cinema], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tallies: list[Tally] = []
+    monkeypatch.setattr(cinema[1].worker.receipts, "teller", lambda request: tallies.append)
+    assert post(cinema[0], model="another").status_code == 404
+    assert tallies == [Tally("", Ending.FAILED)]
+
+    assert post(cinema[0]).status_code == 200
+    assert [(tally.model, tally.ending) for tally in tallies[1:]] == [(MODEL, Ending.COMPLETE)]
 
 
 def test_a_deadline_that_is_no_time_is_refused_first(cinema: tuple[str, Cinema]) -> None:

@@ -9,6 +9,7 @@ branch_labels = None
 depends_on = None
 
 ADDED = {"caller": 64, "owner": 128, "route": 256, "model": 200, "modality": 16}
+CONTENT = ("prompt", "output")
 MADE = (
     "tokens",
     "prompt_tokens",
@@ -31,6 +32,8 @@ def upgrade() -> None:
     with op.batch_alter_table("usage") as table:
         for name, length in ADDED.items():
             table.add_column(sa.Column(name, sa.String(length), nullable=False, server_default=""))
+        for name in CONTENT:
+            table.add_column(sa.Column(name, sa.String(65_536), nullable=True))
         table.create_index(op.f("ix_usage_request_id"), ["request_id"])
         table.create_index(op.f("ix_usage_caller_started_at"), ["caller", "started_at"])
     op.create_table(
@@ -72,5 +75,5 @@ def downgrade() -> None:
     with op.batch_alter_table("usage") as table:
         table.drop_index(op.f("ix_usage_caller_started_at"))
         table.drop_index(op.f("ix_usage_request_id"))
-        for name in ADDED:
+        for name in (*ADDED, *CONTENT):
             table.drop_column(name)
