@@ -19,7 +19,12 @@ def loopback(task: Task) -> str:
 class Settings(BaseSettings):
     """Settings of the gateway; `docs/settings.md` lists them with those of the workers."""
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="ATELIER_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # it may hold a password
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -54,6 +59,14 @@ class Settings(BaseSettings):
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def check_scheme(cls, value: SecretStr) -> SecretStr:
+        """Refuse what is no address of a Redis."""
+        if value and not value.get_secret_value().startswith(("redis://", "rediss://")):
+            raise ValueError("must begin with redis:// or rediss://")
+        return value
 
     @property
     def database(self) -> str:
