@@ -19,7 +19,7 @@ from gateway.database.database import open_database
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
-from gateway.limits import RATE_HEADERS, Limits, RateHeaders
+from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.providers import Provider
@@ -71,7 +71,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             Keyring.open(database, settings.key_cache_seconds) as keyring,
-            Limits.open(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
+            open_limits(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
             Budgets.open(database, settings.deadline) as budgets,
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)

@@ -1,6 +1,8 @@
 """How often a key may ask and for how much at once, alone and with other gateways."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AsyncExitStack
@@ -11,11 +13,12 @@ import openai
 import pytest
 from redis.asyncio import Redis
 
-from gateway.leases import MemoryLeases, RedisLeases
+from gateway.leases import MemoryLeases
 from gateway.limits import RATE_HEADERS
+from gateway.shared import RedisLeases
 from tests.gateway.conftest import LONG, PNG, Gateway, Workers, error_of, opened
 from tests.gateway.servers import RedisServer, redis_server
-from tests.gateway.test_keys import bearer, create
+from tests.gateway.test_keys import ROOT, bearer, create
 
 SPEECH = "/generate/audio?prompt=hello"
 CHAT = {"model": "tinyllama-1.1b-chat", "messages": [{"role": "user", "content": "hello"}]}
@@ -324,3 +327,9 @@ class TestLeases:
                 stack.push_async_callback(leases.give_back, "a", "a")
             assert await leases.take("a", 2) is None
         assert not leases._taken
+
+
+def test_what_speaks_with_redis_is_loaded_only_for_it() -> None:
+    """It takes 8 MB."""
+    program = "import sys, gateway.app; sys.exit('redis' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
