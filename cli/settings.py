@@ -14,7 +14,7 @@ from services.registry import WORKERS, Profile, Task
 class Settings(BaseSettings):
     """Settings of `up`; workers and gateway, which it starts, read their own from the same variables."""
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     profile: Profile = "tiny"
     data_dir: Path = Path(".atelier")

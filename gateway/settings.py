@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         """Read `a,b` as two origins."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+    @field_validator("admin_key_file", "prices_file", mode="before")
+    @classmethod
+    def read_empty(cls, value: object) -> object:
+        """Read an empty variable as none: an empty path is the folder that one is in."""
+        return value or None
+
     @field_validator("redis_url")
     @classmethod
     def check_scheme(cls, value: SecretStr) -> SecretStr:

@@ -251,8 +251,10 @@ class TestAdmins:
 
     def test_a_key_that_is_not_there_is_404(self, gateway: Gateway, admin: str) -> None:
         for method in ("GET", "DELETE"):
-            refused = gateway.client.request(method, "/v1/keys/0123", headers=bearer(admin))
-            assert (refused.status_code, error_of(refused)["code"]) == (404, "key_not_found")
+            for key_id in ("0123", "0" * 16, "%00", "%F0%9F%92%A9"):
+                refused = gateway.client.request(method, f"/v1/keys/{key_id}", headers=bearer(admin))
+                assert (refused.status_code, error_of(refused)["code"]) == (404, "key_not_found")
+        assert gateway.client.get("/v1/keys?after=%00", headers=bearer(admin)).status_code == 400
 
     def test_when_a_key_was_last_used_is_known_in_the_end(self, start: Start) -> None:
         gateway = start()

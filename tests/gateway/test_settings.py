@@ -33,6 +33,11 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert settings.database == f"sqlite+aiosqlite:///{tmp_path}/atelier.sqlite3"
 
 
+def test_an_empty_path_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_ADMIN_KEY_FILE", "")
+    assert Settings().admin_key_file is None
+
+
 def test_a_modality_without_a_url_is_not_served() -> None:
     assert set(Settings(video_url="", mesh_url="").workers) == {"text", "audio", "image"}
 
