@@ -85,10 +85,14 @@ def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> 
         lines.append(
             "\nThe tiny models were never trained: what they make is noise. ATELIER_PROFILE=hub has real ones."
         )
+    curl = "curl -G"
+    if settings.admin_key_file is not None:
+        lines.append(f"\nA key is asked for: the operator's is in {settings.admin_key_file}")
+        curl += f""" -H "x-api-key: $(cat '{settings.admin_key_file}')\""""
     lines.append("\nTry:")
-    lines.append(f"  curl -G '{url}/generate/text' --data-urlencode 'prompt=Tell me a story'")
-    lines.append(f"  curl -G '{url}/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png")
-    lines.append(f"  curl -G '{url}/generate/audio' --data-urlencode 'prompt=Good evening.' -o speech.wav")
+    lines.append(f"  {curl} '{url}/generate/text' --data-urlencode 'prompt=Tell me a story'")
+    lines.append(f"  {curl} '{url}/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png")
+    lines.append(f"  {curl} '{url}/generate/audio' --data-urlencode 'prompt=Good evening.' -o speech.wav")
     lines.append("\nCtrl-C stops everything; so does make down, from another terminal.")
     return "\n".join(lines)
 
@@ -118,6 +122,9 @@ def programs(settings: Settings, shared: Mapping[str, str] | None = None) -> lis
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_CONTAINERIZED": "true",  # a dead inner process is this supervisor's to replace, not BentoML's
     }
+    for name in ("ATELIER_ADMIN_KEY_FILE", "ATELIER_PRICES_FILE"):
+        if ours.get(name):
+            ours[name] = str(Path(ours[name]).absolute())  # what is started looks from another folder
     ours.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy workers: threads that spin while they wait halve both
     if settings.profile == "tiny":
         ours["HF_HUB_OFFLINE"] = "1"

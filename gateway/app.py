@@ -22,7 +22,7 @@ from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
-from gateway.limits import RATE_HEADERS, Limits, RateHeaders
+from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
@@ -87,7 +87,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             kept_in_order(database, settings.usage_retention_days),
             Keyring.open(database, settings.key_cache_seconds) as keyring,
-            Limits.open(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
+            open_limits(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
             Budgets.open(database, settings.deadline) as budgets,
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)

@@ -1,33 +1,26 @@
 """How often a key may ask, and for how much at once; counted here, or in a Redis that several gateways share."""
 
-import asyncio
 import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Literal, Self
+from typing import Literal
 
 from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.callers import Caller
 from gateway.errors import LimitsUnavailable, RateLimited
-from gateway.leases import Leases, MemoryLeases, RedisLeases
+from gateway.leases import Leases, MemoryLeases
 
 logger = logging.getLogger("atelier.gateway")
 
 WhenDown = Literal["allow", "refuse"]
-REDIS_SECONDS = 1.0  # for an answer of Redis
 DOWN_SECONDS = 1.0  # for which a Redis that did not answer is not asked again
-AWAY = (RedisError, OSError)
 LIMIT, REMAINING, RESET = (f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset"))
 RATE_HEADERS = (LIMIT, REMAINING, RESET)
 
@@ -38,42 +31,22 @@ class Limits:
     Args:
         rates: counts the requests of a minute, which begins with the first of them.
         leases: count what is under way.
-        when_down: what becomes of requests that cannot be counted.
+        away: the errors that mean that nothing can be counted.
+        when_down: what becomes of requests then.
     """
 
-    def __init__(self, rates: FixedWindowRateLimiter, leases: Leases, when_down: WhenDown) -> None:
+    def __init__(
+        self,
+        rates: FixedWindowRateLimiter,
+        leases: Leases,
+        away: tuple[type[Exception], ...] = (),
+        when_down: WhenDown = "allow",
+    ) -> None:
         self._rates = rates
         self._leases = leases
+        self._away = away
         self._when_down = when_down
         self._down_until = 0.0
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, redis_url: str, when_down: WhenDown) -> AsyncGenerator[Self]:
-        """Open them: in memory where there is no URL."""
-        if not redis_url:
-            yield cls(FixedWindowRateLimiter(MemoryStorage()), MemoryLeases(), when_down)
-            return
-        # Once again at once: a connection that lay idle may be one to a Redis that was restarted.
-        async with Redis.from_url(
-            redis_url,
-            retry=Retry(NoBackoff(), 1),
-            socket_timeout=REDIS_SECONDS,
-            socket_connect_timeout=REDIS_SECONDS,
-        ) as redis:
-            storage = RedisStorage(
-                redis_url,
-                implementation="redispy",
-                key_prefix="atelier:limits",
-                connection_pool=redis.connection_pool,  # type: ignore[arg-type] # documented, and typed too narrowly
-            )
-            leases = RedisLeases(redis)
-            keeping = asyncio.create_task(leases.keep(), name="leases")
-            try:
-                yield cls(FixedWindowRateLimiter(storage), leases, when_down)
-            finally:
-                keeping.cancel()
-                await asyncio.wait({keeping})
 
     async def take(self, caller: Caller, until: AsyncExitStack) -> None:
         """Count a request, and take a place that is given back when `until` closes.
@@ -94,7 +67,7 @@ class Limits:
         item = RateLimitItemPerMinute(caller.requests_per_minute)
         try:
             window = await self._rates.get_window_stats(item, caller.id)
-        except AWAY:
+        except self._away:
             return {}
         return {LIMIT: str(item.amount), REMAINING: str(window.remaining), RESET: f"{seconds_to(window.reset_time)}s"}
 
@@ -117,11 +90,23 @@ class Limits:
             try:
                 await counted(*arguments)
                 return
-            except AWAY as error:
+            except self._away as error:
                 logger.warning("Redis is down (%s); limits: %s", type(error).__name__, self._when_down)
                 self._down_until = time.monotonic() + DOWN_SECONDS
         if self._when_down == "refuse":
             raise LimitsUnavailable("the limits of this key cannot be looked up at the moment")
+
+
+@asynccontextmanager
+async def open_limits(redis_url: str, when_down: WhenDown) -> AsyncGenerator[Limits]:
+    """Open them: in memory, where there is no URL of a Redis."""
+    if not redis_url:
+        yield Limits(FixedWindowRateLimiter(MemoryStorage()), MemoryLeases())
+        return
+    from gateway.shared import open_redis  # 8 MB that others need not have
+
+    async with open_redis(redis_url) as (rates, leases, away):
+        yield Limits(rates, leases, away, when_down)
 
 
 class RateHeaders:

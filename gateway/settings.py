@@ -23,7 +23,12 @@ def loopback(task: Task) -> str:
 class Settings(BaseSettings):
     """Settings of the gateway; `docs/settings.md` lists them with those of the workers."""
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ATELIER_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # it may hold a password
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -93,6 +98,20 @@ class Settings(BaseSettings):
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
+        return value
+
+    @field_validator("admin_key_file", "prices_file", "policy_file", mode="before")
+    @classmethod
+    def read_empty(cls, value: object) -> object:
+        """Read an empty variable as none: an empty path is the folder that one is in."""
+        return value or None
+
+    @field_validator("redis_url")
+    @classmethod
+    def check_scheme(cls, value: SecretStr) -> SecretStr:
+        """Refuse what is no address of a Redis."""
+        if value and not value.get_secret_value().startswith(("redis://", "rediss://")):
+            raise ValueError("must begin with redis:// or rediss://")
         return value
 
     @property

@@ -74,6 +74,10 @@ async def settle(database: AsyncEngine, request_id: str, attempt: int, units: fl
     """
     if units < 0:
         raise ValueError("nobody makes less than nothing")
+    async with database.connect() as connection:  # most requests have no budget: they shall not wait for each other
+        reserved = select(Reservations.request_id).where(Reservations.request_id == request_id)
+        if (await connection.execute(reserved)).first() is None:
+            return False
     async with database.begin() as connection:
         first = await _close(connection, request_id, attempt, Reservations.attempt.is_(None))
         row = first or await _close(connection, request_id, attempt, Reservations.attempt < attempt)

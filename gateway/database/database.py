@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 VERSION_TABLE = "atelier_version"  # not Alembic's default name, so that other tables may share the database
+POSTGRES_LOCK = 0x61_74_65_6C_69_65_72  # any number that nobody else locks: "atelier"
 
 _alembic = threading.Lock()  # Alembic keeps the running migration in globals of the process
 
@@ -70,6 +71,8 @@ def alembic_config(connection: Connection) -> Config:
 async def _upgrade(connection: AsyncConnection) -> None:
     if connection.dialect.name == "sqlite":
         await connection.exec_driver_sql("BEGIN IMMEDIATE")  # the second gateway waits here and then finds it done
+    else:
+        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")  # likewise
     while not _alembic.acquire(blocking=False):  # noqa: ASYNC110 (an event is of one loop, the lock of all threads)
         await asyncio.sleep(0.01)
     try:

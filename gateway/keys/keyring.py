@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import InvalidKey, KeysUnavailable, NoSuchKey
 from gateway.keys import store
-from gateway.keys.schema import Grant, Key, KeyText
+from gateway.keys.schema import ID, Grant, Key, KeyText
 
 T = TypeVar("T")
 
@@ -78,7 +78,8 @@ class Keyring:
         """
         if not self._exist and self._now() >= self._exist_asked_at + self._fresh_seconds:
             with unavailable():
-                self._exist = await store.exist(self._database)
+                exist = await store.exist(self._database)
+            self._exist = self._exist or exist  # the first may have been made since it was asked
             self._exist_asked_at = self._now()
         return self._exist
 
@@ -127,8 +128,10 @@ class Keyring:
         Raises:
             NoSuchKey: there is none of that id.
         """
-        with unavailable():
-            key = await store.get(self._database, key_id)
+        key = None
+        if ID.fullmatch(key_id):
+            with unavailable():
+                key = await store.get(self._database, key_id)
         if key is None:
             raise NoSuchKey("there is no key of this id")
         return key
@@ -144,6 +147,7 @@ class Keyring:
         Raises:
             NoSuchKey: there is none of that id.
         """
+        await self.get(key_id)
         with unavailable():
             await store.revoke(self._database, key_id)
         self._num_revoked += 1

@@ -14,6 +14,7 @@ from gateway.database.types import Line, Tables, UtcDateTime
 
 ID_BYTES = 8
 SECRET_BYTES = 32
+ID = re.compile("[0-9a-f]{16}")
 WRITTEN = re.compile(r"atl_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 
 

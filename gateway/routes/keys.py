@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from gateway.auth import only_admins
 from gateway.callers import Budget, Counted, Period, Scope
-from gateway.keys.schema import Grant, Key
+from gateway.keys.schema import ID, Grant, Key
 from gateway.routes.usage import Instant
 from gateway.state import StateOf
 from services.registry import Task
@@ -138,7 +138,7 @@ class KeyQuery(Body):
     """Which keys."""
 
     limit: Annotated[int, Field(ge=1, le=1000)] = PAGE_KEYS
-    after: str | None = None
+    after: Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")] | None = None
 
 
 @router.post("", status_code=201)

@@ -169,6 +169,16 @@ def test_a_worker_that_runs_elsewhere_is_not_started(tmp_path: Path, monkeypatch
     assert gateway.environment["ATELIER_VIDEO_URL"] == "http://gpu-2:3004"
 
 
+def test_the_operators_key_is_named_and_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_ADMIN_KEY_FILE", "admin.key")
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(data_dir=tmp_path)
+    text = summary(settings, seconds=1, failures={})
+    assert "the operator's is in admin.key" in text
+    assert """curl -G -H "x-api-key: $(cat 'admin.key')" 'http://127.0.0.1:8000/generate/text'""" in text
+    assert programs(settings)[-1].environment["ATELIER_ADMIN_KEY_FILE"] == str(tmp_path / "admin.key")
+
+
 @pytest.mark.parametrize(("profile", "is_said"), [("tiny", True), ("hub", False)])
 def test_noise_is_called_noise(tmp_path: Path, profile: str, is_said: bool) -> None:
     settings = Settings.model_validate({"data_dir": tmp_path, "profile": profile, "host": "::"})

@@ -62,10 +62,13 @@ class TestAnybody:
     def test_may_do_nothing_under_the_name_of_somebody_elses_page(
         self, shared: tuple[Gateway, Workers], host: str
     ) -> None:
-        for path in (SPEECH, "/v1/usage", "/livez"):
+        for path in (SPEECH, "/v1/usage", "/metrics", "/docs"):
             refused = shared[0].client.get(path, headers={"host": host})
             assert refused.status_code == 421
             assert error_of(refused)["code"] == "wrong_host"
+
+    def test_probes_may_call_by_any_name(self, shared: tuple[Gateway, Workers]) -> None:
+        assert shared[0].client.get("/livez", headers={"host": "10.0.0.7:8000"}).status_code == 200
 
     def test_may_send_a_key_that_nobody_asked_for(self, shared: tuple[Gateway, Workers]) -> None:
         assert shared[0].client.get("/v1/usage", headers=bearer("sk-whatever")).status_code == 200
@@ -248,8 +251,10 @@ class TestAdmins:
 
     def test_a_key_that_is_not_there_is_404(self, gateway: Gateway, admin: str) -> None:
         for method in ("GET", "DELETE"):
-            refused = gateway.client.request(method, "/v1/keys/0123", headers=bearer(admin))
-            assert (refused.status_code, error_of(refused)["code"]) == (404, "key_not_found")
+            for key_id in ("0123", "0" * 16, "%00", "%F0%9F%92%A9"):
+                refused = gateway.client.request(method, f"/v1/keys/{key_id}", headers=bearer(admin))
+                assert (refused.status_code, error_of(refused)["code"]) == (404, "key_not_found")
+        assert gateway.client.get("/v1/keys?after=%00", headers=bearer(admin)).status_code == 400
 
     def test_when_a_key_was_last_used_is_known_in_the_end(self, start: Start) -> None:
         gateway = start()
@@ -413,12 +418,12 @@ def test_the_secret_is_nowhere_but_with_its_owner(
 ) -> None:
     """In no log at any level, error, metric, request to a worker, or file."""
     with caplog.at_level(logging.DEBUG):
-        gateway = start(admin_key_file=tmp_path / "admin.key")
+        gateway = start(admin_key_file=tmp_path / "admin.key", openai_base_url="http://provider.test/v1")
         admin = (tmp_path / "admin.key").read_text().strip()
-        key = create(gateway, admin, scopes=["audio"])["key"]
+        key = create(gateway, admin, scopes=["audio", "text"])["key"]
         texts = []
         for sent in (key, key[:-1], key + "x", f"{key[:-3]}xyz"):
-            for path in (SPEECH, "/v1/keys", "/generate/audio", "/no", "/metrics"):
+            for path in (SPEECH, "/generate/openai/text?prompt=x", "/v1/keys", "/generate/audio", "/no", "/metrics"):
                 texts.append(gateway.client.get(path, headers={"x-api-key": sent}).text)
         workers.refuses(500, b"")
         texts.append(gateway.client.get(SPEECH, headers=bearer(key)).text)
@@ -430,6 +435,7 @@ def test_the_secret_is_nowhere_but_with_its_owner(
         workers.answer = answer
         texts.append(gateway.client.get(SPEECH, headers=bearer(key)).text)
         gateway.close()
+    assert "provider.test" in {request.url.host for request in workers.requests}
     texts += [str(request.headers.raw) + str(request.url) for request in workers.requests]
     ours = [record for record in caplog.records if record.name != "httpcore.http11"]  # the client's, in this process
     texts += [record.getMessage() + str(record.exc_text) for record in ours]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from gateway.settings import Settings
 
@@ -33,6 +33,11 @@ def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert settings.database == f"sqlite+aiosqlite:///{tmp_path}/atelier.sqlite3"
 
 
+def test_an_empty_path_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_ADMIN_KEY_FILE", "")
+    assert Settings().admin_key_file is None
+
+
 def test_a_modality_without_a_url_is_not_served() -> None:
     assert set(Settings(video_url="", mesh_url="").workers) == {"text", "audio", "image"}
 
@@ -43,7 +48,25 @@ def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "sk-secret" not in str(Settings().model_dump())
 
 
-@pytest.mark.parametrize("wrong", [{"port": 70_000}, {"deadline": 0}, {"probe_interval": -1}, {"max_upload_bytes": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"port": 70_000}, {"deadline": 0}, {"probe_interval": -1}, {"max_upload_bytes": 0}, {"key_cache_seconds": -1}],
+)
 def test_what_cannot_be_is_refused_at_the_start(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_redis_is_named_by_its_address_and_its_password_is_not_shown() -> None:
+    with pytest.raises(ValidationError, match="must begin with redis://") as error:
+        Settings(redis_url=SecretStr("http://:a-password@cache"))
+    assert "a-password" not in str(error.value)
+    assert "a-password" not in repr(Settings(redis_url=SecretStr("redis://:a-password@cache")))
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False), ("host", False)],  # noqa: S104
+)
+def test_only_loopback_is_loopback(host: str, is_loopback: bool) -> None:
+    assert Settings(host=host).is_loopback is is_loopback
