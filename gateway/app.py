@@ -22,6 +22,7 @@ from gateway.relay import Relay
 from gateway.routes import chat, generate, health, usage
 from gateway.settings import Settings
 from gateway.state import State
+from gateway.transport import AiohttpTransport
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
 from services.schema import RUN_HEADERS, ErrorEnvelope
@@ -51,17 +52,27 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
-            client(settings, settings.max_upstream_connections, transport) as http,
-            client(settings, MAX_PROBES, transport) as probes,
+            transport or AiohttpTransport(settings.max_upstream_connections) as work,
+            client(transport or AiohttpTransport(MAX_PROBES)) as probes,
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
         ):
             app.state.usage = log
             app.state.wired = State(
                 catalog=Catalog(settings.workers, probes),
-                relay=Relay(http, Pulse(probes, settings.probe_interval), settings.deadline, settings.idle_timeout),
+                relay=Relay(
+                    work,
+                    Pulse(probes, settings.probe_interval),
+                    connect_timeout=settings.connect_timeout,
+                    deadline=settings.deadline,
+                    idle_timeout=settings.idle_timeout,
+                ),
                 provider=Provider(
-                    http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
+                    client(work),
+                    settings.openai_base_url,
+                    settings.openai_api_key,
+                    settings.openai_model,
+                    settings.deadline,
                 ),
                 metrics=metrics,
             )
@@ -86,15 +97,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     return app
 
 
-def client(settings: Settings, max_connections: int, transport: httpx.AsyncBaseTransport | None) -> httpx.AsyncClient:
-    """A client for our own side: no proxy and no credentials from the environment, bytes as they are."""
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(None, connect=settings.connect_timeout, pool=settings.connect_timeout),
-        limits=httpx.Limits(max_connections=max_connections),
-        transport=transport,
-        trust_env=False,
-        headers={"accept-encoding": "identity"},
-    )
+def client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    """A client for our own questions: no proxy and no credentials from the environment."""
+    return httpx.AsyncClient(transport=transport, trust_env=False)
 
 
 def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way: UnderWay) -> None:

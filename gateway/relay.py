@@ -81,18 +81,29 @@ async def timed(chunks: AsyncIterator[bytes], idle_timeout: float) -> AsyncGener
 
 
 class Relay:
-    """Sends requests to workers over one client."""
+    """Sends requests to workers over one transport."""
 
-    def __init__(self, http: httpx.AsyncClient, pulse: Pulse, deadline: float, idle_timeout: float) -> None:
-        """Share `http`; all times in seconds.
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        pulse: Pulse,
+        *,
+        connect_timeout: float,
+        deadline: float,
+        idle_timeout: float,
+    ) -> None:
+        """Share `transport`; all times in seconds.
 
         Args:
-            http: keeps the connections to the workers.
+            transport: keeps the connections to the workers. It is asked directly: a client would remember cookies of
+                one caller for the next.
             pulse: tells when a worker that has not answered yet is gone.
+            connect_timeout: until there is a connection.
             deadline: until a worker's first byte.
             idle_timeout: between two chunks.
         """
-        self._http = http
+        self._transport = transport
+        self._extensions = {"timeout": {"connect": connect_timeout, "pool": connect_timeout}}
         self._pulse = pulse
         self._deadline = deadline
         self._idle_timeout = idle_timeout
@@ -128,12 +139,13 @@ class Relay:
         """
         sent_headers = {
             "accept": accept,
+            "accept-encoding": "identity",
             "x-request-id": request.scope["request_id"],
             DEADLINE_HEADER: str(self._deadline),
             CALLER_HEADER: request.client.host if request.client else "",  # callers take turns in a worker's queue
             **({"content-type": "application/json"} if "content" in body else {}),
         }
-        sent = self._http.build_request("POST", worker + path, headers=sent_headers, **body)
+        sent = httpx.Request("POST", worker + path, headers=sent_headers, extensions=self._extensions, **body)
         late = WorkerTimedOut("the result was not there within the deadline; ask for less")
         upstream = await unless(
             self._open(sent, renamed or {}),
@@ -146,7 +158,7 @@ class Relay:
     async def _open(self, sent: httpx.Request, renamed: Mapping[str, str]) -> httpx.Response:
         """Send, and return a success whose body has not been read."""
         try:
-            upstream = await self._http.send(sent, stream=True)
+            upstream = await self._transport.handle_async_request(sent)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise WorkerUnreachable("the worker for this takes no connections; it may be starting") from error
         except httpx.PoolTimeout as error:

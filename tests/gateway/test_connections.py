@@ -165,9 +165,8 @@ class TestBreaking:
         [
             HEAD + b"content-length: 100\r\n\r\nhalf of it",
             HEAD + b"transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
-            HEAD + b"transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nrubbish",
         ],
-        ids=["declared", "chunked", "rubbish"],
+        ids=["declared", "chunked"],
     )
     def test_a_worker_that_is_killed_midway_breaks_the_callers_body(self, start: Start, answer: bytes) -> None:
         with raw_worker(answer) as worker:
@@ -177,7 +176,14 @@ class TestBreaking:
             assert gateway.rows()[0]["ending"] == "failed"
 
     @pytest.mark.parametrize(
-        "answer", [b"", b"HTTP/1.1 20", b"SSH-2.0-OpenSSH_9.6\r\n"], ids=["nothing", "half a line", "another protocol"]
+        "answer",
+        [
+            b"",
+            b"HTTP/1.1 20",
+            b"SSH-2.0-OpenSSH_9.6\r\n",
+            HEAD + b"transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nrubbish",
+        ],
+        ids=["nothing", "half a line", "another protocol", "rubbish"],
     )
     def test_a_worker_that_dies_before_it_answers_is_unavailable(self, start: Start, answer: bytes) -> None:
         with raw_worker(answer) as worker:
