@@ -54,12 +54,13 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         async with (
             transport or AiohttpTransport(settings.max_upstream_connections) as work,
             client(transport or AiohttpTransport(MAX_PROBES)) as probes,
+            Catalog(settings.workers, probes, settings.probe_interval) as catalog,
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
         ):
             app.state.usage = log
             app.state.wired = State(
-                catalog=Catalog(settings.workers, probes),
+                catalog=catalog,
                 relay=Relay(
                     work,
                     Pulse(probes, settings.probe_interval),

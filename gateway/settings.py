@@ -14,6 +14,11 @@ def loopback(task: Task) -> str:
     return f"http://127.0.0.1:{WORKERS[task].port}"
 
 
+def split(listed: str) -> list[str]:
+    """What is between the commas."""
+    return [part.strip() for part in listed.split(",") if part.strip()]
+
+
 class Settings(BaseSettings):
     """Settings of the gateway; `docs/settings.md` lists them with those of the workers."""
 
@@ -23,7 +28,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path(".atelier")
     database_url: str = ""  # SQLAlchemy URL with an async driver; empty: atelier.sqlite3 in the data folder
-    text_url: str = loopback("text")  # an empty URL: this modality is not served
+    text_url: str = loopback("text")  # comma-separated, of all replicas; empty: this modality is not served
     audio_url: str = loopback("audio")
     image_url: str = loopback("image")
     video_url: str = loopback("video")
@@ -43,7 +48,7 @@ class Settings(BaseSettings):
     @classmethod
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return split(value) if isinstance(value, str) else value
 
     @property
     def database(self) -> str:
@@ -51,8 +56,8 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'atelier.sqlite3'}"
 
     @property
-    def workers(self) -> dict[Task, str]:
-        """The base URL of each modality that is served."""
+    def workers(self) -> dict[Task, tuple[str, ...]]:
+        """The base URLs of each modality that is served."""
         urls: dict[Task, str] = {
             "text": self.text_url,
             "audio": self.audio_url,
@@ -60,4 +65,5 @@ class Settings(BaseSettings):
             "video": self.video_url,
             "mesh": self.mesh_url,
         }
-        return {task: url.rstrip("/") for task, url in urls.items() if url}
+        replicas = {task: tuple(url.rstrip("/") for url in split(listed)) for task, listed in urls.items()}
+        return {task: found for task, found in replicas.items() if found}

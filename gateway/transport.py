@@ -6,8 +6,6 @@ no second attempt. Bytes pass as they are.
 
 import asyncio
 import select
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -96,17 +94,19 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         timeout = request.extensions.get("timeout", {})
         await self._take_place(timeout.get("pool"))
         try:
-            with in_httpx_words():
-                answer = await self._session.request(
-                    request.method,
-                    self._parsed(str(request.url)),
-                    headers=[item for item in request.headers.multi_items() if item[0] != "transfer-encoding"],
-                    data=body_of(request),
-                    allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(
-                        total=None, connect=timeout.get("connect"), sock_read=timeout.get("read")
-                    ),
-                )
+            answer = await self._session.request(
+                request.method,
+                self._parsed(str(request.url)),
+                headers=[item for item in request.headers.multi_items() if item[0] != "transfer-encoding"],
+                data=body_of(request),
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=timeout.get("connect"), sock_read=timeout.get("read")
+                ),
+            )
+        except aiohttp.ClientError as error:
+            self._places.release()
+            raise in_httpx_words(error) from error
         except BaseException:
             self._places.release()
             raise
@@ -158,11 +158,19 @@ class AnswerStream(httpx.AsyncByteStream):
         self._places = places
         self._is_closed = False
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield what has come, never waiting for more than there is."""
-        with in_httpx_words():
-            async for chunk in self._answer.content.iter_any():
-                yield chunk
+    def __aiter__(self) -> Self:
+        """Iterate once."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return what has come, and wait only where that is nothing."""
+        try:
+            chunk = await self._answer.content.readany()
+        except aiohttp.ClientError as error:
+            raise in_httpx_words(error) from error
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
 
     async def aclose(self) -> None:
         """Give the connection back if it has all been read, or else close it."""
@@ -184,18 +192,16 @@ def body_of(request: httpx.Request) -> bytes | httpx.AsyncByteStream | None:
     return content or None
 
 
-@contextmanager
-def in_httpx_words() -> Iterator[None]:
-    """Raise httpx's errors for aiohttp's."""
-    try:
-        yield
-    except aiohttp.SocketTimeoutError as error:
-        raise httpx.ReadTimeout("nothing came in time") from error
-    except aiohttp.ServerTimeoutError as error:
-        raise httpx.ConnectTimeout("no connection in time") from error
-    except aiohttp.ClientConnectorError as error:
-        raise httpx.ConnectError("no connection") from error
-    except aiohttp.ClientOSError as error:
-        raise httpx.ReadError("the connection broke") from error
-    except aiohttp.ClientError as error:
-        raise httpx.RemoteProtocolError("no whole HTTP answer") from error
+def in_httpx_words(error: aiohttp.ClientError) -> httpx.TransportError:
+    """What httpx would have raised."""
+    match error:
+        case aiohttp.SocketTimeoutError():
+            return httpx.ReadTimeout("nothing came in time")
+        case aiohttp.ServerTimeoutError():
+            return httpx.ConnectTimeout("no connection in time")
+        case aiohttp.ClientConnectorError():
+            return httpx.ConnectError("no connection")
+        case aiohttp.ClientOSError():
+            return httpx.ReadError("the connection broke")
+        case _:
+            return httpx.RemoteProtocolError("no whole HTTP answer")

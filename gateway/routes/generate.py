@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from gateway.disposition import attachment
 from gateway.state import State, StateOf
-from gateway.waiting import caller_leaves, unless
+from gateway.waiting import Patience, departure
 from services.audio.schema import Input, SpeechRequest, Voice
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest, MeshSteps
@@ -184,8 +184,9 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 @router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
-    answer = state.provider.chat(query.prompt)
-    return PlainTextResponse(await unless(answer, caller_leaves(request.receive)))
+    async with Patience() as patience:
+        patience.unless(departure(request))
+        return PlainTextResponse(await state.provider.chat(query.prompt))
 
 
 def wire(body: GenerationRequest) -> str:

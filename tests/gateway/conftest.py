@@ -115,7 +115,7 @@ class Workers(httpx.AsyncBaseTransport):
         self.is_given_up = threading.Event()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path in ("/livez", "/readyz"):
+        if request.url.path.endswith(("/livez", "/readyz")):
             return await self.health(request)
         await request.aread()
         self.requests.append(request)

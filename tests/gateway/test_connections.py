@@ -49,12 +49,12 @@ class RawConnection(socketserver.StreamRequestHandler):
     server: RawWorker
 
     def handle(self) -> None:
-        length = 0
+        length, is_work = 0, self.rfile.readline().startswith(b"POST")
         while (line := self.rfile.readline()) not in (b"\r\n", b""):
             name, _, value = line.partition(b":")
             length = int(value) if name.lower() == b"content-length" else length
         self.rfile.read(length)
-        self.server.num_requests += 1
+        self.server.num_requests += is_work
         self.wfile.write(self.server.answer)
 
 
