@@ -1,6 +1,7 @@
 """The composition root: everything is wired here and nowhere else."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +17,7 @@ from gateway.database.database import open_database
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
+from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
@@ -25,6 +27,7 @@ from gateway.state import State
 from gateway.transport import AiohttpTransport
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
+from services.registry import Model, load_models
 from services.schema import RUN_HEADERS, ErrorEnvelope
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
@@ -46,6 +49,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
+    models = load_models()
+    entries = provider_entries(settings, models)
     metrics = Metrics()
     under_way = UnderWay()
 
@@ -54,7 +59,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         async with (
             transport or AiohttpTransport(settings.max_upstream_connections) as work,
             client(transport or AiohttpTransport(MAX_PROBES)) as probes,
-            Catalog(settings.workers, probes, settings.probe_interval) as catalog,
+            Catalog(
+                settings.workers,
+                models,
+                [Provider(entry, work, settings.connect_timeout) for entry in entries],
+                settings.openai_model,
+                probes,
+                settings.probe_interval,
+            ) as catalog,
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
         ):
@@ -67,13 +79,6 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                     connect_timeout=settings.connect_timeout,
                     deadline=settings.deadline,
                     idle_timeout=settings.idle_timeout,
-                ),
-                provider=Provider(
-                    client(work),
-                    settings.openai_base_url,
-                    settings.openai_api_key,
-                    settings.openai_model,
-                    settings.deadline,
                 ),
                 metrics=metrics,
             )
@@ -96,6 +101,22 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     add_middleware(app, settings, metrics, under_way)
     document(app)
     return app
+
+
+def provider_entries(settings: Settings, models: Sequence[Model]) -> tuple[Entry, ...]:
+    """The outside models: those of the file, and the one that settings describe.
+
+    Raises:
+        ValueError: something in the file does not fit.
+        OSError: it cannot be read.
+    """
+    entries: tuple[Entry, ...] = ()
+    if settings.providers_file:
+        entries = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
+    if not settings.openai_base_url or settings.openai_model in {entry.id for entry in entries}:
+        return entries
+    one = Entry(id=settings.openai_model, base_url=settings.openai_base_url, key=settings.openai_api_key)
+    return (*entries, one)
 
 
 def client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
@@ -123,7 +144,7 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way
 
 
 def document(app: FastAPI) -> None:
-    """Take FastAPI's own 422 out of the OpenAPI document: a request that does not fit is answered with 400."""
+    """Put the bodies that we read ourselves into the OpenAPI document, and take FastAPI's own 422 out: it is a 400."""
     built = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -132,6 +153,7 @@ def document(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
+            document["components"]["schemas"].update(chat.schemas())
             for schema in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(schema, None)
         return built()

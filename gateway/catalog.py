@@ -1,4 +1,4 @@
-"""Which workers serve a task, and which of them do right now."""
+"""Which workers and providers serve a model, and which workers are well right now."""
 
 import asyncio
 import random
@@ -9,12 +9,24 @@ from typing import Self
 import httpx
 
 from gateway.balance import Replica, Replicas, State
-from gateway.errors import NotServed
-from services.registry import Task
+from gateway.errors import NoProvider, NotServed, UnknownModel
+from gateway.providers import Provider
+from services.registry import Model, Task
 
 PROBE_SECONDS = 2.0
 FAILED = b'"model_unavailable"'  # a model that the operator has to do something about
 JITTER = (0.75, 1.25)  # of the interval: several gateways shall not all ask at once
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A worker's model; `model` is its id where the body names another, or None."""
+
+    replicas: Replicas
+    model: str | None = None
+
+
+Target = Ours | Provider
 
 
 @dataclass(frozen=True)
@@ -27,23 +39,82 @@ class Health:
 
 
 class Catalog:
-    """The workers by task."""
+    """The workers by task, and the providers by model."""
 
-    def __init__(self, workers: Mapping[Task, Sequence[str]], http: httpx.AsyncClient, interval: float) -> None:
-        """Take base URLs of replicas, the client to ask them with, and how often, in seconds."""
+    def __init__(
+        self,
+        workers: Mapping[Task, Sequence[str]],
+        models: Sequence[Model],
+        providers: Sequence[Provider],
+        outside: str,
+        http: httpx.AsyncClient,
+        interval: float,
+    ) -> None:
+        """Know who serves what.
+
+        Args:
+            workers: base URLs of replicas.
+            models: what our workers serve.
+            providers: an id that our workers serve as well is theirs.
+            outside: id of the provider's model that is asked where nobody names one.
+            http: to ask workers for their health with.
+            interval: how often, in seconds.
+        """
         self._workers = {task: Replicas(urls) for task, urls in workers.items()}
+        self._tasks = {model.id: model.task for model in models}
+        self._outside = outside
+        self._providers = {provider.id: provider for provider in providers}
         self._http = http
         self._interval = interval
 
-    def worker(self, task: Task) -> Replicas:
-        """The replicas of the worker for `task`.
+    def worker(self, task: Task) -> tuple[Target, ...]:
+        """Our worker for `task`.
 
         Raises:
             NotServed: the operator has configured none.
         """
+        return (self._ours(task),)
+
+    def _ours(self, task: Task, model: str | None = None) -> Ours:
         if task not in self._workers:
             raise NotServed(f"no {task} worker is configured; the operator sets ATELIER_{task.upper()}_URL")
-        return self._workers[task]
+        return Ours(self._workers[task], model)
+
+    def serving(self, task: Task, model: str | None) -> tuple[Target, ...]:
+        """Who serves `model`, and who does instead if that one declines, in this order; None: our worker's default.
+
+        Raises:
+            UnknownModel: nobody.
+            NotServed: our worker does, and there is none.
+        """
+        if model is None or self._tasks.get(model) == task:
+            return self.worker(task)
+        provider = self._providers.get(model)
+        if provider is None or provider.task != task:
+            served = ", ".join(self.models(task))
+            raise UnknownModel(f"model '{model[:200]}' is not served here; choose one of: {served}")
+        others = [
+            self._ours(task, other) if other in self._tasks else self._providers[other]
+            for other in provider.fallbacks
+            if other in self._providers or task in self._workers
+        ]
+        return (provider, *others)
+
+    def models(self, task: Task) -> list[str]:
+        """The ids of all models for `task`."""
+        ours = [model for model, of in self._tasks.items() if of == task and task in self._workers]
+        theirs = [provider.id for provider in self._providers.values() if provider.task == task]
+        return list(dict.fromkeys(ours + theirs))
+
+    def outside(self) -> tuple[Target, ...]:
+        """The provider that is asked where nobody names a model.
+
+        Raises:
+            NoProvider: there is none.
+        """
+        if self._outside not in self._providers:
+            raise NoProvider("no provider is configured; the operator sets ATELIER_OPENAI_BASE_URL")
+        return (self._providers[self._outside],)
 
     async def health(self) -> dict[Task, Health]:
         """Ask all replicas at once."""

@@ -2,67 +2,34 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from http import HTTPStatus
-from http.client import responses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
 import httpx
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.balance import Replica, Replicas
-from gateway.errors import CallerLeft, WorkerDied, WorkerRefused, WorkerTimedOut, WorkerUnreachable
+from gateway.balance import Replica
+from gateway.bodies import with_model
+from gateway.catalog import Ours, Target
+from gateway.errand import Declined, Errand
+from gateway.errors import CallerLeft, GatewayError, ProviderFailed, WorkerDied, WorkerTimedOut, WorkerUnreachable
+from gateway.providers import Provider
 from gateway.pulse import Pulse
+from gateway.refusals import refusal
 from gateway.waiting import Patience, Reason, departure
-from services.schema import (
-    CALLER_HEADER,
-    DEADLINE_HEADER,
-    RUN_HEADERS,
-    ErrorDetail,
-    ErrorEnvelope,
-    error_type,
-)
+from services.schema import CALLER_HEADER, DEADLINE_HEADER, RUN_HEADERS
 
 logger = logging.getLogger("atelier.gateway")
 
 # Content-Encoding stays: bytes are passed on raw. Hop-by-hop headers (RFC 9110 §7.6.1) do not.
-PASSED_ON = frozenset({b"content-type", b"content-length", b"content-encoding", *map(str.encode, RUN_HEADERS)})
-MAX_ERROR_BYTES = 65_536
-RETRY_AFTER = 3  # seconds, where a busy worker does not say
-
-
-@dataclass(frozen=True)
-class Errand:
-    """What a caller asked for, as it goes on.
-
-    Args:
-        request: the caller's, whose leaving ends the work.
-        path: of the route that is asked.
-        accept: the media type wanted.
-        body: `content`, `files` or `data`, as httpx takes them.
-        renamed: the worker's names of fields that the caller calls otherwise.
-        left: fails when the caller has left.
-        ends_at: when the answer must have begun, by the event loop's clock.
-    """
-
-    request: Request
-    path: str
-    accept: str
-    body: Mapping[str, Any]
-    renamed: Mapping[str, str]
-    left: Reason
-    ends_at: float
-
-    @property
-    def seconds_left(self) -> float:
-        """Until the answer must have begun."""
-        return self.ends_at - asyncio.get_running_loop().time()
+MEDIA_HEADERS = frozenset({b"content-type", b"content-length", b"content-encoding"})
+PASSED_ON = MEDIA_HEADERS.union(map(str.encode, RUN_HEADERS))
+MAX_TEXT_BYTES = 4_000_000
+NEXT_PLEASE = 500  # and beyond: an answer after which somebody else may be asked; so is TOO_MANY
+TOO_MANY = 429
 
 
 class RelayResponse(Response):
@@ -72,8 +39,23 @@ class RelayResponse(Response):
     gone before the first byte, client gone midway, upstream broken midway.
     """
 
-    def __init__(self, upstream: httpx.Response, left: Reason, idle_timeout: float, headers: Mapping[str, str]) -> None:
-        """Own `upstream`, whose body has not been read; `left` tells when the caller has gone."""
+    def __init__(
+        self,
+        upstream: httpx.Response,
+        left: Reason,
+        idle_timeout: float,
+        headers: Mapping[str, str],
+        passed_on: frozenset[bytes] = PASSED_ON,
+    ) -> None:
+        """Own `upstream`, whose body has not been read.
+
+        Args:
+            upstream: whose bytes are the answer.
+            left: is done when the caller has gone.
+            idle_timeout: seconds between two chunks.
+            headers: of the answer.
+            passed_on: names of headers that are taken over from `upstream`.
+        """
         self._upstream = upstream
         self._left = left
         self._idle_timeout = idle_timeout
@@ -81,7 +63,7 @@ class RelayResponse(Response):
         self.background = None
         self.init_headers(headers)
         # As bytes: a header that is not latin-1 cannot fail here.
-        self.raw_headers += [(name, value) for name, value in lowered(upstream) if name in PASSED_ON]
+        self.raw_headers += [(name, value) for name, value in lowered(upstream) if name in passed_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; close. A body that breaks off is left unfinished, and the server closes the connection."""
@@ -107,11 +89,6 @@ class RelayResponse(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 patience.wait(self._idle_timeout)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def lowered(upstream: httpx.Response) -> list[tuple[bytes, bytes]]:
-    """The headers with names in lower case, as ASGI has them."""
-    return [(name.lower(), value) for name, value in upstream.headers.raw]
 
 
 class Relay:
@@ -145,7 +122,7 @@ class Relay:
     async def send(
         self,
         request: Request,
-        worker: Replicas,
+        targets: Sequence[Target],
         path: str,
         *,
         accept: str,
@@ -153,11 +130,11 @@ class Relay:
         renamed: Mapping[str, str] | None = None,
         **body: Any,
     ) -> Response:
-        """Send a request to a worker and answer as soon as it does.
+        """Send a request to the first of `targets` that takes it on, and answer as soon as it does.
 
         Args:
-            request: the client's, whose leaving ends the worker's work.
-            worker: its replicas.
+            request: the client's, whose leaving ends the work.
+            targets: as the catalog names them.
             path: of the worker's route.
             accept: the media type wanted.
             headers: to be added to the answer.
@@ -169,32 +146,71 @@ class Relay:
             WorkerDied: the connection broke before the answer began.
             WorkerTimedOut: no answer within the deadline.
             WorkerRefused: the worker answered anything but a success.
+            ProviderFailed: the provider did, or nothing.
+            ProviderResting: it is left alone for a while.
             CallerLeft: the client left before the answer.
         """
-        left = departure(request)
-        ends_at = asyncio.get_running_loop().time() + self._deadline
-        errand = Errand(request, path, accept, body, renamed or {}, left, ends_at)
-        upstream = await self._first_to_take(worker, errand)
-        return RelayResponse(upstream, left, self._idle_timeout, headers or {})
+        errand = self._errand(request, path, accept, body, renamed or {})
+        target, upstream = await self._first_to_take(targets, errand)
+        if isinstance(target, Provider):
+            named = {**(headers or {}), "x-model": target.id}
+            return RelayResponse(upstream, errand.left, self._idle_timeout, named, MEDIA_HEADERS)
+        return RelayResponse(upstream, errand.left, self._idle_timeout, headers or {})
 
-    async def _first_to_take(self, worker: Replicas, errand: Errand) -> httpx.Response:
-        """Ask one replica after the other until one takes a connection: what comes then, comes from that one."""
-        for replica in worker.in_order():
+    async def read(self, request: Request, targets: Sequence[Target], path: str, **body: Any) -> bytes:
+        """Return the whole JSON of an answer.
+
+        Raises:
+            GatewayError: as `send`; also where the answer breaks off, or is too long to be one.
+        """
+        errand = self._errand(request, path, "application/json", body, {"messages": "prompt"})
+        _, upstream = await self._first_to_take(targets, errand)
+        try:
+            async with Patience(errand.seconds_left, ProviderFailed("the provider does not answer")) as patience:
+                patience.unless(errand.left)
+                return await whole(upstream)
+        finally:
+            await upstream.aclose()
+
+    def _errand(
+        self, request: Request, path: str, accept: str, body: Mapping[str, Any], renamed: Mapping[str, str]
+    ) -> Errand:
+        ends_at = asyncio.get_running_loop().time() + self._deadline
+        return Errand(request, path, accept, body, renamed, departure(request), ends_at)
+
+    async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[Target, httpx.Response]:
+        """Ask one after the other until one takes it on: what comes then, comes from that one."""
+        error: GatewayError = WorkerUnreachable("there is nobody to ask")
+        for target in targets:
+            try:
+                opening = target.open(errand) if isinstance(target, Provider) else self._open(target, errand)
+                return target, await opening
+            except Declined as declined:
+                error = declined.error
+        raise error
+
+    async def _open(self, target: Ours, errand: Errand) -> httpx.Response:
+        """Ask one replica after the other until one takes a connection.
+
+        Raises:
+            Declined: none does, or the one that does is too busy or fails.
+        """
+        for replica in target.replicas.in_order():
             replica.take(errand.request.scope["leases"])
             try:
-                return await self._ask(replica, errand)
+                return await self._ask(replica, errand, target.model)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 replica.refused_connection()
                 refused = error
-        raise WorkerUnreachable("the worker for this takes no connections; it may be starting") from refused
+        raise Declined(WorkerUnreachable("the worker for this takes no connections; it may be starting")) from refused
 
-    async def _ask(self, replica: Replica, errand: Errand) -> httpx.Response:
+    async def _ask(self, replica: Replica, errand: Errand, model: str | None) -> httpx.Response:
         """Return a success whose body has not been read.
 
         Raises:
             httpx.ConnectError: or httpx.ConnectTimeout: nothing was sent.
         """
-        sent = self._request(replica, errand)
+        sent = self._request(replica, errand, model)
         late = WorkerTimedOut("the result was not there within the deadline; ask for less")
         async with Patience(errand.seconds_left, late) as patience:
             patience.unless(errand.left)
@@ -210,10 +226,11 @@ class Relay:
                 raise WorkerDied("the worker went away while it worked on this; try again") from error
             replica.answered()
             if not upstream.is_success:
-                raise await refusal(upstream, errand.renamed)
+                refused = await refusal(upstream, errand.renamed)
+                raise Declined(refused) if refused.status == TOO_MANY or refused.status >= NEXT_PLEASE else refused
         return upstream
 
-    def _request(self, replica: Replica, errand: Errand) -> httpx.Request:
+    def _request(self, replica: Replica, errand: Errand, model: str | None) -> httpx.Request:
         caller = errand.request.client
         headers = {
             "accept": errand.accept,
@@ -223,50 +240,27 @@ class Relay:
             CALLER_HEADER: caller.host if caller else "",  # callers take turns in a worker's queue
             **({"content-type": "application/json"} if "content" in errand.body else {}),
         }
-        url = replica.url + errand.path
-        return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **errand.body)
+        body = {**errand.body, "content": with_model(errand.body["content"], model)} if model else errand.body
+        return httpx.Request("POST", replica.url + errand.path, headers=headers, extensions=self._extensions, **body)
 
 
-async def refusal(upstream: httpx.Response, renamed: Mapping[str, str]) -> WorkerRefused:
-    """Read a worker's error, and close."""
-    try:
-        said = ErrorEnvelope.model_validate_json(await error_body(upstream)).error
-    except ValidationError:
-        said = unreadable(upstream.status_code)
-    finally:
-        await upstream.aclose()
-    status = upstream.status_code if upstream.is_error else HTTPStatus.BAD_GATEWAY
-    is_busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-    retry_after = upstream.headers.get("retry-after", "")
-    return WorkerRefused(
-        status,
-        in_callers_words(said.message, said.param, renamed),
-        said.code or "worker_error",
-        renamed.get(said.param or "", said.param),
-        should_retry=upstream.headers.get("x-should-retry", str(is_busy)).lower() == "true",
-        retry_after=int(retry_after) if retry_after.isdecimal() else RETRY_AFTER if is_busy else None,
-    )
+async def whole(upstream: httpx.Response) -> bytes:
+    """Read a body to its end.
 
-
-async def error_body(upstream: httpx.Response) -> bytes:
-    """The beginning of an error's body, as far as it comes; what is cut off cannot be parsed, and says nothing."""
+    Raises:
+        ProviderFailed: it breaks off, or is too long.
+    """
     body = b""
-    with suppress(httpx.HTTPError):
+    try:
         async for chunk in upstream.aiter_raw():
             body += chunk
-            if len(body) > MAX_ERROR_BYTES:
-                break
-    return body[:MAX_ERROR_BYTES]
+            if len(body) > MAX_TEXT_BYTES:
+                raise ProviderFailed("the provider's answer is too long")
+    except httpx.HTTPError as error:
+        raise ProviderFailed("the provider's answer broke off") from error
+    return body
 
 
-def in_callers_words(message: str, param: str | None, renamed: Mapping[str, str]) -> str:
-    """`message` with the caller's name of the field that it begins with."""
-    field, colon, rest = message.partition(": ")
-    return f"{renamed[field]}{colon}{rest}" if field == param and field in renamed else message
-
-
-def unreadable(status: int) -> ErrorDetail:
-    """What to say for a worker whose error is in no envelope: its own words may not be for clients."""
-    phrase = responses.get(status, "Unknown Error")
-    code = phrase.lower().replace(" ", "_")
-    return ErrorDetail(message=f"the worker answered {status} {phrase}", type=error_type(status), code=code)
+def lowered(upstream: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """The headers with names in lower case, as ASGI has them."""
+    return [(name.lower(), value) for name, value in upstream.headers.raw]

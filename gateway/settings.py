@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     openai_base_url: str = ""  # of any OpenAI-compatible server, such as https://host/v1; empty: no provider
     openai_api_key: SecretStr = SecretStr("")
     openai_model: str = "gpt-4o-mini"
+    providers_file: Path | None = None  # TOML; docs/providers.md explains it
     connect_timeout: float = Field(default=2, gt=0)  # seconds
     deadline: float = Field(default=600, gt=0)  # seconds until the first byte
     idle_timeout: float = Field(default=300, gt=0)  # seconds between two chunks

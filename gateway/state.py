@@ -7,7 +7,6 @@ from fastapi import Depends, Request
 
 from gateway.catalog import Catalog
 from gateway.metrics import Metrics
-from gateway.providers import Provider
 from gateway.relay import Relay
 
 
@@ -17,7 +16,6 @@ class State:
 
     catalog: Catalog
     relay: Relay
-    provider: Provider
     metrics: Metrics
 
 

@@ -1,5 +1,6 @@
 """The book's routes: a prompt in the query, the bare media out. Each translates to a worker's own `/v1/…` route."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ from fastapi.responses import PlainTextResponse, Response
 from pydantic import BeforeValidator, Field
 
 from gateway.disposition import attachment
+from gateway.providers import text_of
 from gateway.state import State, StateOf
-from gateway.waiting import Patience, departure
 from services.audio.schema import Input, SpeechRequest, Voice
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest, MeshSteps
@@ -184,9 +185,9 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 @router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
-    async with Patience() as patience:
-        patience.unless(departure(request))
-        return PlainTextResponse(await state.provider.chat(query.prompt))
+    content = json.dumps({"model": "", "messages": [{"role": "user", "content": query.prompt}]}).encode()
+    answer = await state.relay.read(request, state.catalog.outside(), "/v1/chat/completions", content=content)
+    return PlainTextResponse(text_of(answer))
 
 
 def wire(body: GenerationRequest) -> str:

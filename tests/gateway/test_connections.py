@@ -1,11 +1,9 @@
 """Workers on real sockets: what a connection can do, and what a caller sees of it."""
 
 import socket
-import socketserver
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -15,59 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tests.gateway.conftest import LONG, Gateway, error_of, opened, served
+from tests.gateway.conftest import LONG, Gateway, error_of, opened, raw_worker, served
 
 SPEECH = "/generate/audio?prompt=hello"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: audio/wav\r\n"
 
 Start = Callable[..., Gateway]
-
-
-class RawWorker(socketserver.ThreadingTCPServer):
-    """Answers each request with `answer`, then closes the connection."""
-
-    daemon_threads = True
-
-    def __init__(self, answer: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), RawConnection)
-        self.answer = answer
-        self.num_requests = 0
-        self.has_closed = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        super().shutdown_request(request)
-        self.has_closed.set()
-
-
-class RawConnection(socketserver.StreamRequestHandler):
-    """One connection, one request."""
-
-    server: RawWorker
-
-    def handle(self) -> None:
-        length, is_work = 0, self.rfile.readline().startswith(b"POST")
-        while (line := self.rfile.readline()) not in (b"\r\n", b""):
-            name, _, value = line.partition(b":")
-            length = int(value) if name.lower() == b"content-length" else length
-        self.rfile.read(length)
-        self.server.num_requests += is_work
-        self.wfile.write(self.server.answer)
-
-
-@contextmanager
-def raw_worker(answer: bytes) -> Iterator[RawWorker]:
-    with RawWorker(answer) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Watcher:
