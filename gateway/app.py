@@ -91,8 +91,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         lifespan=lifespan,
         responses=ERRORS,
     )
+    app.include_router(chat.router)  # first, as it is asked most: routes are tried one after the other
     app.include_router(generate.router)
-    app.include_router(chat.router)
     app.include_router(usage.router)
     app.include_router(health.router)
     app.add_exception_handler(GatewayError, render_gateway_error)

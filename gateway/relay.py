@@ -27,6 +27,8 @@ logger = logging.getLogger("atelier.gateway")
 # Content-Encoding stays: bytes are passed on raw. Hop-by-hop headers (RFC 9110 §7.6.1) do not.
 MEDIA_HEADERS = frozenset({b"content-type", b"content-length", b"content-encoding"})
 PASSED_ON = MEDIA_HEADERS.union(map(str.encode, RUN_HEADERS))
+DEADLINE, CALLER = DEADLINE_HEADER.encode(), CALLER_HEADER.encode()
+JSON = (b"content-type", b"application/json")
 MAX_TEXT_BYTES = 4_000_000
 NEXT_PLEASE = 500  # and beyond: an answer after which somebody else may be asked; so is TOO_MANY
 TOO_MANY = 429
@@ -83,10 +85,14 @@ class RelayResponse(Response):
         async with Patience(late=httpx.ReadTimeout("nothing came for too long")) as patience:
             patience.unless(self._left)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            num_missing = int(self._upstream.headers.get("content-length", "-1"))
             patience.wait(self._idle_timeout)
             async for chunk in chunks:
                 patience.wait(None)
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                num_missing -= len(chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": num_missing != 0})
+                if not num_missing:
+                    return  # with the last piece, and not in a piece of its own
                 patience.wait(self._idle_timeout)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -118,6 +124,7 @@ class Relay:
         self._pulse = pulse
         self._deadline = deadline
         self._idle_timeout = idle_timeout
+        self._urls: dict[str, httpx.URL] = {}
 
     async def send(
         self,
@@ -230,18 +237,29 @@ class Relay:
                 raise Declined(refused) if refused.status == TOO_MANY or refused.status >= NEXT_PLEASE else refused
         return upstream
 
+    def _url(self, url: str) -> httpx.URL:
+        """Parse each once: there are few, and it takes as long as all else about a request."""
+        if url not in self._urls:
+            self._urls[url] = httpx.URL(url)
+        return self._urls[url]
+
     def _request(self, replica: Replica, errand: Errand, model: str | None) -> httpx.Request:
         caller = errand.request.client
-        headers = {
-            "accept": errand.accept,
-            "accept-encoding": "identity",
-            "x-request-id": errand.request.scope["request_id"],
-            DEADLINE_HEADER: f"{max(errand.seconds_left, 0.001):.3f}",
-            CALLER_HEADER: caller.host if caller else "",  # callers take turns in a worker's queue
-            **({"content-type": "application/json"} if "content" in errand.body else {}),
-        }
-        body = {**errand.body, "content": with_model(errand.body["content"], model)} if model else errand.body
-        return httpx.Request("POST", replica.url + errand.path, headers=headers, extensions=self._extensions, **body)
+        headers = [
+            (b"accept", errand.accept.encode("latin-1")),
+            (b"accept-encoding", b"identity"),
+            (b"x-request-id", errand.request.scope["request_id"].encode()),
+            (DEADLINE, b"%.3f" % max(errand.seconds_left, 0.001)),
+            (CALLER, caller.host.encode() if caller else b""),  # callers take turns in a worker's queue
+        ]
+        url = self._url(replica.url + errand.path)
+        if "content" not in errand.body:
+            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **errand.body)
+        content = with_model(errand.body["content"], model) if model else errand.body["content"]
+        stream = httpx.ByteStream(content)  # which httpx adds no headers for: the transport frames it
+        sent = httpx.Request("POST", url, headers=[*headers, JSON], extensions=self._extensions, stream=stream)
+        sent.read()
+        return sent
 
 
 async def whole(upstream: httpx.Response) -> bytes:

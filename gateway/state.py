@@ -19,10 +19,15 @@ class State:
     metrics: Metrics
 
 
-async def state_of(request: Request) -> State:
-    """The state of the application that serves `request`; async, as FastAPI gives a plain function a thread."""
+def wired(request: Request) -> State:
+    """The state of the application that serves `request`."""
     state: State = request.app.state.wired
     return state
+
+
+async def state_of(request: Request) -> State:
+    """The same as a dependency; async, as FastAPI gives a plain function a thread."""
+    return wired(request)
 
 
 StateOf = Annotated[State, Depends(state_of)]

@@ -97,7 +97,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             answer = await self._session.request(
                 request.method,
                 self._parsed(str(request.url)),
-                headers=[item for item in request.headers.multi_items() if item[0] != "transfer-encoding"],
+                headers=headers_of(request),
                 data=body_of(request),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(
@@ -178,6 +178,15 @@ class AnswerStream(httpx.AsyncByteStream):
             self._is_closed = True
             self._answer.close()
             self._places.release()
+
+
+def headers_of(request: httpx.Request) -> list[tuple[str, str]]:
+    """The headers as aiohttp takes them; how the body is framed is aiohttp's own affair."""
+    return [
+        (name.decode(), value.decode("latin-1"))
+        for name, value in request.headers.raw
+        if name.lower() != b"transfer-encoding"
+    ]
 
 
 def body_of(request: httpx.Request) -> bytes | httpx.AsyncByteStream | None:

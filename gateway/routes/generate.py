@@ -190,6 +190,6 @@ async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, 
     return PlainTextResponse(text_of(answer))
 
 
-def wire(body: GenerationRequest) -> str:
+def wire(body: GenerationRequest) -> bytes:
     """The JSON that a worker takes."""
-    return body.model_dump_json(exclude_none=True)
+    return body.model_dump_json(exclude_none=True).encode()
