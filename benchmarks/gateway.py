@@ -29,6 +29,7 @@ SERVER_CORE, CALLERS_CORE = 0, 1
 NUM_CALLERS, NUM_STREAMS = 16, 8
 NUM_WARM = 500
 HALF_LOAD_SECONDS = 10.0
+MAX_RATE = 1000.0  # requests a second that are sent one by one
 MIB = 2**20
 
 
@@ -186,14 +187,14 @@ async def measure(server: Running, num_requests: int, half_rate: float | None) -
     Args:
         server: whom.
         num_requests: of the closed loop.
-        half_rate: requests a second at half load; None: half of what this server does.
+        half_rate: requests a second at half load; None: half of what this server does, as far as callers can ask.
     """
     request = server.request()
     await closed_loop(server.port, request, NUM_CALLERS, min(NUM_WARM, num_requests))
     began = server.cpu_seconds
     seen = await closed_loop(server.port, request, NUM_CALLERS, num_requests)
     cpu = 1000 * (server.cpu_seconds - began) / num_requests
-    rate = half_rate or seen.rate / 2
+    rate = half_rate or min(seen.rate / 2, MAX_RATE)
     dice = random.Random(1)
     gaps = [dice.expovariate(rate) for _ in range(int(rate * HALF_LOAD_SECONDS))]
     half = await open_loop(server.port, request, gaps)

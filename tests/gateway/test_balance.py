@@ -2,10 +2,13 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import httpx
 import pytest
@@ -23,6 +26,30 @@ SPEECH = "/generate/audio?prompt=hello"
 BOTH = "http://a.test,http://b.test"
 
 Start = Callable[..., Gateway]
+
+WORKER = """
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Worker(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "5")
+        self.end_headers()
+        self.wfile.write(b"sound")
+
+    def log_message(self, *words):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Worker)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 
 
 class Hosts:
@@ -140,6 +167,39 @@ class TestAccepted:
         workers.never_answers()
         response = start(audio_url=BOTH, deadline=0.1).client.get(SPEECH)
         assert (response.status_code, len(workers.requests)) == (504, 1)
+
+
+class TestKilled:
+    """A worker process of its own, and kill -9."""
+
+    @pytest.fixture
+    def processes(self) -> Iterator[list[subprocess.Popen[str]]]:
+        with ExitStack() as stack:
+            started = []
+            for _ in range(2):
+                command = (sys.executable, "-c", WORKER)
+                started.append(stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+                stack.callback(started[-1].kill)
+            yield started
+
+    def test_only_what_it_was_at_is_lost(self, start: Start, processes: list[subprocess.Popen[str]]) -> None:
+        urls = [f"http://127.0.0.1:{process.stdout.readline().strip()}" for process in processes if process.stdout]
+        gateway = start(urls[0], audio_url=",".join(urls))
+        is_under_way = threading.Barrier(9)
+
+        def call() -> list[httpx.Response]:
+            client = gateway.new_client()
+            answers = [client.get(SPEECH) for _ in range(10)]
+            is_under_way.wait(LONG)
+            return answers + [client.get(SPEECH) for _ in range(30)]
+
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(call) for _ in range(8)]
+            is_under_way.wait(LONG)
+            processes[0].kill()
+            for each in calls:
+                lost = [error_of(answer)["code"] for answer in each.result(LONG) if answer.status_code != 200]
+                assert lost in ([], ["worker_died"]), "a caller has one request under way, and loses no more"
 
 
 class TestBalance:
