@@ -66,20 +66,20 @@ class Provider:
         if entry.kind == "azure":
             place = "" if path in WITHOUT_DEPLOYMENT else f"/deployments/{entry.upstream}"
             url = f"{entry.base_url.rstrip('/')}/openai{place}{path}?api-version={entry.api_version}"
-        headers = {
-            "accept": errand.accept,
-            "accept-encoding": "identity",
-            "content-type": "application/json",
-            **self._credentials(),
-        }
+        headers = [
+            (b"accept", errand.accept.encode("latin-1")),
+            (b"accept-encoding", b"identity"),
+            (b"content-type", b"application/json"),
+            *self._credentials(),
+        ]
         content = with_model(errand.body["content"], entry.upstream)
         return httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions)
 
-    def _credentials(self) -> Mapping[str, str]:
-        key = self._entry.key.get_secret_value()
+    def _credentials(self) -> list[tuple[bytes, bytes]]:
+        key = self._entry.key.get_secret_value().encode()
         if not key:
-            return {}
-        return {"api-key": key} if self._entry.kind == "azure" else {"authorization": f"Bearer {key}"}
+            return []
+        return [(b"api-key", key)] if self._entry.kind == "azure" else [(b"authorization", b"Bearer " + key)]
 
     async def _refused(self, upstream: httpx.Response, renamed: Mapping[str, str]) -> Exception:
         """Read a provider's error: what the operator must see to is no business of the caller's."""

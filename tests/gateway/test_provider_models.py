@@ -150,6 +150,12 @@ class TestWhereItGoes:
         assert first.asked[0].headers["api-key"] == KEY
         assert "authorization" not in first.asked[0].headers
 
+    @pytest.mark.parametrize("model", ["gpt", "tinyllama-1.1b-chat"])
+    def test_a_header_in_no_encoding_is_no_failure(self, run: Start, model: str) -> None:
+        content = json.dumps({"model": model, "messages": MESSAGES}).encode()
+        headers = [(b"content-type", b"application/json"), (b"accept", b"text/\xe9")]
+        assert run().client.post(CHAT, content=content, headers=headers).status_code == 200
+
     def test_our_models_go_to_our_workers_as_they_came(self, run: Start, first: Outside, second: Outside) -> None:
         gateway = run()
         assert ask(gateway, "tinyllama-1.1b-chat").status_code == 200
