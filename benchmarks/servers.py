@@ -157,10 +157,15 @@ def litserve_peer(batch_timeout: float) -> Kind:
     )
 
 
-def peer_python(name: str, requirements: tuple[str, ...]) -> Path:
+def peer_python(name: str, requirements: tuple[str, ...], *, shares_ours: bool = True) -> Path:
     """Return the Python of an environment that has a peer besides all that ours has, made when it is missing.
 
     Torch is 700 MB: ours is used through a line in a `.pth` file, and pip installs what is not there.
+
+    Args:
+        name: of the peer.
+        requirements: what pip is told.
+        shares_ours: whether it has ours at all.
     """
     folder = PEERS / name
     python, stamp, wanted = folder / "bin" / "python", folder / ".installed", "\n".join(requirements)
@@ -169,7 +174,8 @@ def peer_python(name: str, requirements: tuple[str, ...]) -> Path:
     subprocess.run((sys.executable, "-m", "venv", "--clear", str(folder)), check=True)  # noqa: S603  our own words
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    (folder / "lib" / version / "site-packages" / "ours.pth").write_text(f"{packages}\n")
+    if shares_ours:
+        (folder / "lib" / version / "site-packages" / "ours.pth").write_text(f"{packages}\n")
     pip = (str(python), "-m", "pip", "install", "--quiet", "--quiet", "--disable-pip-version-check")
     subprocess.run((*pip, *requirements), check=True)  # noqa: S603  our own words
     stamp.write_text(wanted)

@@ -1,16 +1,21 @@
 """What every generation has to pass before a worker hears of it."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from fastapi import Request
 from starlette.types import Scope
 
 from gateway.auth import check_scope
 from gateway.callers import Caller
 from gateway.errors import ModelNotAllowed
-from gateway.prompts import prompts_of
+from gateway.prompts import all_texts, prompts_of
 from gateway.state import State
 from services.registry import Task, models_of
 from services.schema import GenerationRequest
-from services.units import UNITS, most
+from services.units import UNITS, most, most_outside
+
+Estimate = Callable[[Mapping[str, Any]], float]  # units, by the model's defaults
 
 
 async def admit(request: Request, state: State, task: Task, body: GenerationRequest, model: str | None = None) -> None:
@@ -36,22 +41,37 @@ async def admit(request: Request, state: State, task: Task, body: GenerationRequ
         BudgetsUnavailable: likewise.
         RequestIdInUse: the caller chose an id that another request has.
     """
+    chosen = body.model or model or models_of(task, state.models)[0].id
+    await _pass(request, state, task, chosen, prompts_of(body), lambda defaults: most(body, defaults))
+
+
+async def admit_outside(request: Request, state: State, task: Task, model: str, body: Mapping[str, Any]) -> None:
+    """`admit` where a provider is asked, whose contract is its own.
+
+    Raises:
+        GatewayError: as `admit`.
+    """
+    await _pass(request, state, task, model, all_texts(body), lambda _: most_outside(body))
+
+
+async def _pass(
+    request: Request, state: State, task: Task, model: str, prompts: Sequence[str], estimate: Estimate
+) -> None:
     caller: Caller = request.scope["caller"]
-    asked_for = body.model or model or models_of(task, state.models)[0].id
-    request.scope["asked"] = task, asked_for
+    request.scope["asked"] = task, model
     check_scope(caller, task)
-    check_model(caller, asked_for)
+    check_model(caller, model)
     await state.limits.take(caller, request.scope["leases"])
-    await state.policy.check(prompts_of(body), caller)
+    await state.policy.check(prompts, caller)
     if caller.budgets:
-        await reserve(request.scope, state, task, body, asked_for)
+        await reserve(request.scope, state, task, model, estimate)
 
 
-async def reserve(scope: Scope, state: State, task: Task, body: GenerationRequest, model: str) -> None:
+async def reserve(scope: Scope, state: State, task: Task, model: str, estimate: Estimate) -> None:
     """Reserve the most that the request can use, to be given back at its end where nothing was made."""
     known = models_of(task, state.models)
     defaults = next((each for each in known if each.id == model), known[0]).defaults_in(state.profile)
-    units, price, request_id = most(body, defaults), state.prices.of(task, model), scope["request_id"]
+    units, price, request_id = estimate(defaults), state.prices.of(task, model), scope["request_id"]
     if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price):
 
         async def release() -> None:

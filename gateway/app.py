@@ -1,7 +1,8 @@
 """The composition root: everything is wired here and nowhere else."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,6 +28,7 @@ from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
 from gateway.policy import Policies, Policy
+from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
@@ -35,16 +37,18 @@ from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
 from gateway.tracing import TracedTransport
+from gateway.transport import AiohttpTransport
 from gateway.usage.content import ContentPolicy
 from gateway.usage.housekeeping import kept_in_order
 from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
-from services.registry import load_models
+from services.registry import Model, load_models
 from services.schema import RUN_HEADERS, ErrorEnvelope
 from services.tracing import ServerSpans, open_provider
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
 LAST_SECONDS = 3  # for requests that are cut when the gateway stops
+MAX_MODERATIONS = 64  # at once
 MAX_PROBES = 32  # at once; a question of its own connection never waits for work to end
 OWN_HEADERS = [
     "x-request-id",
@@ -69,6 +73,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
+    models = load_models()
+    entries = provider_entries(settings, models)
     metrics = Metrics()
     internal_token = settings.internal_token.get_secret_value()
     under_way = UnderWay()
@@ -81,8 +87,17 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
-            client(settings, settings.max_upstream_connections, transport, tracer) as http,
-            client(settings, MAX_PROBES, transport) as probes,
+            sender(settings.max_upstream_connections, transport, tracer) as work,
+            client(sender(MAX_PROBES, transport)) as probes,
+            client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
+            Catalog(
+                settings.workers,
+                models,
+                [Provider(entry, work, settings.connect_timeout) for entry in entries],
+                settings.openai_model,
+                probes,
+                settings.probe_interval,
+            ) as catalog,
             open_database(settings.database) as database,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             kept_in_order(database, settings.usage_retention_days),
@@ -94,21 +109,19 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             app.state.usage = log
             signer = Signer(settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file))
             app.state.wired = State(
-                catalog=Catalog(settings.workers, probes),
+                catalog=catalog,
                 relay=Relay(
-                    http,
+                    work,
                     Pulse(probes, settings.probe_interval),
                     metrics,
-                    settings.deadline,
-                    settings.idle_timeout,
-                    internal_token,
-                ),
-                provider=Provider(
-                    http, settings.openai_base_url, settings.openai_api_key, settings.openai_model, settings.deadline
+                    connect_timeout=settings.connect_timeout,
+                    deadline=settings.deadline,
+                    idle_timeout=settings.idle_timeout,
+                    token=internal_token,
                 ),
                 metrics=metrics,
                 drain=drain,
-                policy=Policy(policies, Moderator(http, settings.moderation_key)),
+                policy=Policy(policies, Moderator(moderation, settings.moderation_key)),
                 signer=signer,
                 internal_token=internal_token,
                 keyring=keyring,
@@ -122,7 +135,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 limits=limits,
                 budgets=budgets,
                 prices=prices,
-                models=load_models(),
+                models=models,
                 profile=settings.profile,
             )
             yield
@@ -137,8 +150,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         responses=ERRORS,
     )
     app.state.drain = drain
+    app.include_router(chat.router)  # first, as it is asked most: routes are tried one after the other
     app.include_router(generate.router)
-    app.include_router(chat.router)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
     app.include_router(summary.router)
@@ -155,19 +168,33 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     return app
 
 
-def client(
-    settings: Settings, max_connections: int, transport: httpx.AsyncBaseTransport | None, tracer: Tracer | None = None
-) -> httpx.AsyncClient:
-    """A client for our own side: no proxy and no credentials from the environment, bytes as they are."""
-    sender = transport or httpx.AsyncHTTPTransport(
-        limits=httpx.Limits(max_connections=max_connections), trust_env=False
-    )
-    return httpx.AsyncClient(
-        timeout=httpx.Timeout(None, connect=settings.connect_timeout, pool=settings.connect_timeout),
-        transport=sender if tracer is None else TracedTransport(sender, tracer),
-        trust_env=False,
-        headers={"accept-encoding": "identity"},
-    )
+def provider_entries(settings: Settings, models: Sequence[Model]) -> tuple[Entry, ...]:
+    """The outside models: those of the file, and the one that settings describe.
+
+    Raises:
+        ValueError: something in the file does not fit.
+        OSError: it cannot be read.
+    """
+    entries: tuple[Entry, ...] = ()
+    if settings.providers_file:
+        entries = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
+    if not settings.openai_base_url or settings.openai_model in {entry.id for entry in entries}:
+        return entries
+    one = Entry(id=settings.openai_model, base_url=settings.openai_base_url, key=settings.openai_api_key)
+    return (*entries, one)
+
+
+def sender(
+    max_connections: int, transport: httpx.AsyncBaseTransport | None, tracer: Tracer | None = None
+) -> httpx.AsyncBaseTransport:
+    """What sends requests for us: no proxy and no credentials from the environment, bytes as they are."""
+    chosen = transport or AiohttpTransport(max_connections)
+    return chosen if tracer is None else TracedTransport(chosen, tracer)
+
+
+def client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    """A client for our own questions: no proxy and no credentials from the environment."""
+    return httpx.AsyncClient(transport=transport, trust_env=False)
 
 
 def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way: UnderWay, drain: Drain) -> None:
@@ -194,7 +221,7 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way
 
 
 def document(app: FastAPI) -> None:
-    """Take FastAPI's own 422 out of the OpenAPI document: a request that does not fit is answered with 400."""
+    """Put the bodies that we read ourselves into the OpenAPI document, and take FastAPI's own 422 out: it is a 400."""
     built = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -203,6 +230,7 @@ def document(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
+            document["components"]["schemas"].update(chat.schemas())
             for schema in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(schema, None)
         return built()

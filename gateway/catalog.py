@@ -1,47 +1,148 @@
-"""Which worker serves a task, and whether it does right now."""
+"""Which workers and providers serve a model, and which workers are well right now."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Literal
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import httpx
 
-from gateway.errors import NotServed
-from services.registry import Task
+from gateway.balance import Replica, Replicas, State
+from gateway.errors import NoProvider, NotServed, UnknownModel
+from gateway.providers import Provider
+from services.registry import Model, Task
 
-State = Literal["ready", "loading", "failed", "unreachable"]
 PROBE_SECONDS = 2.0
 FAILED = b'"model_unavailable"'  # a model that the operator has to do something about
+JITTER = (0.75, 1.25)  # of the interval: several gateways shall not all ask at once
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A worker's model; `model` is its id where the body names another, or None."""
+
+    replicas: Replicas
+    model: str | None = None
+
+
+Target = Ours | Provider
+
+
+@dataclass(frozen=True)
+class Health:
+    """Of the replicas of a task."""
+
+    state: State
+    num_ready: int
+    num_replicas: int
 
 
 class Catalog:
-    """The workers by task."""
+    """The workers by task, and the providers by model."""
 
-    def __init__(self, workers: Mapping[Task, str], http: httpx.AsyncClient) -> None:
-        """Take base URLs, and the client to ask the workers with."""
-        self._workers = workers
+    def __init__(
+        self,
+        workers: Mapping[Task, Sequence[str]],
+        models: Sequence[Model],
+        providers: Sequence[Provider],
+        outside: str,
+        http: httpx.AsyncClient,
+        interval: float,
+    ) -> None:
+        """Know who serves what.
+
+        Args:
+            workers: base URLs of replicas.
+            models: what our workers serve.
+            providers: an id that our workers serve as well is theirs.
+            outside: id of the provider's model that is asked where nobody names one.
+            http: to ask workers for their health with.
+            interval: how often, in seconds.
+        """
+        self._workers = {task: Replicas(urls) for task, urls in workers.items()}
+        self._tasks = {model.id: model.task for model in models}
+        self._outside = outside
+        self._providers = {provider.id: provider for provider in providers}
         self._http = http
+        self._interval = interval
 
-    def worker(self, task: Task) -> str:
-        """The base URL of the worker for `task`.
+    def worker(self, task: Task) -> tuple[Target, ...]:
+        """Our worker for `task`.
 
         Raises:
             NotServed: the operator has configured none.
         """
+        return (self._ours(task),)
+
+    def _ours(self, task: Task, model: str | None = None) -> Ours:
         if task not in self._workers:
             raise NotServed(f"no {task} worker is configured; the operator sets ATELIER_{task.upper()}_URL")
-        return self._workers[task]
+        return Ours(self._workers[task], model)
 
-    async def states(self) -> dict[Task, State]:
-        """Ask all workers at once."""
-        states = await asyncio.gather(*(self._state(url) for url in self._workers.values()))
-        return dict(zip(self._workers, states, strict=True))
+    def serving(self, task: Task, model: str | None) -> tuple[Target, ...]:
+        """Who serves `model`, and who does instead if that one declines, in this order; None: our worker's default.
 
-    async def _state(self, url: str) -> State:
+        Raises:
+            UnknownModel: nobody.
+            NotServed: our worker does, and there is none.
+        """
+        if model is None or self._tasks.get(model) == task:
+            return self.worker(task)
+        provider = self._providers.get(model)
+        if provider is None or provider.task != task:
+            served = ", ".join(self.models(task))
+            raise UnknownModel(f"model '{model[:200]}' is not served here; choose one of: {served}")
+        others = [
+            self._ours(task, other) if other in self._tasks else self._providers[other]
+            for other in provider.fallbacks
+            if other in self._providers or task in self._workers
+        ]
+        return (provider, *others)
+
+    def models(self, task: Task) -> list[str]:
+        """The ids of all models for `task`."""
+        ours = [model for model, of in self._tasks.items() if of == task and task in self._workers]
+        theirs = [provider.id for provider in self._providers.values() if provider.task == task]
+        return list(dict.fromkeys(ours + theirs))
+
+    def outside(self) -> tuple[Provider, ...]:
+        """The provider that is asked where nobody names a model.
+
+        Raises:
+            NoProvider: there is none.
+        """
+        if self._outside not in self._providers:
+            raise NoProvider("no provider is configured; the operator sets ATELIER_OPENAI_BASE_URL")
+        return (self._providers[self._outside],)
+
+    async def health(self) -> dict[Task, Health]:
+        """Ask all replicas at once."""
+        await asyncio.gather(*(self._look_at(replica) for worker in self._workers.values() for replica in worker.all))
+        return {task: Health(worker.state, worker.num_ready, len(worker.all)) for task, worker in self._workers.items()}
+
+    async def __aenter__(self) -> Self:
+        """Look at all replicas again and again from now on."""
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Look no more."""
+        self._watching.cancel()
+        await asyncio.wait([self._watching])
+
+    async def _watch(self) -> None:
+        while True:
+            await self.health()
+            await asyncio.sleep(self._interval * random.uniform(*JITTER))
+
+    async def _look_at(self, replica: Replica) -> None:
         try:
-            answer = await self._http.get(f"{url}/readyz", timeout=PROBE_SECONDS)
+            answer = await self._http.get(f"{replica.url}/readyz", timeout=PROBE_SECONDS)
         except httpx.RequestError:
-            return "unreachable"
+            replica.state = "unreachable"
+            return
         if answer.is_success:
-            return "ready"
-        return "failed" if FAILED in answer.content else "loading"
+            replica.state = "ready"
+        else:
+            replica.state = "failed" if FAILED in answer.content else "loading"

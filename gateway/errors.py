@@ -24,8 +24,11 @@ GatewayError
 ├── WorkerUnreachable  503  nothing was sent to a model; safe to retry after `retry_after`
 ├── WorkerDied         503  the worker went away while it worked; a repeat starts over, and may bring it down again
 ├── WorkerTimedOut     504  no result within the deadline; a repeat would start over
-├── WorkerRefused      the worker's own status and words
+├── UnknownModel       404  choose another model
+├── WorkerRefused      the worker's own status and words, or a provider's about what the caller sent
 ├── ProviderFailed     502  the outside model server failed, or refused the operator's key
+├── ProviderBusy       429  come back after `retry_after`: the outside model server takes no more
+├── ProviderResting    503  come back after `retry_after`: it has failed too often to be asked now
 └── CallerLeft         499  nothing: nobody is there to be told
 
 Misconfigured stands apart: it is for the operator, and the gateway does not start.
@@ -225,6 +228,26 @@ class ProviderFailed(GatewayError):
     """The outside model server gave no usable answer."""
 
     status, code = 502, "provider_failed"
+
+
+class ProviderBusy(GatewayError):
+    """The outside model server takes no more for now."""
+
+    status, code, should_retry = 429, "provider_busy", True
+    nothing_was_made = True
+
+
+class ProviderResting(GatewayError):
+    """The outside model server has failed again and again, and is left alone for a while."""
+
+    status, code, should_retry = 503, "provider_unavailable", True
+    nothing_was_made = True
+
+
+class UnknownModel(GatewayError):
+    """No model of that id is served for this task."""
+
+    status, code, param = 404, "model_not_found", "model"
 
 
 class CallerLeft(GatewayError):

@@ -1,6 +1,6 @@
 """What of a request a model reads; knows the workers' contracts, and no route."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from services.audio.schema import SpeechRequest
@@ -29,6 +29,21 @@ def prompts_of(body: GenerationRequest) -> Sequence[str]:
         case _:
             raise TypeError(body)
     return [text for text in texts if text]
+
+
+def all_texts(body: Mapping[str, Any]) -> Sequence[str]:
+    """Return every text in a body of a provider's own making, wherever it stands."""
+    found: list[str] = []
+    waiting: list[Any] = list(body.values())
+    while waiting:
+        match waiting.pop():
+            case str(text) if text:
+                found.append(text)
+            case list() as parts:
+                waiting += parts
+            case dict() as fields:
+                waiting += fields.values()
+    return found
 
 
 def _of_chat(body: ChatRequest) -> Iterator[str | None]:

@@ -1,11 +1,111 @@
-"""Outside model servers: any that speaks OpenAI's chat completions."""
+"""Outside model servers: OpenAI, Azure OpenAI, and whatever else speaks OpenAI's HTTP. Our key goes to them alone."""
 
-import asyncio
+from collections.abc import Mapping
 
 import httpx
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from gateway.errors import NoProvider, ProviderFailed
+from gateway.bodies import with_model
+from gateway.breaker import Breaker
+from gateway.errand import Declined, Errand
+from gateway.errors import GatewayError, ProviderBusy, ProviderFailed, ProviderResting, WorkerRefused
+from gateway.provider_file import Entry
+from gateway.refusals import RETRY_AFTER, refusal
+from gateway.waiting import Patience
+
+CALLERS_FAULT = frozenset({400, 413, 415, 422})  # what a provider says about the body, the caller may read
+WITHOUT_DEPLOYMENT = frozenset({"/responses"})  # of Azure's routes
+
+
+class Provider:
+    """One model of one outside server."""
+
+    def __init__(self, entry: Entry, transport: httpx.AsyncBaseTransport, connect_timeout: float) -> None:
+        """Ask for what `entry` says over `transport`; the time until there is a connection is in seconds."""
+        self.id, self.task, self.fallbacks = entry.id, entry.task, entry.fallbacks
+        self._entry = entry
+        self._transport = transport
+        self._extensions = {"timeout": {"connect": connect_timeout, "pool": connect_timeout}}
+        self._breaker = Breaker()
+
+    async def open(self, errand: Errand) -> httpx.Response:
+        """Send, and return a success whose body has not been read.
+
+        Raises:
+            Declined: it was not sent, or refused with 429 or 5xx.
+            ProviderFailed: it hung up or kept silent, and may have worked on it; or refused the operator's key.
+            WorkerRefused: something in the body does not fit.
+            CallerLeft: nobody waits any more.
+        """
+        if not self._breaker.admit():
+            raise Declined(self._resting())
+        late = ProviderFailed("the provider does not answer")
+        try:
+            async with Patience(errand.seconds_left, late) as patience:
+                patience.unless(errand.left)
+                upstream = await self._transport.handle_async_request(self._request(errand))
+                refused = None if upstream.is_success else await self._refused(upstream, errand.renamed)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            self._breaker.failed()
+            raise Declined(ProviderFailed("the provider does not answer")) from error
+        except httpx.TransportError as error:
+            self._breaker.failed()
+            raise ProviderFailed("the provider does not answer") from error
+        except ProviderFailed:  # late
+            self._breaker.failed()
+            raise
+        if refused:
+            raise refused
+        self._breaker.succeeded()
+        return upstream
+
+    def _request(self, errand: Errand) -> httpx.Request:
+        path = errand.path.removeprefix("/v1")
+        entry = self._entry
+        url = f"{entry.base_url.rstrip('/')}{path}"
+        if entry.kind == "azure":
+            place = "" if path in WITHOUT_DEPLOYMENT else f"/deployments/{entry.upstream}"
+            url = f"{entry.base_url.rstrip('/')}/openai{place}{path}?api-version={entry.api_version}"
+        headers = [
+            (b"accept", errand.accept.encode("latin-1")),
+            (b"accept-encoding", b"identity"),
+            (b"content-type", b"application/json"),
+            *self._credentials(),
+        ]
+        content = with_model(errand.body["content"], entry.upstream)
+        return httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions)
+
+    def _credentials(self) -> list[tuple[bytes, bytes]]:
+        key = self._entry.key.get_secret_value().encode()
+        if not key:
+            return []
+        return [(b"api-key", key)] if self._entry.kind == "azure" else [(b"authorization", b"Bearer " + key)]
+
+    async def _refused(self, upstream: httpx.Response, renamed: Mapping[str, str]) -> Exception:
+        """Read a provider's error: what the operator must see to is no business of the caller's."""
+        said = await refusal(upstream, renamed, "provider")
+        status = upstream.status_code
+        failed = ProviderFailed(f"the provider answered {status}")
+        if status == ProviderBusy.status:
+            busy = ProviderBusy("the provider takes no more for now; try again later")
+            busy.retry_after = said.retry_after
+            return Declined(busy)
+        if status >= 500:
+            self._breaker.failed()
+            return Declined(failed)
+        self._breaker.succeeded()  # it answers
+        return self._without_key(said) if status in CALLERS_FAULT else failed
+
+    def _without_key(self, said: WorkerRefused) -> GatewayError:
+        key = self._entry.key.get_secret_value()
+        if key and key in f"{said} {said.code} {said.param}":
+            return ProviderFailed(f"the provider answered {said.status}")
+        return said
+
+    def _resting(self) -> ProviderResting:
+        resting = ProviderResting("the provider has failed again and again; try again later")
+        resting.retry_after = max(RETRY_AFTER, round(self._breaker.seconds_left))
+        return resting
 
 
 class Message(BaseModel):
@@ -26,38 +126,13 @@ class Completion(BaseModel):
     choices: list[Choice]
 
 
-class Provider:
-    """One outside server."""
+def text_of(completion: bytes) -> str:
+    """What the first choice of a chat completion says.
 
-    def __init__(self, http: httpx.AsyncClient, base_url: str, api_key: SecretStr, model: str, deadline: float) -> None:
-        """Take where it is (empty: nowhere), the operator's key, the model to ask for, and seconds to wait."""
-        self._http = http
-        self._base_url = base_url.rstrip("/")
-        self._api_key = api_key
-        self.model = model
-        self._deadline = deadline
-
-    async def chat(self, prompt: str) -> str:
-        """Answer one message.
-
-        Raises:
-            NoProvider: none is configured.
-            ProviderFailed: it does not answer, refuses, or answers something else.
-        """
-        if not self._base_url:
-            raise NoProvider("no provider is configured; the operator sets ATELIER_OPENAI_BASE_URL")
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
-        key = self._api_key.get_secret_value()
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        url = f"{self._base_url}/chat/completions"
-        try:
-            async with asyncio.timeout(self._deadline):
-                answer = await self._http.post(url, json=body, headers=headers)
-        except (httpx.HTTPError, TimeoutError) as error:
-            raise ProviderFailed("the provider does not answer") from error
-        if not answer.is_success:
-            raise ProviderFailed(f"the provider answered {answer.status_code}")
-        try:
-            return Completion.model_validate_json(answer.content).choices[0].message.content
-        except (ValidationError, IndexError) as error:
-            raise ProviderFailed("the provider's answer is no chat completion") from error
+    Raises:
+        ProviderFailed: it is no chat completion.
+    """
+    try:
+        return Completion.model_validate_json(completion).choices[0].message.content
+    except (ValidationError, IndexError) as error:
+        raise ProviderFailed("the provider's answer is no chat completion") from error

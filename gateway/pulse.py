@@ -1,7 +1,6 @@
 """Whether a worker that has not answered yet still lives."""
 
 import asyncio
-from typing import Never
 
 import httpx
 
@@ -20,29 +19,30 @@ class Pulse:
         wait for one of them to end, and a full worker would look like a dead one.
         """
         self._http = http
-        self._interval = interval
+        self.interval = interval
         self._asked: dict[str, tuple[float, asyncio.Task[bool]]] = {}  # when, and what came of it
 
-    async def stops(self, worker: str) -> Never:
-        """Raise `WorkerUnreachable` once the worker at this base URL no longer answers."""
+    async def stops(self, worker: str) -> WorkerUnreachable:
+        """Return once the worker at this base URL no longer answers."""
         unanswered = 0
-        while unanswered < NUM_PROBES:
-            await asyncio.sleep(self._interval)
+        while True:
             unanswered = 0 if await self._is_alive(worker) else unanswered + 1
-        raise WorkerUnreachable("the worker for this does not answer; it may be restarting")
+            if unanswered == NUM_PROBES:
+                return WorkerUnreachable("the worker for this does not answer; it may be restarting")
+            await asyncio.sleep(self.interval)
 
     async def _is_alive(self, worker: str) -> bool:
         now = asyncio.get_running_loop().time()
         asked_at, answer = self._asked.get(worker, (0.0, None))
         # Half the interval: timers are not exact, and nobody may count the same silence twice.
-        if answer is None or now >= asked_at + self._interval / 2:
+        if answer is None or now >= asked_at + self.interval / 2:
             answer = asyncio.create_task(self._ask(worker))
             self._asked[worker] = now, answer
         return await asyncio.shield(answer)  # others may wait for it too
 
     async def _ask(self, worker: str) -> bool:
         try:
-            await self._http.get(f"{worker}/livez", timeout=self._interval)
+            await self._http.get(f"{worker}/livez", timeout=self.interval)
         except httpx.RequestError:
             return False
         return True

@@ -2,121 +2,141 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import suppress
-from http import HTTPStatus
-from http.client import responses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
 import httpx
-from pydantic import ValidationError
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.errors import WorkerDied, WorkerRefused, WorkerTimedOut, WorkerUnreachable
+from gateway.balance import Replica
+from gateway.bodies import with_model
+from gateway.catalog import Ours, Target
+from gateway.errand import Declined, Errand
+from gateway.errors import CallerLeft, GatewayError, ProviderFailed, WorkerDied, WorkerTimedOut, WorkerUnreachable
 from gateway.metrics import Metrics
+from gateway.providers import Provider
 from gateway.pulse import Pulse
-from gateway.waiting import caller_leaves, seconds_pass, unless
-from services.schema import (
-    ATTEMPT_HEADER,
-    CALLER_HEADER,
-    DEADLINE_HEADER,
-    REQUEST_HEADER,
-    RUN_HEADERS,
-    TOKEN_HEADER,
-    ErrorDetail,
-    ErrorEnvelope,
-    error_type,
-)
+from gateway.refusals import refusal
+from gateway.waiting import Patience, Reason, departure
+from services.schema import ATTEMPT_HEADER, CALLER_HEADER, DEADLINE_HEADER, RUN_HEADERS, TOKEN_HEADER
 
 logger = logging.getLogger("atelier.gateway")
 
 # Content-Encoding stays: bytes are passed on raw. Hop-by-hop headers (RFC 9110 §7.6.1) do not.
-PASSED_ON = frozenset({b"content-type", b"content-length", b"content-encoding", *map(str.encode, RUN_HEADERS)})
-MAX_ERROR_BYTES = 65_536
-RETRY_AFTER = 3  # seconds, where a busy worker does not say
+MEDIA_HEADERS = frozenset({b"content-type", b"content-length", b"content-encoding"})
+PASSED_ON = MEDIA_HEADERS.union(map(str.encode, RUN_HEADERS))
+DEADLINE, CALLER, ATTEMPT = DEADLINE_HEADER.encode(), CALLER_HEADER.encode(), ATTEMPT_HEADER.encode()
+JSON = (b"content-type", b"application/json")
+MAX_TEXT_BYTES = 4_000_000
+NEXT_PLEASE = 500  # and beyond: an answer after which somebody else may be asked; so is TOO_MANY
+TOO_MANY = 429
 
 
-class RelayResponse(StreamingResponse):
+class RelayResponse(Response):
     """Streams an open upstream response and closes it however the relay ends.
 
     Closing sits in `__call__` because neither a background task nor a generator's `finally` runs in every case: client
     gone before the first byte, client gone midway, upstream broken midway.
     """
 
-    def __init__(self, upstream: httpx.Response, idle_timeout: float, headers: Mapping[str, str]) -> None:
-        """Own `upstream`, whose body has not been read."""
+    def __init__(
+        self,
+        upstream: httpx.Response,
+        left: Reason,
+        idle_timeout: float,
+        headers: Mapping[str, str],
+        passed_on: frozenset[bytes] = PASSED_ON,
+    ) -> None:
+        """Own `upstream`, whose body has not been read.
+
+        Args:
+            upstream: whose bytes are the answer.
+            left: is done when the caller has gone.
+            idle_timeout: seconds between two chunks.
+            headers: of the answer.
+            passed_on: names of headers that are taken over from `upstream`.
+        """
         self._upstream = upstream
-        self._chunks = timed(upstream.aiter_raw(), idle_timeout)
-        super().__init__(self._chunks, upstream.status_code, headers)
+        self._left = left
+        self._idle_timeout = idle_timeout
+        self.status_code = upstream.status_code
+        self.background = None
+        self.init_headers(headers)
         # As bytes: a header that is not latin-1 cannot fail here.
-        self.raw_headers += [(name, value) for name, value in lowered(upstream) if name in PASSED_ON]
+        self.raw_headers += [(name, value) for name, value in lowered(upstream) if name in passed_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; close. A body that breaks off is left unfinished, and the server closes the connection."""
         try:
-            await super().__call__(scope, receive, send)
+            await self._stream(send)
         except httpx.HTTPError as error:
             logger.warning("request %s: the worker broke off: %s", scope.get("request_id"), type(error).__name__)
+        except CallerLeft:
+            pass  # the usage log has it
         finally:
             with anyio.CancelScope(shield=True):
-                await self._chunks.aclose()
                 await self._upstream.aclose()
 
-
-def lowered(upstream: httpx.Response) -> list[tuple[bytes, bytes]]:
-    """The headers with names in lower case, as ASGI has them."""
-    return [(name.lower(), value) for name, value in upstream.headers.raw]
-
-
-async def timed(chunks: AsyncIterator[bytes], idle_timeout: float) -> AsyncGenerator[bytes]:
-    """Yield `chunks`; raise `httpx.ReadTimeout` when one takes longer than `idle_timeout` seconds."""
-    while True:
-        try:
-            async with asyncio.timeout(idle_timeout):
-                chunk = await anext(chunks, None)
-        except TimeoutError as error:
-            raise httpx.ReadTimeout("nothing came for too long") from error
-        if chunk is None:
-            return
-        yield chunk
+    async def _stream(self, send: Send) -> None:
+        chunks = self._upstream.stream  # as they come: httpx would only count them
+        assert isinstance(chunks, httpx.AsyncByteStream)  # noqa: S101 - as every transport for async makes it
+        async with Patience(late=httpx.ReadTimeout("nothing came for too long")) as patience:
+            patience.unless(self._left)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            num_missing = int(self._upstream.headers.get("content-length", "-1"))
+            patience.wait(self._idle_timeout)
+            async for chunk in chunks:
+                patience.wait(None)
+                num_missing -= len(chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": num_missing != 0})
+                if not num_missing:
+                    return  # with the last piece, and not in a piece of its own
+                patience.wait(self._idle_timeout)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class Relay:
-    """Sends requests to workers over one client."""
+    """Sends requests to workers over one transport."""
 
     def __init__(
         self,
-        http: httpx.AsyncClient,
+        transport: httpx.AsyncBaseTransport,
         pulse: Pulse,
         metrics: Metrics,
+        *,
+        connect_timeout: float,
         deadline: float,
         idle_timeout: float,
         token: str = "",
     ) -> None:
-        """Share `http`; all times in seconds.
+        """Share `transport`; all times in seconds.
 
         Args:
-            http: keeps the connections to the workers.
+            transport: keeps the connections to the workers. It is asked directly: a client would remember cookies of
+                one caller for the next.
             pulse: tells when a worker that has not answered yet is gone.
             metrics: where its requests are counted and timed.
+            connect_timeout: until there is a connection.
             deadline: until a worker's first byte.
             idle_timeout: between two chunks.
             token: by which workers know this gateway; empty: they do not ask for one.
         """
-        self._token = {TOKEN_HEADER: token} if token else {}
-        self._http = http
-        self._pulse = pulse
+        self._transport = transport
         self._metrics = metrics
+        self._token = [(TOKEN_HEADER.encode(), token.encode())] if token else []
+        self._extensions = {"timeout": {"connect": connect_timeout, "pool": connect_timeout}}
+        self._pulse = pulse
         self._deadline = deadline
         self._idle_timeout = idle_timeout
+        self._urls: dict[str, httpx.URL] = {}
 
     async def send(
         self,
         request: Request,
-        worker: str,
+        targets: Sequence[Target],
         path: str,
         *,
         accept: str,
@@ -124,11 +144,11 @@ class Relay:
         renamed: Mapping[str, str] | None = None,
         **body: Any,
     ) -> Response:
-        """Send a request to a worker and answer as soon as it does.
+        """Send a request to the first of `targets` that takes it on, and answer as soon as it does.
 
         Args:
-            request: the client's, whose leaving ends the worker's work.
-            worker: its base URL.
+            request: the client's, whose leaving ends the work.
+            targets: as the catalog names them.
             path: of the worker's route.
             accept: the media type wanted.
             headers: to be added to the answer.
@@ -136,88 +156,140 @@ class Relay:
             body: `content`, `files` or `data`, as httpx takes them.
 
         Raises:
-            WorkerUnreachable: no connection, or the worker does not even answer `/livez`.
+            WorkerUnreachable: no replica takes a connection, or the one that did does not even answer `/livez`.
             WorkerDied: the connection broke before the answer began.
             WorkerTimedOut: no answer within the deadline.
             WorkerRefused: the worker answered anything but a success.
+            ProviderFailed: the provider did, or nothing.
+            ProviderResting: it is left alone for a while.
             CallerLeft: the client left before the answer.
         """
-        sent_headers = {
-            "accept": accept,
-            REQUEST_HEADER: request.scope["request_id"],
-            ATTEMPT_HEADER: "1",
-            **self._token,
-            DEADLINE_HEADER: str(self._deadline),
-            # Callers take turns in a worker's queue.
-            CALLER_HEADER: request.scope["caller"].id or (request.client.host if request.client else ""),
-            **({"content-type": "application/json"} if "content" in body else {}),
-        }
-        sent = self._http.build_request("POST", worker + path, headers=sent_headers, **body)
-        request.scope["leases"].enter_context(self._metrics.upstream(path))
-        late = WorkerTimedOut("the result was not there within the deadline; ask for less")
-        upstream = await unless(
-            self._open(sent, renamed or {}),
-            caller_leaves(request.receive),
-            self._pulse.stops(worker),
-            seconds_pass(self._deadline, late),
-        )
-        return RelayResponse(upstream, self._idle_timeout, headers or {})
+        errand = self._errand(request, path, accept, body, renamed or {})
+        target, upstream = await self._first_to_take(targets, errand)
+        if isinstance(target, Provider):
+            named = {**(headers or {}), "x-model": target.id}
+            return RelayResponse(upstream, errand.left, self._idle_timeout, named, MEDIA_HEADERS)
+        return RelayResponse(upstream, errand.left, self._idle_timeout, headers or {})
 
-    async def _open(self, sent: httpx.Request, renamed: Mapping[str, str]) -> httpx.Response:
-        """Send, and return a success whose body has not been read."""
+    async def read(self, request: Request, targets: Sequence[Target], path: str, **body: Any) -> bytes:
+        """Return the whole JSON of an answer.
+
+        Raises:
+            GatewayError: as `send`; also where the answer breaks off, or is too long to be one.
+        """
+        errand = self._errand(request, path, "application/json", body, {"messages": "prompt"})
+        _, upstream = await self._first_to_take(targets, errand)
         try:
-            upstream = await self._http.send(sent, stream=True)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise WorkerUnreachable("the worker for this takes no connections; it may be starting") from error
-        except httpx.PoolTimeout as error:
-            raise WorkerUnreachable("as many requests as the operator allows are under way") from error
-        except httpx.TransportError as error:
-            raise WorkerDied("the worker went away while it worked on this; try again") from error
-        if not upstream.is_success:
-            raise await refusal(upstream, renamed)
+            async with Patience(errand.seconds_left, ProviderFailed("the provider does not answer")) as patience:
+                patience.unless(errand.left)
+                return await whole(upstream)
+        finally:
+            await upstream.aclose()
+
+    def _errand(
+        self, request: Request, path: str, accept: str, body: Mapping[str, Any], renamed: Mapping[str, str]
+    ) -> Errand:
+        ends_at = asyncio.get_running_loop().time() + self._deadline
+        return Errand(request, path, accept, body, renamed, departure(request), ends_at)
+
+    async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[Target, httpx.Response]:
+        """Ask one after the other until one takes it on: what comes then, comes from that one."""
+        error: GatewayError = WorkerUnreachable("there is nobody to ask")
+        errand.request.scope["leases"].enter_context(self._metrics.upstream(errand.path))
+        for attempt, target in enumerate(targets, start=1):
+            try:
+                opening = target.open(errand) if isinstance(target, Provider) else self._open(target, errand, attempt)
+                return target, await opening
+            except Declined as declined:
+                error = declined.error
+        raise error
+
+    async def _open(self, target: Ours, errand: Errand, attempt: int) -> httpx.Response:
+        """Ask one replica after the other until one takes a connection.
+
+        Raises:
+            Declined: none does, or the one that does is too busy or fails.
+        """
+        for replica in target.replicas.in_order():
+            replica.take(errand.request.scope["leases"])
+            try:
+                return await self._ask(replica, errand, target.model, attempt)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                replica.refused_connection()
+                refused = error
+        raise Declined(WorkerUnreachable("the worker for this takes no connections; it may be starting")) from refused
+
+    async def _ask(self, replica: Replica, errand: Errand, model: str | None, attempt: int) -> httpx.Response:
+        """Return a success whose body has not been read.
+
+        Raises:
+            httpx.ConnectError: or httpx.ConnectTimeout: nothing was sent.
+        """
+        sent = self._request(replica, errand, model, attempt)
+        late = WorkerTimedOut("the result was not there within the deadline; ask for less")
+        async with Patience(errand.seconds_left, late) as patience:
+            patience.unless(errand.left)
+            patience.unless_later(self._pulse.interval, lambda: self._pulse.stops(replica.url))
+            try:
+                upstream = await self._transport.handle_async_request(sent)
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                raise
+            except httpx.PoolTimeout as error:
+                raise WorkerUnreachable("as many requests as the operator allows are under way") from error
+            except httpx.TransportError as error:
+                replica.broke_off()
+                raise WorkerDied("the worker went away while it worked on this; try again") from error
+            replica.answered()
+            if not upstream.is_success:
+                refused = await refusal(upstream, errand.renamed)
+                raise Declined(refused) if refused.status == TOO_MANY or refused.status >= NEXT_PLEASE else refused
         return upstream
 
+    def _url(self, url: str) -> httpx.URL:
+        """Parse each once: there are few, and it takes as long as all else about a request."""
+        if url not in self._urls:
+            self._urls[url] = httpx.URL(url)
+        return self._urls[url]
 
-async def refusal(upstream: httpx.Response, renamed: Mapping[str, str]) -> WorkerRefused:
-    """Read a worker's error, and close."""
-    try:
-        said = ErrorEnvelope.model_validate_json(await error_body(upstream)).error
-    except ValidationError:
-        said = unreadable(upstream.status_code)
-    finally:
-        await upstream.aclose()
-    status = upstream.status_code if upstream.is_error else HTTPStatus.BAD_GATEWAY
-    is_busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
-    retry_after = upstream.headers.get("retry-after", "")
-    return WorkerRefused(
-        status,
-        in_callers_words(said.message, said.param, renamed),
-        said.code or "worker_error",
-        renamed.get(said.param or "", said.param),
-        should_retry=upstream.headers.get("x-should-retry", str(is_busy)).lower() == "true",
-        retry_after=int(retry_after) if retry_after.isdecimal() else RETRY_AFTER if is_busy else None,
-    )
+    def _request(self, replica: Replica, errand: Errand, model: str | None, attempt: int) -> httpx.Request:
+        client = errand.request.client
+        caller = errand.request.scope["caller"].id or (client.host if client else "")
+        headers = [
+            (b"accept", errand.accept.encode("latin-1")),
+            (b"accept-encoding", b"identity"),
+            (b"x-request-id", errand.request.scope["request_id"].encode()),
+            (ATTEMPT, b"%d" % attempt),
+            *self._token,
+            (DEADLINE, b"%.3f" % max(errand.seconds_left, 0.001)),
+            (CALLER, caller.encode()),  # callers take turns in a worker's queue
+        ]
+        url = self._url(replica.url + errand.path)
+        if "content" not in errand.body:
+            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **errand.body)
+        content = with_model(errand.body["content"], model) if model else errand.body["content"]
+        stream = httpx.ByteStream(content)  # which httpx adds no headers for: the transport frames it
+        sent = httpx.Request("POST", url, headers=[*headers, JSON], extensions=self._extensions, stream=stream)
+        sent.read()
+        return sent
 
 
-async def error_body(upstream: httpx.Response) -> bytes:
-    """The beginning of an error's body, as far as it comes; what is cut off cannot be parsed, and says nothing."""
+async def whole(upstream: httpx.Response) -> bytes:
+    """Read a body to its end.
+
+    Raises:
+        ProviderFailed: it breaks off, or is too long.
+    """
     body = b""
-    with suppress(httpx.HTTPError):
+    try:
         async for chunk in upstream.aiter_raw():
             body += chunk
-            if len(body) > MAX_ERROR_BYTES:
-                break
-    return body[:MAX_ERROR_BYTES]
+            if len(body) > MAX_TEXT_BYTES:
+                raise ProviderFailed("the provider's answer is too long")
+    except httpx.HTTPError as error:
+        raise ProviderFailed("the provider's answer broke off") from error
+    return body
 
 
-def in_callers_words(message: str, param: str | None, renamed: Mapping[str, str]) -> str:
-    """`message` with the caller's name of the field that it begins with."""
-    field, colon, rest = message.partition(": ")
-    return f"{renamed[field]}{colon}{rest}" if field == param and field in renamed else message
-
-
-def unreadable(status: int) -> ErrorDetail:
-    """What to say for a worker whose error is in no envelope: its own words may not be for clients."""
-    phrase = responses.get(status, "Unknown Error")
-    code = phrase.lower().replace(" ", "_")
-    return ErrorDetail(message=f"the worker answered {status} {phrase}", type=error_type(status), code=code)
+def lowered(upstream: httpx.Response) -> list[tuple[bytes, bytes]]:
+    """The headers with names in lower case, as ASGI has them."""
+    return [(name.lower(), value) for name, value in upstream.headers.raw]

@@ -20,6 +20,11 @@ def loopback(task: Task) -> str:
     return f"http://127.0.0.1:{WORKERS[task].port}"
 
 
+def split(listed: str) -> list[str]:
+    """What is between the commas."""
+    return [part.strip() for part in listed.split(",") if part.strip()]
+
+
 class Settings(BaseSettings):
     """Settings of the gateway; `docs/settings.md` lists them with those of the workers."""
 
@@ -34,7 +39,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path(".atelier")
     database_url: str = ""  # SQLAlchemy URL with an async driver; empty: atelier.sqlite3 in the data folder
-    text_url: str = loopback("text")  # an empty URL: this modality is not served
+    text_url: str = loopback("text")  # comma-separated, of all replicas; empty: this modality is not served
     audio_url: str = loopback("audio")
     image_url: str = loopback("image")
     video_url: str = loopback("video")
@@ -42,6 +47,7 @@ class Settings(BaseSettings):
     openai_base_url: str = ""  # of any OpenAI-compatible server, such as https://host/v1; empty: no provider
     openai_api_key: SecretStr = SecretStr("")
     openai_model: str = "gpt-4o-mini"
+    providers_file: Path | None = None  # TOML; docs/providers.md explains it
     connect_timeout: float = Field(default=2, gt=0)  # seconds
     deadline: float = Field(default=600, gt=0)  # seconds until the first byte
     idle_timeout: float = Field(default=300, gt=0)  # seconds between two chunks
@@ -74,7 +80,7 @@ class Settings(BaseSettings):
     @classmethod
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        return split(value) if isinstance(value, str) else value
 
     @field_validator("signing_key")
     @classmethod
@@ -125,8 +131,8 @@ class Settings(BaseSettings):
         return is_loopback(self.host)
 
     @property
-    def workers(self) -> dict[Task, str]:
-        """The base URL of each modality that is served."""
+    def workers(self) -> dict[Task, tuple[str, ...]]:
+        """The base URLs of each modality that is served."""
         urls: dict[Task, str] = {
             "text": self.text_url,
             "audio": self.audio_url,
@@ -134,4 +140,5 @@ class Settings(BaseSettings):
             "video": self.video_url,
             "mesh": self.mesh_url,
         }
-        return {task: url.rstrip("/") for task, url in urls.items() if url}
+        replicas = {task: tuple(url.rstrip("/") for url in split(listed)) for task, listed in urls.items()}
+        return {task: found for task, found in replicas.items() if found}

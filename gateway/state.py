@@ -14,7 +14,6 @@ from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.policy import Policy
-from gateway.providers import Provider
 from gateway.relay import Relay
 from gateway.signing import Signer
 from services.registry import Model, Profile
@@ -31,7 +30,6 @@ class State:
 
     catalog: Catalog
     relay: Relay
-    provider: Provider
     metrics: Metrics
     drain: Drain
     signer: Signer
@@ -46,10 +44,15 @@ class State:
     profile: Profile
 
 
-async def state_of(request: Request) -> State:
-    """The state of the application that serves `request`; async, as FastAPI gives a plain function a thread."""
+def wired(request: Request) -> State:
+    """The state of the application that serves `request`."""
     state: State = request.app.state.wired
     return state
+
+
+async def state_of(request: Request) -> State:
+    """The same as a dependency; async, as FastAPI gives a plain function a thread."""
+    return wired(request)
 
 
 StateOf = Annotated[State, Depends(state_of)]

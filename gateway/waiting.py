@@ -1,40 +1,87 @@
-"""Waiting for work only while there is a reason to; knows neither workers nor routes."""
+"""Waiting only while there is a reason to; knows neither workers nor routes."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Never, TypeVar
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
 
+from starlette.requests import Request
 from starlette.types import Receive
 
 from gateway.errors import CallerLeft
 
-T = TypeVar("T")
+Reason = asyncio.Task[Exception]  # ends with the error to be raised
 
 
-async def unless(work: Coroutine[Any, Any, T], *reasons: Coroutine[Any, Any, Never]) -> T:
-    """Return what `work` gives, unless a reason to give it up raises before; nothing is left running.
+class Patience:
+    """What is awaited inside is cancelled once there is a reason to give up, and the reason is raised instead.
 
-    Where both happen at once the work counts: whoever owns its result can still close it.
+    Everything runs in the task that enters; only reasons have tasks of their own.
     """
-    tasks = [asyncio.ensure_future(awaited) for awaited in (work, *reasons)]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        first = next(task for task in tasks if task.done())
-        return first.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def __init__(self, seconds: float | None = None, late: Exception | None = None) -> None:
+        """Have patience for `seconds`, and raise `late` then; None: without end."""
+        self._timeout = asyncio.timeout(seconds)
+        self._error = late or TimeoutError()
+        self._is_over = False
+        self._reasons: list[Reason] = []
+        self._own: list[Reason] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        """Begin."""
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End, and leave no reason running that was begun here."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for reason in self._reasons:
+            reason.remove_done_callback(self._give_up)
+        for reason in self._own:
+            reason.cancel()
+        try:
+            await self._timeout.__aexit__(exc_type, error, traceback)
+        except TimeoutError:
+            raise self._error from error
+
+    def unless(self, reason: Reason) -> None:
+        """Give up with the error that `reason` comes to; it stays the caller's to end."""
+        self._reasons.append(reason)
+        reason.add_done_callback(self._give_up)  # soon, where it is done already
+
+    def unless_later(self, seconds: float, reason: Callable[[], Coroutine[Any, Any, Exception]]) -> None:
+        """Begin to look for a reason after `seconds`; before, it costs no task."""
+
+        def begin() -> None:
+            self._own.append(asyncio.create_task(reason()))
+            self.unless(self._own[-1])
+
+        self._timer = asyncio.get_running_loop().call_later(seconds, begin)
+
+    def wait(self, seconds: float | None) -> None:
+        """Have patience for `seconds` from now on."""
+        if not (self._is_over or self._timeout.expired()):
+            self._timeout.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
+    def _give_up(self, reason: Reason) -> None:
+        if not (self._is_over or reason.cancelled() or self._timeout.expired()):
+            self._is_over, self._error = True, reason.result()
+            self._timeout.reschedule(0)
 
 
-async def caller_leaves(receive: Receive) -> Never:
-    """Raise `CallerLeft` once the caller has; to be awaited when the body has been read."""
+def departure(request: Request) -> Reason:
+    """Watch for the caller's leaving until the request has ended; its body must have been read."""
+    left = asyncio.create_task(caller_leaves(request.receive))
+    request.scope["leases"].callback(left.cancel)
+    return left
+
+
+async def caller_leaves(receive: Receive) -> CallerLeft:
+    """Return once the caller has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    raise CallerLeft("the caller left")
-
-
-async def seconds_pass(seconds: float, error: Exception) -> Never:
-    """Raise `error` after a time."""
-    await asyncio.sleep(seconds)
-    raise error
+    return CallerLeft("the caller left")

@@ -1,5 +1,6 @@
 """What each modality is counted in, and the most that a request can use; knows no engine and no price."""
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -14,6 +15,7 @@ Unit = Literal["tokens", "audio_seconds", "pixel_steps", "frames", "meshes"]
 UNITS: Final[Mapping[str, Unit]] = MappingProxyType(
     {"text": "tokens", "audio": "audio_seconds", "image": "pixel_steps", "video": "frames", "mesh": "meshes"}
 )
+MAX_OUTSIDE_TOKENS = 16_384  # of an answer whose length neither the caller nor we know the end of
 TEMPLATE_BYTES = 64  # of a chat template, beyond what the messages' own JSON takes
 PIECE_SECONDS = 16.0  # Bark says no more in one go: 768 tokens at 49.9 a second
 PIECE_CHARACTERS = 100  # pieces are cut at 200 characters, and may be cut at a comma before
@@ -40,6 +42,14 @@ def most(body: GenerationRequest, defaults: Mapping[str, Any]) -> float:
         case VideoRequest():
             return body.num_frames or defaults.get("num_frames", MAX_FRAMES)
     return 1  # one mesh
+
+
+def most_outside(body: Mapping[str, Any]) -> int:
+    """Return the most tokens that a provider's model can use, whose contract is its own: at least a byte each."""
+    limits = (body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+    max_tokens = next((limit for limit in limits if isinstance(limit, int) and limit > 0), MAX_OUTSIDE_TOKENS)
+    num_answers = body["n"] if isinstance(body.get("n"), int) and body["n"] > 0 else 1
+    return len(json.dumps(body, ensure_ascii=False).encode(errors="replace")) + num_answers * max_tokens
 
 
 def tokens(body: TextRequest | ResponseRequest, defaults: Mapping[str, Any]) -> int:

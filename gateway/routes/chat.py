@@ -1,16 +1,32 @@
-"""OpenAI's routes for text: the body is checked by the worker's own contract, and passed on as it came."""
+"""OpenAI's routes for text: the model decides who is asked, and the body is passed on as it came."""
 
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from gateway.admission import admit
-from gateway.state import State, StateOf
+from gateway.admission import admit, admit_outside
+from gateway.bodies import checked, read_object
+from gateway.catalog import Ours
+from gateway.state import wired
+from services.registry import Task
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
-router = APIRouter(prefix="/v1", tags=["text"])
+
+class DirectRoute(APIRoute):
+    """Hands the request to the function as it is: dependencies and FastAPI's own reading of bodies take their time."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function itself."""
+        return self.endpoint
+
+
+router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON; with `stream` events that end with `[DONE]`; bare text under `Accept: text/plain`.",
@@ -19,31 +35,50 @@ FORMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/chat/completions", responses=FORMS, response_class=Response)
-async def chat(body: ChatRequest, request: Request, state: StateOf) -> Response:
+def takes(contract: type[BaseModel]) -> dict[str, Any]:
+    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema."""
+    schema = {"$ref": f"#/components/schemas/{contract.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def schemas() -> dict[str, Any]:
+    """The contracts, for the OpenAPI document."""
+    contracts: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        (contract, "validation") for contract in (ChatRequest, CompletionRequest, ResponseRequest)
+    ]
+    _, schema = models_json_schema(contracts, ref_template="#/components/schemas/{model}")
+    definitions: dict[str, Any] = schema["$defs"]
+    return definitions
+
+
+@router.post("/chat/completions", responses=FORMS, response_class=Response, openapi_extra=takes(ChatRequest))
+async def chat(request: Request) -> Response:
     """Continue a chat."""
-    return await pass_on(body, request, state)
+    return await pass_on(request, "text", ChatRequest)
 
 
-@router.post("/completions", responses=FORMS, response_class=Response)
-async def completions(body: CompletionRequest, request: Request, state: StateOf) -> Response:
+@router.post("/completions", responses=FORMS, response_class=Response, openapi_extra=takes(CompletionRequest))
+async def completions(request: Request) -> Response:
     """Continue a text."""
-    return await pass_on(body, request, state)
+    return await pass_on(request, "text", CompletionRequest)
 
 
-@router.post("/responses", responses=FORMS, response_class=Response)
-async def responses(body: ResponseRequest, request: Request, state: StateOf) -> Response:
+@router.post("/responses", responses=FORMS, response_class=Response, openapi_extra=takes(ResponseRequest))
+async def responses(request: Request) -> Response:
     """Continue a chat, in items."""
-    return await pass_on(body, request, state)
+    return await pass_on(request, "text", ResponseRequest)
 
 
-async def pass_on(body: GenerationRequest, request: Request, state: State) -> Response:
-    """Ask the text worker."""
-    await admit(request, state, "text", body)
-    return await state.relay.send(
-        request,
-        state.catalog.worker("text"),
-        request.url.path,
-        accept=request.headers.get("accept", "application/json"),
-        content=await request.body(),
-    )
+async def pass_on(request: Request, task: Task, contract: type[GenerationRequest]) -> Response:
+    """Ask whoever serves the model; only our own workers' contract is ours to check."""
+    state = wired(request)
+    content = await request.body()
+    body = read_object(content, request.headers.get("content-type", ""))
+    model = body.get("model")
+    targets = state.catalog.serving(task, model if isinstance(model, str) and model else None)
+    if isinstance(targets[0], Ours):
+        await admit(request, state, task, checked(body, contract))
+    else:
+        await admit_outside(request, state, task, targets[0].id, body)
+    accept = request.headers.get("accept", "application/json")
+    return await state.relay.send(request, targets, request.url.path, accept=accept, content=content)

@@ -1,5 +1,6 @@
 """The book's routes: a prompt in the query, the bare media out. Each translates to a worker's own `/v1/…` route."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any
@@ -11,8 +12,8 @@ from pydantic import BeforeValidator, Field
 
 from gateway.admission import admit
 from gateway.disposition import attachment
+from gateway.providers import text_of
 from gateway.state import State, StateOf
-from gateway.waiting import caller_leaves, unless
 from services.audio.schema import Input, SpeechRequest, Voice
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest, MeshSteps
@@ -190,12 +191,14 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 @router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
+    targets = state.catalog.outside()
     body = ChatRequest(messages=(Message(role="user", content=query.prompt),))
-    await admit(request, state, "text", body, state.provider.model)
-    answer = state.provider.chat(query.prompt)
-    return PlainTextResponse(await unless(answer, caller_leaves(request.receive)))
+    await admit(request, state, "text", body, targets[0].id)
+    content = json.dumps({"model": "", "messages": [{"role": "user", "content": query.prompt}]}).encode()
+    answer = await state.relay.read(request, targets, "/v1/chat/completions", content=content)
+    return PlainTextResponse(text_of(answer))
 
 
-def wire(body: GenerationRequest) -> str:
+def wire(body: GenerationRequest) -> bytes:
     """The JSON that a worker takes."""
-    return body.model_dump_json(exclude_none=True)
+    return body.model_dump_json(exclude_none=True).encode()

@@ -2,6 +2,8 @@
 
 import asyncio
 import http.client
+import socket
+import socketserver
 import sqlite3
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
@@ -65,6 +67,53 @@ def served(app: ASGIApp) -> Iterator[str]:
         thread.join()
 
 
+class RawWorker(socketserver.ThreadingTCPServer):
+    """Answers each request with `answer`, then closes the connection."""
+
+    daemon_threads = True
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), RawConnection)
+        self.answer = answer
+        self.num_requests = 0
+        self.has_closed = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        super().shutdown_request(request)
+        self.has_closed.set()
+
+
+class RawConnection(socketserver.StreamRequestHandler):
+    """One connection, one request."""
+
+    server: RawWorker
+
+    def handle(self) -> None:
+        length, is_work = 0, self.rfile.readline().startswith(b"POST")
+        while (line := self.rfile.readline()) not in (b"\r\n", b""):
+            name, _, value = line.partition(b":")
+            length = int(value) if name.lower() == b"content-length" else length
+        self.rfile.read(length)
+        self.server.num_requests += is_work
+        self.wfile.write(self.server.answer)
+
+
+@contextmanager
+def raw_worker(answer: bytes) -> Iterator[RawWorker]:
+    with RawWorker(answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 class Stream(httpx.AsyncByteStream):
     """A worker's body; tells when it has been closed."""
 
@@ -115,7 +164,7 @@ class Workers(httpx.AsyncBaseTransport):
         self.is_given_up = threading.Event()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path in ("/livez", "/readyz"):
+        if request.url.path.endswith(("/livez", "/readyz")):
             return await self.health(request)
         await request.aread()
         self.requests.append(request)

@@ -1,11 +1,9 @@
 """Workers on real sockets: what a connection can do, and what a caller sees of it."""
 
 import socket
-import socketserver
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -15,59 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from tests.gateway.conftest import LONG, Gateway, error_of, opened, served
+from tests.gateway.conftest import LONG, Gateway, error_of, opened, raw_worker, served
 
 SPEECH = "/generate/audio?prompt=hello"
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: audio/wav\r\n"
 
 Start = Callable[..., Gateway]
-
-
-class RawWorker(socketserver.ThreadingTCPServer):
-    """Answers each request with `answer`, then closes the connection."""
-
-    daemon_threads = True
-
-    def __init__(self, answer: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), RawConnection)
-        self.answer = answer
-        self.num_requests = 0
-        self.has_closed = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        super().shutdown_request(request)
-        self.has_closed.set()
-
-
-class RawConnection(socketserver.StreamRequestHandler):
-    """One connection, one request."""
-
-    server: RawWorker
-
-    def handle(self) -> None:
-        length = 0
-        while (line := self.rfile.readline()) not in (b"\r\n", b""):
-            name, _, value = line.partition(b":")
-            length = int(value) if name.lower() == b"content-length" else length
-        self.rfile.read(length)
-        self.server.num_requests += 1
-        self.wfile.write(self.server.answer)
-
-
-@contextmanager
-def raw_worker(answer: bytes) -> Iterator[RawWorker]:
-    with RawWorker(answer) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Watcher:
@@ -165,9 +116,8 @@ class TestBreaking:
         [
             HEAD + b"content-length: 100\r\n\r\nhalf of it",
             HEAD + b"transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
-            HEAD + b"transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nrubbish",
         ],
-        ids=["declared", "chunked", "rubbish"],
+        ids=["declared", "chunked"],
     )
     def test_a_worker_that_is_killed_midway_breaks_the_callers_body(self, start: Start, answer: bytes) -> None:
         with raw_worker(answer) as worker:
@@ -177,7 +127,14 @@ class TestBreaking:
             assert gateway.rows()[0]["ending"] == "failed"
 
     @pytest.mark.parametrize(
-        "answer", [b"", b"HTTP/1.1 20", b"SSH-2.0-OpenSSH_9.6\r\n"], ids=["nothing", "half a line", "another protocol"]
+        "answer",
+        [
+            b"",
+            b"HTTP/1.1 20",
+            b"SSH-2.0-OpenSSH_9.6\r\n",
+            HEAD + b"transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nrubbish",
+        ],
+        ids=["nothing", "half a line", "another protocol", "rubbish"],
     )
     def test_a_worker_that_dies_before_it_answers_is_unavailable(self, start: Start, answer: bytes) -> None:
         with raw_worker(answer) as worker:

@@ -14,7 +14,11 @@ Start = Callable[..., Gateway]
 def test_ready_when_all_workers_are(gateway: Gateway) -> None:
     response = gateway.client.get("/readyz")
     assert response.status_code == 200
-    assert response.json() == {"status": "ready", "workers": dict.fromkeys(TASKS, "ready")}
+    assert response.json() == {
+        "status": "ready",
+        "workers": dict.fromkeys(TASKS, "ready"),
+        "replicas": {task: {"ready": 1, "all": 1} for task in TASKS},
+    }
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -22,7 +26,11 @@ def test_a_worker_that_is_not_ready_is_loading(gateway: Gateway, workers: Worker
     workers.readiness = status
     response = gateway.client.get("/readyz")
     assert response.status_code == 503
-    assert response.json() == {"status": "not_ready", "workers": dict.fromkeys(TASKS, "loading")}
+    assert response.json() == {
+        "status": "not_ready",
+        "workers": dict.fromkeys(TASKS, "loading"),
+        "replicas": {task: {"ready": 0, "all": 1} for task in TASKS},
+    }
 
 
 def test_a_worker_that_waits_for_its_operator_has_failed(start: Start, workers: Workers) -> None:
@@ -54,6 +62,21 @@ def test_each_worker_is_asked_where_it_is(start: Start, workers: Workers) -> Non
         "image": "loading",
         "mesh": "ready",
     }
+
+
+def test_one_ready_replica_is_enough(start: Start, workers: Workers) -> None:
+    health = workers.health
+
+    async def by_host(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "dead.test":
+            raise httpx.ConnectError("refused")
+        return await health(request)
+
+    workers.health = by_host  # type: ignore[method-assign]
+    response = start(text_url="http://dead.test,http://worker.test,http://other.test").client.get("/readyz")
+    assert response.status_code == 200
+    assert response.json()["workers"]["text"] == "ready"
+    assert response.json()["replicas"]["text"] == {"ready": 2, "all": 3}
 
 
 def test_alive_while_all_workers_are_dead(start: Start, workers: Workers) -> None:

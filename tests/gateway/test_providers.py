@@ -119,7 +119,7 @@ def test_without_a_provider_the_operator_is_told_what_to_set(gateway: Gateway, w
     assert workers.requests == []
 
 
-@pytest.mark.parametrize("status", [301, 400, 401, 429, 500])
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 500, 503])
 def test_a_refusal_is_a_bad_gateway_without_the_providers_words(ask: Ask, status: int) -> None:
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode()
     response = ask(status, body)
@@ -127,6 +127,28 @@ def test_a_refusal_is_a_bad_gateway_without_the_providers_words(ask: Ask, status
     assert (response.status_code, error["code"]) == (502, "provider_failed")
     assert error["message"] == f"the provider answered {status}"
     assert "www-authenticate" not in response.headers
+
+
+def test_what_is_wrong_with_the_prompt_is_told_in_the_providers_words(ask: Ask) -> None:
+    error = {"message": "messages: too long", "type": "x", "param": "messages", "code": "context_length_exceeded"}
+    response = ask(400, json.dumps({"error": error}).encode())
+    said = error_of(response)
+    assert (response.status_code, said["code"]) == (400, "context_length_exceeded")
+    assert (said["message"], said["param"]) == ("prompt: too long", "prompt")
+
+
+@pytest.mark.parametrize("field", ["message", "code", "param"])
+def test_words_with_the_key_in_them_are_not_told(ask: Ask, field: str) -> None:
+    error = {"message": "no", "type": "x", "param": None, "code": None, field: f"not with {KEY}"}
+    response = ask(400, json.dumps({"error": error}).encode())
+    assert (response.status_code, error_of(response)["message"]) == (502, "the provider answered 400")
+
+
+def test_a_busy_provider_is_asked_again_later(ask: Ask) -> None:
+    response = ask(429, b"slow down")
+    assert (response.status_code, error_of(response)["code"]) == (429, "provider_busy")
+    assert response.headers["x-should-retry"] == "true"
+    assert int(response.headers["retry-after"]) > 0
 
 
 @pytest.mark.parametrize(

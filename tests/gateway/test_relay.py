@@ -1,5 +1,6 @@
 """What a worker says instead of a result, how long it is waited for, and what of it a caller sees."""
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -181,10 +182,14 @@ class TestWait:
         gate: Future[None] = Future()
         health = workers.health
 
+        asked = itertools.count(1)
+
         async def faltering(request: httpx.Request) -> httpx.Response:
-            workers.is_alive = workers.num_probes % 2 == 1  # every other question is answered
-            if workers.num_probes == 6:
-                gate.set_result(None)
+            if request.url.path == "/livez":
+                number = next(asked)
+                workers.is_alive = number % 2 == 0  # every other question is answered
+                if number == 6:
+                    gate.set_result(None)
             return await health(request)
 
         async def answer(request: httpx.Request) -> httpx.Response:

@@ -16,8 +16,8 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_default_all_workers_are_on_this_machine_and_no_browser_is_let_in() -> None:
     settings = Settings()
-    assert settings.workers["text"] == "http://127.0.0.1:3001"
-    assert settings.workers["mesh"] == "http://127.0.0.1:3005"
+    assert settings.workers["text"] == ("http://127.0.0.1:3001",)
+    assert settings.workers["mesh"] == ("http://127.0.0.1:3005",)
     assert len(set(settings.workers.values())) == 5
     assert settings.host == "127.0.0.1"
     assert settings.cors_origins == frozenset()
@@ -25,11 +25,11 @@ def test_by_default_all_workers_are_on_this_machine_and_no_browser_is_let_in() -
 
 def test_variables_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ATELIER_CORS_ORIGINS", "https://a.example, https://b.example,")
-    monkeypatch.setenv("ATELIER_TEXT_URL", "http://gpu:3001/")
+    monkeypatch.setenv("ATELIER_TEXT_URL", "http://gpu:3001/, http://other:3001,")
     monkeypatch.setenv("ATELIER_DATA_DIR", str(tmp_path))
     settings = Settings()
     assert settings.cors_origins == {"https://a.example", "https://b.example"}
-    assert settings.workers["text"] == "http://gpu:3001"
+    assert settings.workers["text"] == ("http://gpu:3001", "http://other:3001")
     assert settings.database == f"sqlite+aiosqlite:///{tmp_path}/atelier.sqlite3"
 
 
@@ -39,7 +39,7 @@ def test_an_empty_path_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_modality_without_a_url_is_not_served() -> None:
-    assert set(Settings(video_url="", mesh_url="").workers) == {"text", "audio", "image"}
+    assert set(Settings(video_url="", mesh_url=" , ").workers) == {"text", "audio", "image"}
 
 
 def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

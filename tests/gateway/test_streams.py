@@ -8,13 +8,14 @@ from contextlib import suppress
 
 import httpx
 import pytest
-from starlette.requests import ClientDisconnect
-from starlette.types import Message
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, UnderWay
 from gateway.relay import RelayResponse
 from gateway.usage.schema import Record
+from gateway.waiting import departure
 from tests.gateway.conftest import LONG, Gateway, Workers, opened
 
 SPEECH = "/generate/audio?prompt=hello"
@@ -108,9 +109,14 @@ class TestOwnership:
 
             last = httpx.ReadError("killed") if end == "worker broke" else b"end"
             upstream = workers.stream(b"a", b"b", last)
-            app = Accounting(RelayResponse(upstream, LONG, {}), Metrics(), records.append, UnderWay())
+
+            async def relay(scope: Scope, receive: Receive, send: Send) -> None:
+                left = departure(Request(scope, receive))
+                await RelayResponse(upstream, left, LONG, {})(scope, receive, send)
+
+            app = Accounting(relay, Metrics(), records.append, UnderWay())
             scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": spec}}
-            with suppress(ClientDisconnect):
+            with suppress(OSError):
                 await app(scope, receive, send)
 
         asyncio.run(run())

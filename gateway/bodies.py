@@ -1,0 +1,82 @@
+"""JSON bodies as callers send them: read once, checked against a contract, and otherwise left as the bytes they are."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import pydantic_core
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+Contract = TypeVar("Contract", bound=BaseModel)
+
+DECODER = json.JSONDecoder()
+SPACE = " \t\n\r"
+
+
+def read_object(content: bytes, media_type: str) -> dict[str, Any]:
+    """Read a body that must be a JSON object.
+
+    Raises:
+        RequestValidationError: it is none.
+    """
+    named = media_type.partition(";")[0].strip().lower()
+    if named != "application/json" and not named.endswith("+json"):
+        raise invalid("model_attributes_type")
+    try:
+        found = pydantic_core.from_json(content)
+    except ValueError as error:
+        raise invalid("json_invalid") from error
+    if not isinstance(found, dict):
+        raise invalid("model_attributes_type")
+    return found
+
+
+def invalid(kind: str) -> RequestValidationError:
+    """What is wrong with the body as a whole."""
+    return RequestValidationError([{"type": kind, "loc": ("body",), "msg": "", "input": None}])
+
+
+def checked(body: Mapping[str, Any], contract: type[Contract]) -> Contract:
+    """Return the body as its contract has it; refuse what the worker would refuse.
+
+    Raises:
+        RequestValidationError: a field does not fit.
+    """
+    try:
+        return contract.model_validate(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from error
+
+
+def with_model(content: bytes, model: str) -> bytes:
+    """Name another model in a JSON object, and leave every other byte as it is."""
+    text = content.decode()
+    pieces, copied = [], 0
+    for key, start, end in members(text):
+        if key == "model":
+            pieces += [text[copied:start], json.dumps(model)]
+            copied = end
+    return "".join([*pieces, text[copied:]]).encode()
+
+
+def members(text: str) -> list[tuple[str, int, int]]:
+    """The members of a JSON object: each key, and where its value begins and ends."""
+    found = []
+    at = skip(text, text.index("{") + 1)
+    while text[at] != "}":
+        key, at = DECODER.raw_decode(text, at)
+        start = skip(text, skip(text, at) + 1)  # behind the colon
+        _, end = DECODER.raw_decode(text, start)
+        found.append((key, start, end))
+        at = skip(text, end)
+        at = skip(text, at + 1) if text[at] == "," else at
+    return found
+
+
+def skip(text: str, at: int) -> int:
+    """The next place that is no space."""
+    while text[at] in SPACE:
+        at += 1
+    return at

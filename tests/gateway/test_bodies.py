@@ -1,0 +1,48 @@
+"""Another model's name in a body, and every other byte as it was."""
+
+import json
+from typing import Any
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.bodies import with_model
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.just("model"), inner, max_size=4),
+    max_leaves=12,
+)
+spaces = st.text(" \t\n\r", max_size=3)
+
+
+@given(
+    st.dictionaries(st.text(), values, max_size=4),
+    values,
+    st.dictionaries(st.text(), values, max_size=4),
+    st.text(),
+    st.sampled_from([None, 0, 2, "\t"]),
+    st.booleans(),
+)
+def test_only_the_model_is_another(
+    before: dict[str, Any], old: Any, after: dict[str, Any], new: str, indent: Any, is_ascii: bool
+) -> None:
+    body = {**before, "model": old, **after}
+    options: dict[str, Any] = {"indent": indent, "ensure_ascii": is_ascii}
+    changed = with_model(json.dumps(body, **options).encode("utf-8", "surrogatepass"), new)
+    assert changed == json.dumps({**body, "model": "\0"}, **options).replace(r'"\u0000"', json.dumps(new)).encode()
+
+
+@given(spaces, spaces, spaces, spaces, spaces)
+@example("", "", "", "", "")
+def test_spaces_stay_where_they_are(a: str, b: str, c: str, d: str, e: str) -> None:
+    body = f'{a}{{{b}"x"{c}:[{{"model": 1}}]{d},{e}"mod\\u0065l"{a}:{b}"old"{c},"y":1e400{d}}}{e}'
+    assert with_model(body.encode(), "new") == body.replace('"old"', '"new"').encode()
+
+
+def test_a_name_that_is_given_twice_is_replaced_twice() -> None:
+    assert with_model(b'{"model": "a", "model": "b"}', "c") == b'{"model": "c", "model": "c"}'
+
+
+def test_a_body_without_a_name_stays_as_it_is() -> None:
+    assert with_model(b" {} ", "a") == b" {} "
