@@ -10,7 +10,7 @@ from cli.client import DEFAULT_URL, Url, answer, table
 
 COLUMNS = ("Id", "Owner", "Scopes", "Models", "Limits", "Made (UTC)", "Last used (UTC)", "State")
 LIMITS = {"requests_per_minute": "a minute", "concurrent_streams": "at once"}
-BUDGET = re.compile(r"(\w+):(\w+)=([\d.e+]+)")
+BUDGET = re.compile(r"(\w+):(\w+)=([\d.e+-]+)")
 PAGE_KEYS = 1000
 
 app = typer.Typer(help="Make, list and revoke keys; needs an admin's in ATELIER_API_KEY.", no_args_is_help=True)

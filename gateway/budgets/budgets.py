@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
@@ -22,6 +22,15 @@ logger = logging.getLogger("atelier.gateway")
 SWEEP_SECONDS = 30.0  # between two looks for reservations whose deadline has passed
 RECEIPT_SECONDS = 60.0  # that a receipt may take after the deadline
 AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a receipt says of an attempt at a request: the units of its modality that were made."""
+
+    request_id: str
+    attempt: int
+    units: float
 
 
 class Budgets:
@@ -83,12 +92,15 @@ class Budgets:
             raise RequestIdInUse("a request with this x-request-id is under way; send another, or none") from error
         return True
 
-    async def settle(self, request_id: str, attempt: int, units: float) -> bool:
-        """Count what a receipt says was made, in the modality's unit; whether that was news.
+    async def settle(self, *receipts: Made) -> None:
+        """Count what receipts say was made; those of requests that reserved nothing cost one look all together.
 
-        Nothing is raised for a request that reserved nothing, or whose reservation has expired.
+        The same may come twice. What comes after the reservation has expired is not news.
         """
-        return await ledger.settle(self._database, request_id, attempt, units)
+        reserved = await ledger.reserved(self._database, {receipt.request_id for receipt in receipts})
+        for receipt in receipts:
+            if receipt.request_id in reserved:
+                await ledger.settle(self._database, receipt.request_id, receipt.attempt, receipt.units)
 
     async def release(self, request_id: str) -> None:
         """Give back what a request reserved that came to nothing; its deadline does not, where the database is away."""

@@ -3,7 +3,7 @@
 A reservation is open, until a receipt settles it, or its deadline: then all of it counts as spent.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime
 from typing import Any, Self
@@ -74,10 +74,6 @@ async def settle(database: AsyncEngine, request_id: str, attempt: int, units: fl
     """
     if units < 0:
         raise ValueError("nobody makes less than nothing")
-    async with database.connect() as connection:  # most requests have no budget: they shall not wait for each other
-        reserved = select(Reservations.request_id).where(Reservations.request_id == request_id)
-        if (await connection.execute(reserved)).first() is None:
-            return False
     async with database.begin() as connection:
         first = await _close(connection, request_id, attempt, Reservations.attempt.is_(None))
         row = first or await _close(connection, request_id, attempt, Reservations.attempt < attempt)
@@ -87,6 +83,13 @@ async def settle(database: AsyncEngine, request_id: str, attempt: int, units: fl
             amount = units * row.price if hold.unit == "money" else units
             await _move(connection, row.key_id, hold, scaled(hold.unit, amount), freed=hold.need if first else 0)
         return True
+
+
+async def reserved(database: AsyncEngine, request_ids: Collection[str]) -> set[str]:
+    """Which of these requests have reserved, and are not forgotten yet."""
+    among = select(Reservations.request_id).where(Reservations.request_id.in_(request_ids))
+    async with database.connect() as connection:
+        return set(await connection.scalars(among))
 
 
 async def release(database: AsyncEngine, request_id: str) -> bool:

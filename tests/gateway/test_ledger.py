@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.budgets import ledger
+from gateway.budgets.budgets import Budgets, Made
 from gateway.budgets.ledger import Spent
 from gateway.budgets.schema import Hold, Reservations, Spending, name_of, scaled, seconds_left
 from gateway.database.database import VERSION_TABLE, open_database
@@ -227,6 +228,20 @@ def test_a_receipt_after_the_release_counts(database: AsyncEngine, runner: async
     assert runner.run(state(database, "kim")) == [(4, 0)] * 2
 
 
+def test_receipts_come_together_also_for_requests_without_budgets(
+    database: AsyncEngine, runner: asyncio.Runner
+) -> None:
+    async def settle() -> None:
+        for number in range(3):
+            assert await reserve(database, f"batch-{number}", "ben", 10)
+        made = [Made(request_id, 1, 2) for request_id in ("free-0", "batch-0", "free-1", "batch-2", "batch-0")]
+        await Budgets(database, 1).settle(*made)
+        await Budgets(database, 1).settle()
+
+    runner.run(settle())
+    assert runner.run(state(database, "ben")) == [(4, 10)] * 2
+
+
 def test_what_has_expired_is_forgotten(database: AsyncEngine, runner: asyncio.Runner) -> None:
     async def rows() -> int:
         while await ledger.expire(database, FUTURE):
@@ -234,6 +249,7 @@ def test_what_has_expired_is_forgotten(database: AsyncEngine, runner: asyncio.Ru
         async with database.connect() as connection:
             return len((await connection.execute(select(Reservations))).all())
 
+    runner.run(rows())
     for number in range(3):
         runner.run(reserve(database, f"old-{number}", "old", 1))
     runner.run(ledger.settle(database, "old-1", 0, 0))
