@@ -4,6 +4,7 @@ import hmac
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from gateway.budgets.budgets import Made
 from gateway.errors import NotAWorker
 from gateway.state import StateOf
 from gateway.usage.log import UsageLog
@@ -26,7 +27,6 @@ async def take_receipts(batch: ReceiptBatch, request: Request, state: StateOf) -
     """Write down what was made and settle for it; who gets no 204 sends the same again."""
     usage: UsageLog = request.app.state.usage
     await usage.take(batch.receipts)
-    for receipt in batch.receipts:
-        made = receipt.units.get(UNITS[receipt.modality], 0)
-        await state.budgets.settle(receipt.request_id, receipt.attempt, made)
+    made = (Made(each.request_id, each.attempt, each.units.get(UNITS[each.modality], 0)) for each in batch.receipts)
+    await state.budgets.settle(*made)
     return Response(status_code=204)
