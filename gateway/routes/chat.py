@@ -77,4 +77,4 @@ async def pass_on(request: Request, task: Task, contract: type[BaseModel]) -> Re
     if isinstance(targets[0], Ours):
         check(body, contract)
     accept = request.headers.get("accept", "application/json")
-    return await state.relay.send(request, targets, request.url.path, accept=accept, content=content)
+    return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)
