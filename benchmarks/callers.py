@@ -41,6 +41,11 @@ class Caller(asyncio.Protocol):
         if self._done and not self._done.done():
             self._done.set_exception(error or ConnectionResetError("closed midway"))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it can ask."""
+        return self._transport is not None and not self._transport.is_closing()
+
     async def ask(self, request: bytes) -> Answer:
         """Send a request as it is on the wire, and return when its answer is whole."""
         assert self._transport is not None  # noqa: S101  it is connected
@@ -125,11 +130,10 @@ async def open_loop(port: int, request: bytes, gaps: Sequence[float]) -> Seen:
     loop = asyncio.get_running_loop()
 
     async def call(due: float) -> None:
-        if not free:
+        caller = free.pop() if free else None
+        if caller is None or not caller.is_open:  # servers close what has been idle for long
             (caller,) = await connected(port, 1)
             everybody.append(caller)
-        else:
-            caller = free.pop()
         answer = await caller.ask(request)
         answer.whole = time.perf_counter() - due
         seen.answers.append(answer)

@@ -81,4 +81,4 @@ async def pass_on(request: Request, task: Task, contract: type[GenerationRequest
     else:
         await admit_outside(request, state, task, targets[0].id, body)
     accept = request.headers.get("accept", "application/json")
-    return await state.relay.send(request, targets, request.url.path, accept=accept, content=content)
+    return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)
