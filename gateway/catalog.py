@@ -106,6 +106,11 @@ class Catalog:
         theirs = [provider.id for provider in self._providers.values() if provider.task == task]
         return list(dict.fromkeys(ours + theirs))
 
+    @property
+    def outside_model(self) -> str:
+        """The provider's model that is asked where nobody names one; there may be none."""
+        return self._outside
+
     def outside(self) -> tuple[Provider, ...]:
         """The provider that is asked where nobody names a model.
 

@@ -128,7 +128,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         if (known := self._urls.get(url)) is None:
             if len(self._urls) >= MAX_URLS:
                 self._urls.clear()
-            known = self._urls[url] = URL(url, encoded=True)
+            known = self._urls[url] = URL(url, encoded=True).with_user(None)  # which is the headers' business
         return known
 
     async def __aenter__(self) -> Self:

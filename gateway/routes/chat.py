@@ -72,6 +72,7 @@ async def responses(request: Request) -> Response:
 async def pass_on(request: Request, task: Task, contract: type[GenerationRequest]) -> Response:
     """Ask whoever serves the model; only our own workers' contract is ours to check."""
     state = wired(request)
+    request.scope["asked"] = task, None
     content = await request.body()
     body = read_object(content, request.headers.get("content-type", ""))
     model = body.get("model")

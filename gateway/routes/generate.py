@@ -191,11 +191,10 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 @router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
-    targets = state.catalog.outside()
     body = ChatRequest(messages=(Message(role="user", content=query.prompt),))
-    await admit(request, state, "text", body, targets[0].id)
+    await admit(request, state, "text", body, state.catalog.outside_model)
     content = json.dumps({"model": "", "messages": [{"role": "user", "content": query.prompt}]}).encode()
-    answer = await state.relay.read(request, targets, "/v1/chat/completions", content=content)
+    answer = await state.relay.read(request, state.catalog.outside(), "/v1/chat/completions", content=content)
     return PlainTextResponse(text_of(answer))
 
 

@@ -82,10 +82,10 @@ class TestScope:
         assert gateway.client.get(SPEECH, headers=headers).status_code == 200
 
     def test_the_model_that_is_named_counts(self, gateway: Gateway, admin: str) -> None:
-        headers = key_of(gateway, admin, models=["mine"])
-        for model, status in (("mine", 200), ("tinyllama-1.1b-chat", 403)):
-            sent = gateway.client.post("/v1/chat/completions", json={**CHAT, "model": model}, headers=headers)
-            assert sent.status_code == status
+        for allowed, status in (("tinyllama-1.1b-chat", 200), ("gpt-4o-mini", 403)):
+            headers = key_of(gateway, admin, models=[allowed])
+            body = {**CHAT, "model": "tinyllama-1.1b-chat"}
+            assert gateway.client.post("/v1/chat/completions", json=body, headers=headers).status_code == status
 
 
 class TestRate:

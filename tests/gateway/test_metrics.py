@@ -159,4 +159,3 @@ def test_the_gateways_own_metrics_are_not_a_workers(gateway: Gateway, workers: W
     assert "atelier_requests_in_progress" in text
     assert "bentoml" not in text
     assert workers.requests == []
-    assert workers.num_probes == 0
