@@ -480,7 +480,7 @@ PERSON = {
     "required": ["name", "age", "kind"],
     "additionalProperties": False,
 }
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",
@@ -546,6 +546,17 @@ def test_a_call_that_must_be_made_is_made(stepper: TextStepper, choice: Any, see
     assert set(json.loads(call.arguments)) == {"city", "days"}
     assert text_of(made) == ""
     assert reason_of(made) == result_of(made).finish_reason == "tool_calls"
+
+
+def test_a_number_in_a_call_is_one_that_json_knows(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(monkeypatch, llama, '<tool_call>\n{"name":"f","arguments":{"n":1e999}}\n</tool_call></s>')
+    schema = {"type": "object", "properties": {"n": {"type": "number"}}, "required": ["n"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    made = alone(stepper, chat("How much?", tools=[tool], tool_choice="required", max_tokens=300))
+
+    assert [call.arguments for piece in made.outputs for call in piece.calls] == ['{"n":1e999}']
 
 
 def begin_with(monkeypatch: pytest.MonkeyPatch, llama: Llama, text: str) -> None:
@@ -684,6 +695,26 @@ def test_calls_are_found_however_the_text_is_cut(parts: list[str], sizes: list[i
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"x":1e999,"y":0.10,"z":12345678901234567890.123}',
+        "{}",
+        '{ "a" : "\\u00e9, } \\ud800" ,\n"name":{"arguments":[-0.0, 1E+2]}}',
+        '{"a": ' + "9" * 5000 + "}",
+    ],
+)
+@pytest.mark.parametrize(
+    "call", ['{{"name":"f","arguments":{}}}', '\n {{ "arguments" : {} ,\t"id":[1], "name":\n"f"}}\n']
+)
+def test_arguments_are_handed_out_as_the_model_wrote_them(arguments: str, call: str) -> None:
+    reader = CallReader({"f"})
+    (found,) = [*reader.add(f"<tool_call>{call.format(arguments)}</tool_call>"), *reader.finish()]
+
+    assert isinstance(found, Call)
+    assert (found.name, found.arguments) == ("f", arguments)
+
+
+@pytest.mark.parametrize(
     "inside",
     [
         "no JSON",
@@ -693,6 +724,9 @@ def test_calls_are_found_however_the_text_is_cut(parts: list[str], sizes: list[i
         '{"name": "f", "arguments": 5}',
         "[1]",
         '{"name": "f", "arguments": ' + "[" * 3000,
+        '{"name": "f", "arguments": {"a": Infinity}}',
+        '{"name": "f", "arguments": {"a": [NaN]}}',
+        '{"name": "f", "arguments": {}} {}',
     ],
 )
 def test_what_only_looks_like_a_call_is_text(inside: str) -> None:
