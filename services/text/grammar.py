@@ -113,16 +113,9 @@ def inside_of_call(functions: Sequence[Function]) -> str:
     """Return the rule of what follows the tag that begins a call."""
     calls = []
     for function in functions:
-        schema = {
-            "type": "object",
-            "properties": {
-                "name": {"const": function.name},
-                "arguments": function.parameters or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        calls.append(f"%json {json.dumps(compact(schema))}")
+        arguments = compact(function.parameters or {"type": "object"})  # a document of its own: its pointers hold
+        head = json.dumps(f'{{"name":"{function.name}","arguments":')
+        calls.append(f'{head} %json {json.dumps(arguments)} "}}"')
     return f'"\\n" ({" | ".join(calls)}) "\\n{END}"'
 
 

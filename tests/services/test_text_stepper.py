@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from openai import pydantic_function_tool
+from pydantic import BaseModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.engine.stepper import Result
@@ -557,6 +560,56 @@ def test_a_number_in_a_call_is_one_that_json_knows(
     made = alone(stepper, chat("How much?", tools=[tool], tool_choice="required", max_tokens=300))
 
     assert [call.arguments for piece in made.outputs for call in piece.calls] == ['{"n":1e999}']
+
+
+class Kind(Enum):
+    """What animals there are."""
+
+    CAT = "cat"
+    DOG = "dog"
+
+
+class Animal(BaseModel):
+    """Holds one of another type."""
+
+    kind: Kind
+
+
+class Herd(BaseModel):
+    """Holds others, and others like itself."""
+
+    first: Animal
+    rest: list["Herd"]
+
+
+HERD = '{"first":{"kind":"cat"},"rest":[{"first":{"kind":"dog"},"rest":[]}]}'
+INTEGER = {"type": "integer"}
+
+
+@pytest.mark.parametrize("choice", ["required", "auto", {"type": "function", "function": {"name": "f"}}])
+@pytest.mark.parametrize(
+    ("parameters", "arguments"),
+    [
+        (pydantic_function_tool(Herd)["function"]["parameters"], HERD),
+        (Herd.model_json_schema(), HERD),
+        ({"type": "object", "definitions": {"a": {}}, "properties": {"n": {"$ref": "#/definitions/a"}}}, '{"n":3}'),
+        ({"type": "object", "properties": {"n": {"$ref": "#/properties/a"}, "a": INTEGER}}, '{"n":3,"a":4}'),
+        ({"type": "object", "properties": {"n": {"$ref": "#"}}, "additionalProperties": False}, '{"n":{"n":{}}}'),
+    ],
+    ids=["the SDK's", "pydantic's", "definitions", "a pointer", "the root"],
+)
+def test_parameters_may_point_at_their_own_definitions(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch, choice: Any, parameters: Any, arguments: str
+) -> None:
+    begin_with(monkeypatch, llama, f'<tool_call>\n{{"name":"f","arguments":{arguments}}}\n</tool_call></s>')
+    other = {"type": "object", "$defs": {"Animal": {"type": "null"}}, "properties": {"a": {"$ref": "#/$defs/Animal"}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
+        for name, schema in (("f", parameters), ("g", other))
+    ]
+    made = alone(stepper, chat("Which?", tools=tools, tool_choice=choice, max_tokens=300))
+
+    assert [(call.name, call.arguments) for piece in made.outputs for call in piece.calls] == [("f", arguments)]
 
 
 def begin_with(monkeypatch: pytest.MonkeyPatch, llama: Llama, text: str) -> None:
