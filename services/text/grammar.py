@@ -113,7 +113,7 @@ def inside_of_call(functions: Sequence[Function]) -> str:
     """Return the rule of what follows the tag that begins a call."""
     calls = []
     for function in functions:
-        arguments = compact(function.parameters or {"type": "object"})  # a document of its own: its pointers hold
+        arguments = compact({**(function.parameters or {}), "type": "object"})  # a document: its own pointers hold
         head = json.dumps(f'{{"name":"{function.name}","arguments":')
         calls.append(f'{head} %json {json.dumps(arguments)} "}}"')
     return f'"\\n" ({" | ".join(calls)}) "\\n{END}"'

@@ -125,6 +125,14 @@ class Function(Body):
         None
     )
 
+    @field_validator("parameters")
+    @classmethod
+    def check_parameters(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refuse arguments that are no object: they have no names."""
+        if parameters is not None and parameters.get("type", "object") != "object":
+            raise ValueError("must be a JSON schema of type 'object'")
+        return parameters
+
 
 class Tool(Body):
     """A tool that the model may use."""

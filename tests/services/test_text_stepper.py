@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from openai import pydantic_function_tool
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.engine.stepper import Result
@@ -473,7 +473,7 @@ def test_what_is_kept_of_prompts_is_bounded_and_the_oldest_goes_first(worker_set
 
 # --- documents and calls ---
 
-PERSON = {
+PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 8},
@@ -496,6 +496,7 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
+INTEGER = {"type": "integer"}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
@@ -531,7 +532,7 @@ def test_a_schema_that_cannot_be_kept_to_is_refused_by_naming_the_parameter(step
         (made,), _ = run(stepper, [Arrival(chat("Who?", response_format=wanted))])
         assert isinstance(made.error, InvalidRequest)
         assert made.error.param == "response_format"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "nonsense"}}}}}
     (made,), _ = run(stepper, [Arrival(chat("Who?", tools=[tool], tool_choice="required"))])
     assert isinstance(made.error, InvalidRequest)
     assert made.error.param == "tools"
@@ -562,6 +563,28 @@ def test_a_number_in_a_call_is_one_that_json_knows(
     assert [call.arguments for piece in made.outputs for call in piece.calls] == ['{"n":1e999}']
 
 
+@pytest.mark.parametrize("parameters", [{}, {"properties": {"a": INTEGER}, "required": ["a"]}, {"maxProperties": 1}])
+def test_arguments_are_an_object_also_where_the_schema_does_not_say_so(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any]
+) -> None:
+    begun = '<tool_call>\n{"name":"f","arguments":'
+    begin_with(monkeypatch, llama, begun)
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    null = {str(token): 100 for token in llama.tokenizer("null", add_special_tokens=False)["input_ids"]}
+    length = len(llama.tokenizer(begun, add_special_tokens=False)["input_ids"])
+    asked = chat("Which?", tools=[tool], tool_choice="required", logit_bias=null, max_tokens=length + 1)
+
+    assert text_of(alone(stepper, asked)).startswith(begun + "{")
+
+
+def test_arguments_of_another_type_are_refused() -> None:
+    for kind in ("nonsense", "string", ["object", "null"], None):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": kind}}}
+        with pytest.raises(ValidationError) as refusal:
+            chat("Which?", tools=[tool])
+        assert refusal.value.errors()[0]["loc"][0] == "tools"
+
+
 class Kind(Enum):
     """What animals there are."""
 
@@ -583,7 +606,6 @@ class Herd(BaseModel):
 
 
 HERD = '{"first":{"kind":"cat"},"rest":[{"first":{"kind":"dog"},"rest":[]}]}'
-INTEGER = {"type": "integer"}
 
 
 @pytest.mark.parametrize("choice", ["required", "auto", {"type": "function", "function": {"name": "f"}}])
