@@ -126,7 +126,8 @@ class TextStepper:
         self.max_active = settings.max_batch_size
         generation = self._network.generation
         self._ends = frozenset(as_list(generation.eos_token_id))
-        self._banned = as_list(generation.suppress_tokens)
+        self._missing = frozenset(self._vocabulary.missing(self._network.vocabulary_size))
+        self._banned = sorted({*as_list(generation.suppress_tokens), *self._missing})
         self._repetition_penalty = float(generation.repetition_penalty or 1)
 
     def cost(self, request: TextJob) -> int:
@@ -150,11 +151,8 @@ class TextStepper:
                 code="context_length_exceeded",
             )
         for token in request.logit_bias:
-            if token >= self._network.vocabulary_size:
-                raise InvalidRequest(
-                    f"logit_bias names token {token}, and the model has {self._network.vocabulary_size}",
-                    param="logit_bias",
-                )
+            if token >= self._network.vocabulary_size or token in self._missing:
+                raise InvalidRequest(f"logit_bias names token {token}, which the model has not", param="logit_bias")
         limit = min(request.max_tokens, room)
         guide = self._guide(request)
         row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()

@@ -860,6 +860,38 @@ def test_a_token_that_the_model_has_not_is_refused_by_naming_it(stepper: TextSte
     assert made.error.param == "logit_bias"
 
 
+def resized(data_dir: Path, folder: Path, by: int) -> int:
+    """Copy the model with so many more scores than its tokenizer has tokens; return how many it has now."""
+    shutil.copytree(data_dir / "tiny" / "text", folder / "tiny" / "text")
+    network = AutoModelForCausalLM.from_pretrained(folder / "tiny" / "text")
+    size = network.config.vocab_size + by
+    network.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        network.get_output_embeddings().weight[network.config.vocab_size - by :] *= 30  # what is padding is likely
+    network.save_pretrained(folder / "tiny" / "text")
+    return int(size)
+
+
+def test_what_a_model_is_padded_with_is_no_token(worker_settings: Settings, data_dir: Path, tmp_path: Path) -> None:
+    size = resized(data_dir, tmp_path, 40)
+    padded = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+    tops = []
+    for seed in range(5):
+        asked = chat("Hello", logprobs=True, top_logprobs=20, temperature=2, max_tokens=20)
+        told = tokens_of(alone(padded, asked, seed=seed))
+        assert all(token.text and token.bytes for token in told)
+        tops += [one for token in told for one in token.likeliest if not one.text]
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    made = alone(padded, chat("Who?", response_format=wanted, max_tokens=300))
+    (refused,), _ = run(padded, [Arrival(chat("Hello", logit_bias={str(size - 5): 1}))])
+
+    assert tops
+    assert all(one.bytes is None for one in tops)
+    assert set(json.loads(text_of(made))) == set(PERSON["properties"])
+    assert isinstance(refused.error, InvalidRequest)
+    assert refused.error.param == "logit_bias"
+
+
 def test_an_answer_ends_with_the_context(stepper: TextStepper, llama: Llama) -> None:
     job = completion("x " * 1000, max_tokens=100)
     left = 2048 - len(llama.cut(job))
