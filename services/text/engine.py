@@ -150,6 +150,11 @@ class TextStepper:
                 param=request.source,
                 code="context_length_exceeded",
             )
+        if max(prompt, default=0) >= self._network.vocabulary_size:
+            raise InvalidRequest(
+                f"the model does not know '{self._vocabulary.text(max(prompt))}', though its tokenizer does",
+                param=request.source,
+            )
         for token in request.logit_bias:
             if token >= self._network.vocabulary_size or token in self._missing:
                 raise InvalidRequest(f"logit_bias names token {token}, which the model has not", param="logit_bias")

@@ -58,10 +58,11 @@ class Grammars:
 
         Args:
             tokenizer: the library's.
-            vocabulary_size: of the model, which may be larger than the tokenizer's.
+            vocabulary_size: of the model, which may be larger than the tokenizer's, or smaller.
             ends: tokens that end an answer; none: the tokenizer's own.
         """
-        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary_size, eos_token=list(ends) or None)
+        size = max(vocabulary_size, max(tokenizer.get_vocab().values()) + 1)
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(ends) or None)
         self._size = vocabulary_size
 
     def of_json(self, schema: Mapping[str, Any], param: str) -> Guide:

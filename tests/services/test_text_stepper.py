@@ -892,6 +892,23 @@ def test_what_a_model_is_padded_with_is_no_token(worker_settings: Settings, data
     assert refused.error.param == "logit_bias"
 
 
+def test_a_model_may_have_fewer_tokens_than_its_tokenizer(
+    worker_settings: Settings, llama: Llama, data_dir: Path, tmp_path: Path
+) -> None:
+    size = resized(data_dir, tmp_path, -30)
+    cut = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    made = alone(cut, completion("x", max_tokens=20, **GREEDY))
+    person = alone(cut, chat("x", response_format=wanted, max_tokens=300), seed=1)
+    unknown = completion(llama.tokenizer.decode([size + 3]))
+    (refused, mate), _ = run(cut, [Arrival(unknown), Arrival(completion("x", max_tokens=20, **GREEDY))])
+
+    assert set(json.loads(text_of(person))) == set(PERSON["properties"])
+    assert isinstance(refused.error, InvalidRequest)
+    assert refused.error.param == "prompt"
+    assert text_of(mate) == text_of(made)
+
+
 def test_an_answer_ends_with_the_context(stepper: TextStepper, llama: Llama) -> None:
     job = completion("x " * 1000, max_tokens=100)
     left = 2048 - len(llama.cut(job))
