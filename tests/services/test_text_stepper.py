@@ -36,7 +36,7 @@ from services.text.prefixes import BLOCK
 from services.text.prompts import Prompts
 from services.text.rows import Feeds, Row
 from services.text.sampling import Sampler
-from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Message
+from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Function, Message
 from tests.services.stepping import Arrival, Recorder, alone, run
 
 MODEL = next(model for model in load_models() if model.id == "tinyllama-1.1b-chat")
@@ -536,6 +536,32 @@ def test_a_schema_that_cannot_be_kept_to_is_refused_by_naming_the_parameter(step
     (made,), _ = run(stepper, [Arrival(chat("Who?", tools=[tool], tool_choice="required"))])
     assert isinstance(made.error, InvalidRequest)
     assert made.error.param == "tools"
+
+
+def broad(number: int, required: Sequence[str] = ()) -> dict[str, Any]:
+    properties = {f"p{each}": {"type": "string", "maxLength": 100} for each in range(number)}
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+@pytest.mark.parametrize("where", [lambda one: one, lambda one: {"type": "array", "items": {"anyOf": [one]}}])
+def test_an_object_with_too_many_optional_properties_is_refused_at_once(stepper: TextStepper, where: Any) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": where(broad(1200))}}
+    (made,), _ = run(stepper, [Arrival(chat("Who?", response_format=wanted))])
+    assert isinstance(made.error, InvalidRequest)
+    assert (made.error.param, made.outputs) == ("response_format", [])
+
+    function = Function(name="f", parameters={"type": "object", "properties": {"a": where(broad(1200))}})
+    with pytest.raises(InvalidRequest) as refusal:  # a chat would be refused before for its length
+        stepper._grammars.of_calls([function], is_parallel=False)
+    assert refusal.value.param == "tools"
+
+
+@pytest.mark.parametrize("schema", [broad(500), broad(1200, [f"p{each}" for each in range(1000)])])
+def test_an_object_may_have_many_properties(stepper: TextStepper, schema: dict[str, Any]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    made = alone(stepper, chat("Who?", response_format=wanted, max_tokens=30, temperature=1.5))
+
+    assert text_of(made).startswith("{")
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
