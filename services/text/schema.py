@@ -38,6 +38,9 @@ MaxTokens = Annotated[int, Field(ge=1, le=131_072)]
 Likeliest = Annotated[int, Field(ge=0, le=20)]
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 CallId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Hint = Annotated[str, StringConstraints(max_length=512), Field(description="accepted and not used")]
+Unused = Annotated[Any, Field(exclude=True, description="accepted and not used")]
+Nothing = Annotated[None, Field(exclude=True)]  # the SDK's own messages say that there is none
 
 
 def check_is_object(value: str) -> str:
@@ -74,6 +77,7 @@ class CalledFunction(Body):
 
     name: FunctionName
     arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
+    parsed_arguments: Unused = None
 
 
 class ToolCall(Body):
@@ -82,6 +86,7 @@ class ToolCall(Body):
     id: CallId
     type: Literal["function"]
     function: CalledFunction
+    index: Unused = None
 
 
 def check_is_said(content: str | None, role: str | None) -> str | None:
@@ -96,6 +101,12 @@ class Message(Body):
     content: Annotated[Said, joined(TextPart)] | None = None
     tool_calls: Annotated[tuple[ToolCall, ...], Field(min_length=1, max_length=256)] | None = None
     tool_call_id: CallId | None = None
+    name: Annotated[Hint | None, Field(exclude=True)] = None
+    parsed: Unused = None
+    annotations: Unused = None
+    refusal: Nothing = None
+    audio: Nothing = None
+    function_call: Nothing = None
 
     @field_validator("content")
     @classmethod
@@ -234,9 +245,21 @@ class StreamOptions(Body):
     """What a stream tells besides the text."""
 
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
-class TextRequest(GenerationRequest):
+class HintedRequest(GenerationRequest):
+    """What may be said and changes nothing about the answer."""
+
+    metadata: Annotated[dict[str, str], Field(max_length=16, description="accepted and not used")] | None = None
+    prompt_cache_key: Hint | None = None
+    prompt_cache_retention: Hint | None = None
+    safety_identifier: Hint | None = None
+    service_tier: Hint | None = None
+    user: Hint | None = None
+
+
+class TextRequest(HintedRequest):
     """What both contracts have; what is left out takes the model's default."""
 
     max_tokens: MaxTokens | None = None
@@ -257,7 +280,6 @@ class TextRequest(GenerationRequest):
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1000), AfterValidator(check_bias)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[str, StringConstraints(max_length=200), Field(description="accepted and not used")] | None = None
 
     @field_validator("stream_options")
     @classmethod
@@ -279,6 +301,7 @@ class ChatRequest(TextRequest):
     tools: Annotated[tuple[Tool, ...], Field(min_length=1, max_length=64)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
+    store: Annotated[bool | None, Field(description="accepted and not used: nothing is kept")] = None
 
     @field_validator("tools")
     @classmethod
@@ -336,6 +359,7 @@ class InputPart(Body):
     text: Said
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Unused = None
 
 
 class MessageItem(Body):
@@ -367,6 +391,7 @@ class CallItem(Body):
     arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
     id: CallId | None = None
     status: str | None = None
+    parsed_arguments: Unused = None
 
     def turn(self) -> dict[str, Any]:
         """Return it as a chat has it."""
@@ -434,7 +459,7 @@ class TextOptions(Body):
     format: Annotated[TextFormat | ObjectFormat | NamedSchema, Field(discriminator="type")] | None = None
 
 
-class ResponseRequest(GenerationRequest):
+class ResponseRequest(HintedRequest):
     """Body of `POST /v1/responses`. Nothing is kept: `store` may only be false."""
 
     input: Annotated[
@@ -455,9 +480,9 @@ class ResponseRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     store: Literal[False] | None = None
+    background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    user: Annotated[str, StringConstraints(max_length=200), Field(description="accepted and not used")] | None = None
+    include: Annotated[tuple[Literal["message.output_text.logprobs"], ...], Field(max_length=8)] | None = None
 
     def chat(self) -> ChatRequest:
         """Return what it asks for as a chat."""
@@ -474,7 +499,7 @@ class ResponseRequest(GenerationRequest):
             "top_k": self.top_k,
             "parallel_tool_calls": self.parallel_tool_calls,
         }
-        if self.top_logprobs is not None:
+        if self.top_logprobs is not None or self.include:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         wanted = self.text.format if self.text is not None else None
         if isinstance(wanted, NamedSchema):
