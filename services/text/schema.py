@@ -348,8 +348,16 @@ class CompletionRequest(TextRequest):
     """Body of `POST /v1/completions`."""
 
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(check_is_text)]
-    logprobs: Likeliest | None = None
     echo: bool | None = None
+    logprobs: Likeliest | None = None
+
+    @field_validator("logprobs")
+    @classmethod
+    def check_logprobs(cls, number: int | None, others: ValidationInfo) -> int | None:
+        """Refuse the prompt's own: they are not kept."""
+        if number is not None and others.data.get("echo"):
+            raise ValueError("and echo do not go together here")
+        return number
 
 
 class InputPart(Body):

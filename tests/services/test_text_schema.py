@@ -17,7 +17,7 @@ from services.schema import complete
 from services.text.answers import ChatShape, ChunkEncoder, DocumentEncoder
 from services.text.items import Reply, ReplyEncoder, ReplyStream
 from services.text.pieces import Call, Piece
-from services.text.schema import ChatJob, ChatRequest, ResponseJob, ResponseRequest
+from services.text.schema import ChatJob, ChatRequest, CompletionRequest, ResponseJob, ResponseRequest
 
 MODEL = next(model for model in load_models() if model.id == "tinyllama-1.1b-chat")
 DEFAULTS = {"model": MODEL.id, **MODEL.defaults_in("tiny")}
@@ -172,6 +172,21 @@ def test_what_would_change_a_chat_is_refused_by_its_name(fields: dict[str, Any],
         chat(**fields)
 
     assert refusal.value.errors()[0]["loc"][0] == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"echo": True, "logprobs": 0}, "logprobs"),
+        ({"prompt": ["the", "a"]}, "prompt"),
+        ({"prompt": [1, 2, 3]}, "prompt"),
+    ],
+)
+def test_what_a_completion_cannot_have_is_refused_by_its_name(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        CompletionRequest.model_validate({"prompt": "the", **fields})
+
+    assert refusal.value.errors()[0]["loc"] == (name,)
 
 
 def test_what_else_a_response_might_include_is_refused_by_its_name() -> None:
