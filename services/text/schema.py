@@ -24,6 +24,7 @@ from pydantic import (
 from services.schema import Body, GenerationRequest, ModelId, check_is_clean, check_is_text
 
 MAX_CHARACTERS = 128_000  # of all messages together
+MAX_MESSAGES = 256
 MAX_SCHEMA_CHARACTERS = 64_000  # of a document, or of all tools
 MAX_ANSWERS = 8
 TOKEN = re.compile("[0-9]{1,7}")
@@ -293,7 +294,7 @@ class TextRequest(HintedRequest):
 class ChatRequest(TextRequest):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=256), AfterValidator(check_length)]
+    messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(check_length)]
     max_completion_tokens: Annotated[MaxTokens | None, Field(description="another name of max_tokens")] = None
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
@@ -429,9 +430,13 @@ def typed(value: object) -> object:
 Item = Annotated[Annotated[MessageItem | CallItem | OutputItem, Field(discriminator="type")], BeforeValidator(typed)]
 
 
-def check_items(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Refuse what no model's context holds."""
-    num_characters = sum(len(str(item.turn())) for item in items)
+def check_items(items: tuple[Item, ...], others: ValidationInfo) -> tuple[Item, ...]:
+    """Refuse what no chat may have, and no model's context holds; the instructions are one more turn."""
+    instructions = others.data.get("instructions")
+    most = MAX_MESSAGES - (instructions is not None)
+    if len(items) > most:
+        raise ValueError(f"must have at most {most} items, not {len(items)}")
+    num_characters = sum(len(str(item.turn())) for item in items) + len(instructions or "")
     if num_characters > MAX_CHARACTERS:
         raise ValueError(f"must have at most {MAX_CHARACTERS} characters together, not {num_characters}")
     return items
@@ -470,13 +475,13 @@ class TextOptions(Body):
 class ResponseRequest(HintedRequest):
     """Body of `POST /v1/responses`. Nothing is kept: `store` may only be false."""
 
+    instructions: Content | None = None
     input: Annotated[
         tuple[Item, ...],
-        Field(min_length=1, max_length=256),
+        Field(min_length=1, max_length=MAX_MESSAGES),
         BeforeValidator(as_items, json_schema_input_type=Content | list[Item]),
         AfterValidator(check_items),
     ]
-    instructions: Content | None = None
     max_output_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -855,6 +855,36 @@ def test_a_template_without_a_systems_turn_is_given_none(
     assert "no system" in made.error.message
 
 
+ALTERNATING = (  # as Gemma's is
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_template_without_a_systems_turn_is_told_of_tools_in_the_users_first(
+    worker_settings: Settings, data_dir: Path, tmp_path: Path, choice: str
+) -> None:
+    shutil.copytree(data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
+    (tmp_path / "tiny" / "text" / "chat_template.jinja").write_text(ALTERNATING)
+    strict = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        Message(role="user", content="Weather?"),
+        Message(role="assistant", tool_calls=[call]),
+        Message(role="tool", tool_call_id="call_1", content="rain"),
+    ]
+    job = chat(*turns, tools=[WEATHER], tool_choice=choice, max_tokens=200)
+    told = strict._tokenizer.decode(strict._prompts.tokens(job))
+
+    assert told.startswith("<user>You may call functions.")
+    assert told.count('"name": "weather", "description"') == 1
+    assert "</tool_call>\n\nWeather?\n<assistant>" in told
+    made = alone(strict, job)
+    assert choice == "auto" or [call.name for piece in made.outputs for call in piece.calls][:1] == ["weather"]
+
+
 # --- ends and limits ---
 
 
