@@ -178,7 +178,7 @@ def test_a_request_is_a_chat() -> None:
         ({"input": []}, "input"),
         ({"input": TURNS, "instructions": "Be brief."}, "input"),
         ({"input": [*TURNS, TURNS[0]]}, "input"),
-        ({"input": [{"role": "user", "content": "x" * 31_970}] * 4, "instructions": "x" * 1000}, "input"),
+        ({"input": [{"role": "user", "content": "x" * 31_960}] * 4, "instructions": "x" * 1000}, "input"),
         ({"input": [{"type": "input_image"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
