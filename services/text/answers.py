@@ -85,16 +85,15 @@ class CompletionShape(Shape):
         """Begin an answer of `model`, with the prompt before it if that is wanted."""
         super().__init__(model)
         self._echo = echo
-        self._lengths: dict[int, int] = defaultdict(int)
+        self._offsets: dict[int, int] = defaultdict(lambda: len(echo))  # of the next tokens
 
     def choice(self, piece: Piece, *, is_chunk: bool, is_first: bool) -> dict[str, Any]:
         """A text, or what is added to it."""
         text = self._echo + piece.text if is_first else piece.text
         logprobs = None
-        if piece.tokens:
-            offset = self._lengths[piece.index] + len(text) - len(piece.text)
-            logprobs = completion_tokens(piece.tokens, offset)
-        self._lengths[piece.index] += len(text)
+        if piece.tokens:  # text may come later than they do: a stop string may have begun
+            logprobs = completion_tokens(piece.tokens, self._offsets[piece.index])
+            self._offsets[piece.index] += sum(len(token.text) for token in piece.tokens)
         return {"index": piece.index, "text": text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
 

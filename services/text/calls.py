@@ -1,7 +1,9 @@
 """Calls of tools in what a model writes: `<tool_call>{"name": …, "arguments": …}</tool_call>`, as Hermes does."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
+from typing import NoReturn
 from uuid import uuid4
 
 from services.text.pieces import Call
@@ -49,13 +51,42 @@ class CallReader:
 
     def _call(self, written: str) -> Iterator[str | Call]:
         try:
-            told = json.loads(written)
-            name, arguments = told["name"], told["arguments"]
-            if name not in self._names or not isinstance(arguments, dict):
+            told = members(written)
+            name, arguments = json.loads(told["name"]), told["arguments"]
+            if name not in self._names or not arguments.startswith("{"):
                 raise KeyError(name)
         except (ValueError, KeyError, TypeError, RecursionError):  # it is none: the model's words as they are
             yield from self._text(f"{BEGIN}{written}{END}")
             return
-        yield Call(self.num_calls, f"call_{uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))
+        yield Call(self.num_calls, f"call_{uuid4().hex[:24]}", name, arguments)
         self.num_calls += 1
         self._is_behind_call = True
+
+
+def refuse(constant: str) -> NoReturn:
+    """Refuse what Python reads as a number and JSON does not know."""
+    raise ValueError(f"{constant} is not JSON")
+
+
+STRICT = json.JSONDecoder(parse_constant=refuse, parse_int=Decimal)  # int() refuses long numbers
+SPACES = " \t\n\r"
+
+
+def members(document: str) -> Mapping[str, str]:
+    """Return the values of a JSON object, each as it is written: reading it would round its numbers.
+
+    Raises:
+        ValueError: it is no JSON object.
+        RecursionError: it is nested too deeply.
+    """
+    if not isinstance(STRICT.decode(document), dict):
+        raise ValueError("not an object")
+    rest = document.strip(SPACES)[1:].lstrip(SPACES)
+    found = {}
+    while not rest.startswith("}"):
+        name, length = STRICT.raw_decode(rest)
+        rest = rest[length:].lstrip(SPACES)[1:].lstrip(SPACES)  # behind the colon
+        _, length = STRICT.raw_decode(rest)
+        found[name], rest = rest[:length], rest[length:].lstrip(SPACES)
+        rest = rest.removeprefix(",").lstrip(SPACES)
+    return found

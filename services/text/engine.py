@@ -128,14 +128,15 @@ class TextStepper:
         self.max_active = settings.max_batch_size or MAX_CHATS
         generation = self._network.generation
         self._ends = frozenset(as_list(generation.eos_token_id))
-        self._banned = as_list(generation.suppress_tokens)
+        self._missing = frozenset(self._vocabulary.missing(self._network.vocabulary_size))
+        self._banned = sorted({*as_list(generation.suppress_tokens), *self._missing})
         self._repetition_penalty = float(generation.repetition_penalty or 1)
 
     def cost(self, request: TextJob) -> int:
         """Estimate what the longest answers keep of themselves and of the prompt.
 
         Raises:
-            InvalidRequest: the prompt does not fit into the model's context.
+            InvalidRequest: the prompt does not fit into the model's context, or has words that it does not know.
         """
         length = min(len(self._prompt(request)) + request.max_tokens, self._network.context)
         return request.n * (length + spare(length)) * self._network.bytes_per_token
@@ -148,11 +149,8 @@ class TextStepper:
         """
         prompt = self._prompt(request)
         for token in request.logit_bias:
-            if token >= self._network.vocabulary_size:
-                raise InvalidRequest(
-                    f"logit_bias names token {token}, and the model has {self._network.vocabulary_size}",
-                    param="logit_bias",
-                )
+            if token >= self._network.vocabulary_size or token in self._missing:
+                raise InvalidRequest(f"logit_bias names token {token}, which the model has not", param="logit_bias")
         limit = min(request.max_tokens, self._network.context - len(prompt))
         guide = self._guide(request)
         row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()
@@ -163,7 +161,7 @@ class TextStepper:
         """Return the prompt in tokens.
 
         Raises:
-            InvalidRequest: it does not fit into the model's context.
+            InvalidRequest: it does not fit into the model's context, or has words that it does not know.
         """
         prompt = self._prompts.tokens(job)
         if len(prompt) >= self._network.context:
@@ -172,6 +170,11 @@ class TextStepper:
                 f"{self._network.context}, the answer included; shorten it",
                 param=job.source,
                 code="context_length_exceeded",
+            )
+        if max(prompt, default=0) >= self._network.vocabulary_size:
+            raise InvalidRequest(
+                f"the model does not know '{self._vocabulary.text(max(prompt))}', though its tokenizer does",
+                param=job.source,
             )
         return prompt
 

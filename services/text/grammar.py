@@ -7,13 +7,15 @@ from typing import Any
 import llguidance.hf
 import numpy as np
 import torch
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 
 from services.errors import GenerationFailed, InvalidRequest
 from services.text.calls import BEGIN, END
 from services.text.schema import Function
 
 ANY = r"(.|\n)*"
+MAX_OPTIONAL = 500  # properties of one object: each token takes longer the more of them may come next
+LIMITS = LLParserLimits(max_items_in_row=10_000)  # four for each of them; more end an answer midway
 COMPACT = {"whitespace_flexible": False}  # else spaces and newlines may go on for ever
 
 
@@ -58,10 +60,11 @@ class Grammars:
 
         Args:
             tokenizer: the library's.
-            vocabulary_size: of the model, which may be larger than the tokenizer's.
+            vocabulary_size: of the model, which may be larger than the tokenizer's, or smaller.
             ends: tokens that end an answer; none: the tokenizer's own.
         """
-        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary_size, eos_token=list(ends) or None)
+        size = max(vocabulary_size, max(tokenizer.get_vocab().values()) + 1)
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=size, eos_token=list(ends) or None)
         self._size = vocabulary_size
 
     def of_json(self, schema: Mapping[str, Any], param: str) -> Guide:
@@ -74,6 +77,7 @@ class Grammars:
         Raises:
             InvalidRequest: the schema asks for what cannot be guaranteed.
         """
+        check_breadth(schema, param)
         return self._begin(json.dumps({"grammars": [{"json_schema": compact(schema)}]}), param)
 
     def of_calls(self, functions: Sequence[Function], *, is_parallel: bool) -> Guide:
@@ -100,7 +104,7 @@ class Grammars:
         )
 
     def _begin(self, grammar: str, param: str) -> Guide:
-        matcher = LLMatcher(self._tokens, grammar)
+        matcher = LLMatcher(self._tokens, grammar, limits=LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()  # which finds what is too large, or has no end
         if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
@@ -110,22 +114,41 @@ class Grammars:
 
 
 def inside_of_call(functions: Sequence[Function]) -> str:
-    """Return the rule of what follows the tag that begins a call."""
+    """Return the rule of what follows the tag that begins a call.
+
+    Raises:
+        InvalidRequest: one has parameters that too many of may come next.
+    """
     calls = []
     for function in functions:
-        schema = {
-            "type": "object",
-            "properties": {
-                "name": {"const": function.name},
-                "arguments": function.parameters or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        calls.append(f"%json {json.dumps(compact(schema))}")
+        check_breadth(function.parameters or {}, "tools")
+        arguments = compact({**(function.parameters or {}), "type": "object"})  # a document: its own pointers hold
+        head = json.dumps(f'{{"name":"{function.name}","arguments":')
+        calls.append(f'{head} %json {json.dumps(arguments)} "}}"')
     return f'"\\n" ({" | ".join(calls)}) "\\n{END}"'
 
 
 def compact(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Let what is written by the schema have no spaces where JSON needs none."""
     return {**schema, "x-guidance": COMPACT}
+
+
+def check_breadth(schema: Mapping[str, Any], param: str) -> None:
+    """Refuse objects in which too many properties may come next.
+
+    Raises:
+        InvalidRequest: there is one.
+    """
+    left: list[Any] = [schema]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            properties, required = part.get("properties"), part.get("required")
+            if isinstance(properties, dict):
+                must = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+                if len(properties.keys() - must) > MAX_OPTIONAL:
+                    reason = f"an object has more than {MAX_OPTIONAL} properties that are not required"
+                    raise InvalidRequest(f"{param} cannot be kept to: {reason}", param=param)
+            left += part.values()
+        elif isinstance(part, list):
+            left += part

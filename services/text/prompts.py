@@ -48,34 +48,33 @@ class Prompts:
         for turn in chat:
             if turn["role"] == "developer":
                 turn["role"] = "system"
-        if chat[0]["role"] != "system":
+        is_own = chat[0]["role"] != "system"
+        if is_own:
             chat.insert(0, {"role": "system", "content": job.system_prompt})
         if job.preamble:
             chat[0]["content"] = f"{job.preamble}\n\n{chat[0]['content']}"
         tools = [tool.model_dump(exclude_none=True) for tool in job.tools] if job.callable else []
-        turns, told = with_tools(chat, tools, str(self._tokenizer.chat_template))
-        return self._templated(turns, told, job)
+        chats = [chat]
+        if job.preamble and len(chat) > 1:  # what the operator wants said is said
+            chats.append(without_system(chat))
+        elif is_own:  # our own words may be left out
+            chats.append(chat[1:])
+        return self._templated(chats, tools, job)
 
-    def _templated(self, turns: list[dict[str, Any]], tools: Any, job: ChatJob) -> str:
-        """Write turns by the checkpoint's template.
-
-        Where that knows no system's turn, our own is left out; what the operator wants said goes before the first turn.
+    def _templated(self, chats: Sequence[Sequence[Mapping[str, Any]]], tools: Any, job: ChatJob) -> str:
+        """Write the first of the chats that the checkpoint's template takes: some know no system's turn.
 
         Raises:
             InvalidRequest: the template refuses what the caller said.
         """
-        options: list[list[dict[str, Any]]] = [turns]
-        if job.preamble and len(turns) > 1:
-            options.append(without_system(turns))
-        elif job.messages[0].role not in ("system", "developer") and not job.callable:
-            options.append(turns[1:])
-        for number, option in enumerate(options, start=1):
+        for number, chat in enumerate(chats, start=1):
+            turns, told = with_tools(chat, tools, str(self._tokenizer.chat_template))
             try:
                 return str(
-                    self._tokenizer.apply_chat_template(option, tools=tools, tokenize=False, add_generation_prompt=True)
+                    self._tokenizer.apply_chat_template(turns, tools=told, tokenize=False, add_generation_prompt=True)
                 )
             except (TemplateError, ValueError) as error:
-                if number == len(options):
+                if number == len(chats):
                     raise InvalidRequest(
                         f"the model's chat template refuses this: {error}", param=job.source
                     ) from error
@@ -94,16 +93,20 @@ def with_tools(
     """Return turns and tools as a chat template takes them.
 
     Args:
-        chat: turns in OpenAI's shape, the system's first.
+        chat: turns in OpenAI's shape.
         tools: what may be called, in OpenAI's shape.
-        template: the checkpoint's; one that knows no tools is told of them in words, and so is one with other tags.
+        template: the checkpoint's; one that knows no tools is told of them in words, and so is one with other tags: in
+            the system's turn, or else in the user's first.
     """
     if "tools" in template and BEGIN in template:
         return [parsed(turn) for turn in chat], tools or None
     turns = [in_words(turn) for turn in chat]
     if tools:
         listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-        turns[0]["content"] = f"{turns[0]['content']}\n\n{EXPLANATION.format(tools=listed)}"
+        told = EXPLANATION.format(tools=listed)
+        first = next((turn for turn in turns if turn["role"] in ("system", "user")), turns[0])
+        parts = [first["content"], told] if first["role"] == "system" else [told, first["content"]]
+        first["content"] = "\n\n".join(parts)
     return turns, None
 
 

@@ -24,6 +24,7 @@ from pydantic import (
 from services.schema import Body, GenerationRequest, ModelId, check_is_clean, check_is_text
 
 MAX_CHARACTERS = 128_000  # of all messages together
+MAX_MESSAGES = 256
 MAX_SCHEMA_CHARACTERS = 64_000  # of a document, or of all tools
 MAX_ANSWERS = 8
 TOKEN = re.compile("[0-9]{1,7}")
@@ -38,6 +39,9 @@ MaxTokens = Annotated[int, Field(ge=1, le=131_072)]
 Likeliest = Annotated[int, Field(ge=0, le=20)]
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 CallId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Hint = Annotated[str, StringConstraints(max_length=512), Field(description="accepted and not used")]
+Unused = Annotated[Any, Field(exclude=True, description="accepted and not used")]
+Nothing = Annotated[None, Field(exclude=True)]  # the SDK's own messages say that there is none
 
 
 def check_is_object(value: str) -> str:
@@ -74,6 +78,7 @@ class CalledFunction(Body):
 
     name: FunctionName
     arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
+    parsed_arguments: Unused = None
 
 
 class ToolCall(Body):
@@ -82,6 +87,7 @@ class ToolCall(Body):
     id: CallId
     type: Literal["function"]
     function: CalledFunction
+    index: Unused = None
 
 
 def check_is_said(content: str | None, role: str | None) -> str | None:
@@ -96,6 +102,12 @@ class Message(Body):
     content: Annotated[Said, joined(TextPart)] | None = None
     tool_calls: Annotated[tuple[ToolCall, ...], Field(min_length=1, max_length=256)] | None = None
     tool_call_id: CallId | None = None
+    name: Annotated[Hint | None, Field(exclude=True)] = None
+    parsed: Unused = None
+    annotations: Unused = None
+    refusal: Nothing = None
+    audio: Nothing = None
+    function_call: Nothing = None
 
     @field_validator("content")
     @classmethod
@@ -124,6 +136,14 @@ class Function(Body):
     strict: Annotated[bool | None, Field(description="arguments keep to the schema, as where a call must be made")] = (
         None
     )
+
+    @field_validator("parameters")
+    @classmethod
+    def check_parameters(cls, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Refuse arguments that are no object: they have no names."""
+        if parameters is not None and parameters.get("type", "object") != "object":
+            raise ValueError("must be a JSON schema of type 'object'")
+        return parameters
 
 
 class Tool(Body):
@@ -226,9 +246,21 @@ class StreamOptions(Body):
     """What a stream tells besides the text."""
 
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
-class TextRequest(GenerationRequest):
+class HintedRequest(GenerationRequest):
+    """What may be said and changes nothing about the answer."""
+
+    metadata: Annotated[dict[str, str], Field(max_length=16, description="accepted and not used")] | None = None
+    prompt_cache_key: Hint | None = None
+    prompt_cache_retention: Hint | None = None
+    safety_identifier: Hint | None = None
+    service_tier: Hint | None = None
+    user: Hint | None = None
+
+
+class TextRequest(HintedRequest):
     """What both contracts have; what is left out takes the model's default."""
 
     max_tokens: MaxTokens | None = None
@@ -249,7 +281,6 @@ class TextRequest(GenerationRequest):
     logit_bias: Annotated[dict[str, Bias], Field(max_length=1000), AfterValidator(check_bias)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[str, StringConstraints(max_length=200), Field(description="accepted and not used")] | None = None
 
     @field_validator("stream_options")
     @classmethod
@@ -263,7 +294,7 @@ class TextRequest(GenerationRequest):
 class ChatRequest(TextRequest):
     """Body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=256), AfterValidator(check_length)]
+    messages: Annotated[tuple[Message, ...], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(check_length)]
     max_completion_tokens: Annotated[MaxTokens | None, Field(description="another name of max_tokens")] = None
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
@@ -271,6 +302,7 @@ class ChatRequest(TextRequest):
     tools: Annotated[tuple[Tool, ...], Field(min_length=1, max_length=64)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
+    store: Annotated[bool | None, Field(description="accepted and not used: nothing is kept")] = None
 
     @field_validator("tools")
     @classmethod
@@ -317,8 +349,16 @@ class CompletionRequest(TextRequest):
     """Body of `POST /v1/completions`."""
 
     prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(check_is_text)]
-    logprobs: Likeliest | None = None
     echo: bool | None = None
+    logprobs: Likeliest | None = None
+
+    @field_validator("logprobs")
+    @classmethod
+    def check_logprobs(cls, number: int | None, others: ValidationInfo) -> int | None:
+        """Refuse the prompt's own: they are not kept."""
+        if number is not None and others.data.get("echo"):
+            raise ValueError("and echo do not go together here")
+        return number
 
 
 class InputPart(Body):
@@ -328,6 +368,7 @@ class InputPart(Body):
     text: Said
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Unused = None
 
 
 class MessageItem(Body):
@@ -359,6 +400,7 @@ class CallItem(Body):
     arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
     id: CallId | None = None
     status: str | None = None
+    parsed_arguments: Unused = None
 
     def turn(self) -> dict[str, Any]:
         """Return it as a chat has it."""
@@ -388,9 +430,13 @@ def typed(value: object) -> object:
 Item = Annotated[Annotated[MessageItem | CallItem | OutputItem, Field(discriminator="type")], BeforeValidator(typed)]
 
 
-def check_items(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Refuse what no model's context holds."""
-    num_characters = sum(len(str(item.turn())) for item in items)
+def check_items(items: tuple[Item, ...], others: ValidationInfo) -> tuple[Item, ...]:
+    """Refuse what no chat may have, and no model's context holds; the instructions are one more turn."""
+    instructions = others.data.get("instructions")
+    most = MAX_MESSAGES - (instructions is not None)
+    if len(items) > most:
+        raise ValueError(f"must have at most {most} items, not {len(items)}")
+    num_characters = sum(len(str(item.turn())) for item in items) + len(instructions or "")
     if num_characters > MAX_CHARACTERS:
         raise ValueError(f"must have at most {MAX_CHARACTERS} characters together, not {num_characters}")
     return items
@@ -426,16 +472,16 @@ class TextOptions(Body):
     format: Annotated[TextFormat | ObjectFormat | NamedSchema, Field(discriminator="type")] | None = None
 
 
-class ResponseRequest(GenerationRequest):
+class ResponseRequest(HintedRequest):
     """Body of `POST /v1/responses`. Nothing is kept: `store` may only be false."""
 
+    instructions: Content | None = None
     input: Annotated[
         tuple[Item, ...],
-        Field(min_length=1, max_length=256),
+        Field(min_length=1, max_length=MAX_MESSAGES),
         BeforeValidator(as_items, json_schema_input_type=Content | list[Item]),
         AfterValidator(check_items),
     ]
-    instructions: Content | None = None
     max_output_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -447,9 +493,9 @@ class ResponseRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     store: Literal[False] | None = None
+    background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
-    user: Annotated[str, StringConstraints(max_length=200), Field(description="accepted and not used")] | None = None
+    include: Annotated[tuple[Literal["message.output_text.logprobs"], ...], Field(max_length=8)] | None = None
 
     def chat(self) -> ChatRequest:
         """Return what it asks for as a chat."""
@@ -466,7 +512,7 @@ class ResponseRequest(GenerationRequest):
             "top_k": self.top_k,
             "parallel_tool_calls": self.parallel_tool_calls,
         }
-        if self.top_logprobs is not None:
+        if self.top_logprobs is not None or self.include:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         wanted = self.text.format if self.text is not None else None
         if isinstance(wanted, NamedSchema):

@@ -83,10 +83,17 @@ class Vocabulary:
     def __init__(self, tokenizer: Any) -> None:
         """Read the tokenizer's alphabet."""
         self._tokenizer = tokenizer
+        self._numbers = frozenset(tokenizer.get_vocab().values())
+
+    def missing(self, size: int) -> Sequence[int]:
+        """Return the numbers below `size` that are no token: models have scores for them where theirs are padded."""
+        return sorted(set(range(size)) - self._numbers)
 
     def text(self, token: int) -> str:
-        """The token by itself; what is no whole character shows as U+FFFD."""
+        """The token by itself; what is no whole character shows as U+FFFD, and what is no token as nothing."""
         piece = self._tokenizer.convert_ids_to_tokens(token)
+        if piece is None:
+            return ""
         if SPACE in piece:  # at the beginning of a text, decoding would drop it
             return str(piece).replace(SPACE, " ")
         return str(self._tokenizer.decode([token]))
@@ -94,6 +101,8 @@ class Vocabulary:
     def bytes(self, token: int) -> list[int] | None:
         """Its UTF-8, whole or not; None where the tokenizer does not say."""
         piece = self._tokenizer.convert_ids_to_tokens(token)
+        if piece is None:
+            return None
         if len(piece) == 6 and piece.startswith("<0x"):
             return [int(piece[1:5], 16)]
         if self._is_byte_level and all(letter in BYTES for letter in piece):

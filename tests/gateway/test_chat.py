@@ -11,7 +11,7 @@ from tests.gateway.conftest import Gateway, Workers, error_of
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi 世界"}], "stop": "x", "n": 2},
-    "/v1/completions": {"prompt": "Once", "echo": True, "logprobs": 2},
+    "/v1/completions": {"prompt": "Once", "echo": True, "stop": "x"},
     "/v1/responses": {"input": [{"role": "user", "content": "Hi"}], "text": {"format": {"type": "json_object"}}},
 }
 

@@ -108,13 +108,23 @@ def test_chunks_of_a_chat_put_together_are_the_messages() -> None:
 
 
 def test_chunks_of_a_completion_put_together_are_the_text() -> None:
-    late = Piece(0, "p", [TOKEN])
-    chunks = events(
-        encoded(ChunkEncoder(CompletionShape("tiny", "Say: "), includes_usage=False), Piece(0, "Hel"), late)
-    )
+    pieces = [Piece(0, "Hel"), Piece(1, "x"), Piece(0, "p")]
+    chunks = events(encoded(ChunkEncoder(CompletionShape("tiny", "Say: "), includes_usage=False), *pieces))
 
-    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Say: Hel", "p"]
-    assert chunks[1]["choices"][0]["logprobs"]["text_offset"] == [8]
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Say: Hel", "Say: x", "p"]
+
+
+def test_tokens_begin_at_the_same_place_in_a_stream_and_in_the_whole_text() -> None:
+    help_, less = Token("Help", [72, 101, 108, 112], -0.5), Token("less", [108, 101, 115, 115], -0.5)
+    pieces = [Piece(0, "He", [help_]), Piece(1, "Help", [help_]), Piece(0, "lpl", [less]), Piece(0, "ess", [less])]
+    document = json.loads(encoded(DocumentEncoder(CompletionShape("tiny")), *pieces))
+    offsets: dict[int, list[int]] = {0: [], 1: []}
+    for chunk in events(encoded(ChunkEncoder(CompletionShape("tiny"), includes_usage=False), *pieces)):
+        (choice,) = chunk["choices"]
+        offsets[choice["index"]] += choice["logprobs"]["text_offset"]
+
+    assert offsets == {0: [0, 4, 8], 1: [0]}
+    assert [choice["logprobs"]["text_offset"] for choice in document["choices"]] == list(offsets.values())
 
 
 @by_shape

@@ -17,6 +17,7 @@ from services.text.schema import ResponseJob, ResponseRequest
 MODEL = next(model for model in load_models() if model.id == "tinyllama-1.1b-chat")
 DEFAULTS = {"model": MODEL.id, **MODEL.defaults_in("tiny")}
 USAGE = {"prompt_tokens": 3, "cached_tokens": 2, "completion_tokens": 4}
+TURNS = [{"role": "user", "content": "x"}] * 256
 TOKEN = Token("Hi", [72, 105], -0.5)
 CALL = Call(0, "call_1", "clock", '{"zone": "UTC"}')
 PIECES = [Piece(0, "Hi"), Piece(0, " you", [TOKEN]), Piece(0, "", calls=[CALL], finish_reason="tool_calls")]
@@ -175,6 +176,9 @@ def test_a_request_is_a_chat() -> None:
         ({"background": True}, "background"),
         ({"truncation": "auto"}, "truncation"),
         ({"input": []}, "input"),
+        ({"input": TURNS, "instructions": "Be brief."}, "input"),
+        ({"input": [*TURNS, TURNS[0]]}, "input"),
+        ({"input": [{"role": "user", "content": "x" * 31_960}] * 4, "instructions": "x" * 1000}, "input"),
         ({"input": [{"type": "input_image"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
@@ -185,6 +189,13 @@ def test_what_cannot_be_done_is_refused_by_its_name(fields: dict[str, Any], name
         asked(**fields)
 
     assert refusal.value.errors()[0]["loc"][0] == name
+
+
+def test_as_many_items_as_a_chat_has_messages_are_taken() -> None:
+    assert len(asked(input=TURNS).chat().messages) == 256
+    assert len(asked(input=TURNS[1:], instructions="Be brief.").chat().messages) == 256
+    longest = [{"role": "user", "content": "x" * 31_960}] * 4
+    assert len(asked(input=longest).chat().messages) == 4
 
 
 def test_probabilities_of_a_call_are_no_message() -> None:

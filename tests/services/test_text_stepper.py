@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from openai import pydantic_function_tool
+from pydantic import BaseModel, ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.engine.stepper import Result
@@ -35,7 +38,7 @@ from services.text.prefixes import BLOCK
 from services.text.prompts import Prompts
 from services.text.rows import Feeds, Row
 from services.text.sampling import Sampler
-from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Message
+from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Function, Message
 from tests.services.stepping import Arrival, Recorder, alone, run
 
 MODEL = next(model for model in load_models() if model.id == "tinyllama-1.1b-chat")
@@ -490,7 +493,7 @@ def test_what_is_kept_of_prompts_is_bounded_and_the_oldest_goes_first(worker_set
 
 # --- documents and calls ---
 
-PERSON = {
+PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 8},
@@ -513,6 +516,7 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
+INTEGER = {"type": "integer"}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
@@ -548,10 +552,36 @@ def test_a_schema_that_cannot_be_kept_to_is_refused_by_naming_the_parameter(step
         (made,), _ = run(stepper, [Arrival(chat("Who?", response_format=wanted))])
         assert isinstance(made.error, InvalidRequest)
         assert made.error.param == "response_format"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "nonsense"}}}}}
     (made,), _ = run(stepper, [Arrival(chat("Who?", tools=[tool], tool_choice="required"))])
     assert isinstance(made.error, InvalidRequest)
     assert made.error.param == "tools"
+
+
+def broad(number: int, required: Sequence[str] = ()) -> dict[str, Any]:
+    properties = {f"p{each}": {"type": "string", "maxLength": 100} for each in range(number)}
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
+
+
+@pytest.mark.parametrize("where", [lambda one: one, lambda one: {"type": "array", "items": {"anyOf": [one]}}])
+def test_an_object_with_too_many_optional_properties_is_refused_at_once(stepper: TextStepper, where: Any) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": where(broad(1200))}}
+    (made,), _ = run(stepper, [Arrival(chat("Who?", response_format=wanted))])
+    assert isinstance(made.error, InvalidRequest)
+    assert (made.error.param, made.outputs) == ("response_format", [])
+
+    function = Function(name="f", parameters={"type": "object", "properties": {"a": where(broad(1200))}})
+    with pytest.raises(InvalidRequest) as refusal:  # a chat would be refused before for its length
+        stepper._grammars.of_calls([function], is_parallel=False)
+    assert refusal.value.param == "tools"
+
+
+@pytest.mark.parametrize("schema", [broad(500), broad(1200, [f"p{each}" for each in range(1000)])])
+def test_an_object_may_have_many_properties(stepper: TextStepper, schema: dict[str, Any]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    made = alone(stepper, chat("Who?", response_format=wanted, max_tokens=30, temperature=1.5))
+
+    assert text_of(made).startswith("{")
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
@@ -566,6 +596,88 @@ def test_a_call_that_must_be_made_is_made(stepper: TextStepper, choice: Any, see
     assert set(json.loads(call.arguments)) == {"city", "days"}
     assert text_of(made) == ""
     assert reason_of(made) == result_of(made).finish_reason == "tool_calls"
+
+
+def test_a_number_in_a_call_is_one_that_json_knows(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_with(monkeypatch, llama, '<tool_call>\n{"name":"f","arguments":{"n":1e999}}\n</tool_call></s>')
+    schema = {"type": "object", "properties": {"n": {"type": "number"}}, "required": ["n"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    made = alone(stepper, chat("How much?", tools=[tool], tool_choice="required", max_tokens=300))
+
+    assert [call.arguments for piece in made.outputs for call in piece.calls] == ['{"n":1e999}']
+
+
+@pytest.mark.parametrize("parameters", [{}, {"properties": {"a": INTEGER}, "required": ["a"]}, {"maxProperties": 1}])
+def test_arguments_are_an_object_also_where_the_schema_does_not_say_so(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any]
+) -> None:
+    begun = '<tool_call>\n{"name":"f","arguments":'
+    begin_with(monkeypatch, llama, begun)
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    null = {str(token): 100 for token in llama.tokenizer("null", add_special_tokens=False)["input_ids"]}
+    length = len(llama.tokenizer(begun, add_special_tokens=False)["input_ids"])
+    asked = chat("Which?", tools=[tool], tool_choice="required", logit_bias=null, max_tokens=length + 1)
+
+    assert text_of(alone(stepper, asked)).startswith(begun + "{")
+
+
+def test_arguments_of_another_type_are_refused() -> None:
+    for kind in ("nonsense", "string", ["object", "null"], None):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": kind}}}
+        with pytest.raises(ValidationError) as refusal:
+            chat("Which?", tools=[tool])
+        assert refusal.value.errors()[0]["loc"][0] == "tools"
+
+
+class Kind(Enum):
+    """What animals there are."""
+
+    CAT = "cat"
+    DOG = "dog"
+
+
+class Animal(BaseModel):
+    """Holds one of another type."""
+
+    kind: Kind
+
+
+class Herd(BaseModel):
+    """Holds others, and others like itself."""
+
+    first: Animal
+    rest: list["Herd"]
+
+
+HERD = '{"first":{"kind":"cat"},"rest":[{"first":{"kind":"dog"},"rest":[]}]}'
+
+
+@pytest.mark.parametrize("choice", ["required", "auto", {"type": "function", "function": {"name": "f"}}])
+@pytest.mark.parametrize(
+    ("parameters", "arguments"),
+    [
+        (pydantic_function_tool(Herd)["function"]["parameters"], HERD),
+        (Herd.model_json_schema(), HERD),
+        ({"type": "object", "definitions": {"a": {}}, "properties": {"n": {"$ref": "#/definitions/a"}}}, '{"n":3}'),
+        ({"type": "object", "properties": {"n": {"$ref": "#/properties/a"}, "a": INTEGER}}, '{"n":3,"a":4}'),
+        ({"type": "object", "properties": {"n": {"$ref": "#"}}, "additionalProperties": False}, '{"n":{"n":{}}}'),
+    ],
+    ids=["the SDK's", "pydantic's", "definitions", "a pointer", "the root"],
+)
+def test_parameters_may_point_at_their_own_definitions(
+    stepper: TextStepper, llama: Llama, monkeypatch: pytest.MonkeyPatch, choice: Any, parameters: Any, arguments: str
+) -> None:
+    begin_with(monkeypatch, llama, f'<tool_call>\n{{"name":"f","arguments":{arguments}}}\n</tool_call></s>')
+    other = {"type": "object", "$defs": {"Animal": {"type": "null"}}, "properties": {"a": {"$ref": "#/$defs/Animal"}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
+        for name, schema in (("f", parameters), ("g", other))
+    ]
+    made = alone(stepper, chat("Which?", tools=tools, tool_choice=choice, max_tokens=300))
+
+    assert [(call.name, call.arguments) for piece in made.outputs for call in piece.calls] == [("f", arguments)]
 
 
 def begin_with(monkeypatch: pytest.MonkeyPatch, llama: Llama, text: str) -> None:
@@ -704,6 +816,26 @@ def test_calls_are_found_however_the_text_is_cut(parts: list[str], sizes: list[i
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"x":1e999,"y":0.10,"z":12345678901234567890.123}',
+        "{}",
+        '{ "a" : "\\u00e9, } \\ud800" ,\n"name":{"arguments":[-0.0, 1E+2]}}',
+        '{"a": ' + "9" * 5000 + "}",
+    ],
+)
+@pytest.mark.parametrize(
+    "call", ['{{"name":"f","arguments":{}}}', '\n {{ "arguments" : {} ,\t"id":[1], "name":\n"f"}}\n']
+)
+def test_arguments_are_handed_out_as_the_model_wrote_them(arguments: str, call: str) -> None:
+    reader = CallReader({"f"})
+    (found,) = [*reader.add(f"<tool_call>{call.format(arguments)}</tool_call>"), *reader.finish()]
+
+    assert isinstance(found, Call)
+    assert (found.name, found.arguments) == ("f", arguments)
+
+
+@pytest.mark.parametrize(
     "inside",
     [
         "no JSON",
@@ -713,6 +845,9 @@ def test_calls_are_found_however_the_text_is_cut(parts: list[str], sizes: list[i
         '{"name": "f", "arguments": 5}',
         "[1]",
         '{"name": "f", "arguments": ' + "[" * 3000,
+        '{"name": "f", "arguments": {"a": Infinity}}',
+        '{"name": "f", "arguments": {"a": [NaN]}}',
+        '{"name": "f", "arguments": {}} {}',
     ],
 )
 def test_what_only_looks_like_a_call_is_text(inside: str) -> None:
@@ -738,6 +873,36 @@ def test_a_template_without_a_systems_turn_is_given_none(
     assert isinstance(made.error, InvalidRequest)
     assert made.error.param == "messages"
     assert "no system" in made.error.message
+
+
+ALTERNATING = (  # as Gemma's is
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_template_without_a_systems_turn_is_told_of_tools_in_the_users_first(
+    worker_settings: Settings, data_dir: Path, tmp_path: Path, choice: str
+) -> None:
+    shutil.copytree(data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
+    (tmp_path / "tiny" / "text" / "chat_template.jinja").write_text(ALTERNATING)
+    strict = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        Message(role="user", content="Weather?"),
+        Message(role="assistant", tool_calls=[call]),
+        Message(role="tool", tool_call_id="call_1", content="rain"),
+    ]
+    job = chat(*turns, tools=[WEATHER], tool_choice=choice, max_tokens=200)
+    told = strict._tokenizer.decode(strict._prompts.tokens(job))
+
+    assert told.startswith("<user>You may call functions.")
+    assert told.count('"name": "weather", "description"') == 1
+    assert "</tool_call>\n\nWeather?\n<assistant>" in told
+    made = alone(strict, job)
+    assert choice == "auto" or [call.name for piece in made.outputs for call in piece.calls][:1] == ["weather"]
 
 
 # --- ends and limits ---
@@ -769,6 +934,55 @@ def test_a_token_that_the_model_has_not_is_refused_by_naming_it(stepper: TextSte
     assert isinstance(made.error, InvalidRequest)
     assert "99999" in made.error.message
     assert made.error.param == "logit_bias"
+
+
+def resized(data_dir: Path, folder: Path, by: int) -> int:
+    """Copy the model with so many more scores than its tokenizer has tokens; return how many it has now."""
+    shutil.copytree(data_dir / "tiny" / "text", folder / "tiny" / "text")
+    network = AutoModelForCausalLM.from_pretrained(folder / "tiny" / "text")
+    size = network.config.vocab_size + by
+    network.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        network.get_output_embeddings().weight[network.config.vocab_size - by :] *= 30  # what is padding is likely
+    network.save_pretrained(folder / "tiny" / "text")
+    return int(size)
+
+
+def test_what_a_model_is_padded_with_is_no_token(worker_settings: Settings, data_dir: Path, tmp_path: Path) -> None:
+    size = resized(data_dir, tmp_path, 40)
+    padded = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+    tops = []
+    for seed in range(5):
+        asked = chat("Hello", logprobs=True, top_logprobs=20, temperature=2, max_tokens=20)
+        told = tokens_of(alone(padded, asked, seed=seed))
+        assert all(token.text and token.bytes for token in told)
+        tops += [one for token in told for one in token.likeliest if not one.text]
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    made = alone(padded, chat("Who?", response_format=wanted, max_tokens=300))
+    (refused,), _ = run(padded, [Arrival(chat("Hello", logit_bias={str(size - 5): 1}))])
+
+    assert tops
+    assert all(one.bytes is None for one in tops)
+    assert set(json.loads(text_of(made))) == set(PERSON["properties"])
+    assert isinstance(refused.error, InvalidRequest)
+    assert refused.error.param == "logit_bias"
+
+
+def test_a_model_may_have_fewer_tokens_than_its_tokenizer(
+    worker_settings: Settings, llama: Llama, data_dir: Path, tmp_path: Path
+) -> None:
+    size = resized(data_dir, tmp_path, -30)
+    cut = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    made = alone(cut, completion("x", max_tokens=20, **GREEDY))
+    person = alone(cut, chat("x", response_format=wanted, max_tokens=300), seed=1)
+    unknown = completion(llama.tokenizer.decode([size + 3]))
+    (refused, mate), _ = run(cut, [Arrival(unknown), Arrival(completion("x", max_tokens=20, **GREEDY))])
+
+    assert set(json.loads(text_of(person))) == set(PERSON["properties"])
+    assert isinstance(refused.error, InvalidRequest)
+    assert refused.error.param == "prompt"
+    assert text_of(mate) == text_of(made)
 
 
 def test_an_answer_ends_with_the_context(stepper: TextStepper, llama: Llama) -> None:
