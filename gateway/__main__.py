@@ -5,6 +5,8 @@ import logging
 import sys
 from contextlib import suppress
 
+from pydantic import ValidationError
+
 from gateway.app import create_app
 from gateway.database.database import open_database
 from gateway.errors import Misconfigured
@@ -16,7 +18,11 @@ from services.logs import LogFormat, write_json
 
 def main() -> None:
     """Run until SIGINT or SIGTERM."""
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        sys.exit(f"atelier: ATELIER_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}")
     show_logs(settings.log_format)
     try:
         app = create_app(settings)

@@ -20,14 +20,14 @@ from gateway.budgets.prices import read_prices
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.drain import Drain, NoNewWork
-from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid
+from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
-from gateway.policy import Policies, Policy
+from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
@@ -81,7 +81,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     prices = read_prices(settings.prices_file)
     traces = open_provider("atelier-gateway")
     tracer = traces.get_tracer("atelier.gateway") if traces is not None else None
-    policies = Policies.read(settings.policy_file) if settings.policy_file is not None else Policies()
+    policies = read_policies(settings.policy_file)
     drain = Drain(under_way, settings.drain_seconds, settings.drain_patience)
 
     @asynccontextmanager
@@ -172,12 +172,12 @@ def provider_entries(settings: Settings, models: Sequence[Model]) -> tuple[Entry
     """The outside models: those of the file, and the one that settings describe.
 
     Raises:
-        ValueError: something in the file does not fit.
-        OSError: it cannot be read.
+        Misconfigured: the file cannot be read, or something in it does not fit.
     """
     entries: tuple[Entry, ...] = ()
     if settings.providers_file:
-        entries = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
+        with told_of("ATELIER_PROVIDERS_FILE", settings.providers_file):
+            entries = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
     if not settings.openai_base_url or settings.openai_model in {entry.id for entry in entries}:
         return entries
     one = Entry(id=settings.openai_model, base_url=settings.openai_base_url, key=settings.openai_api_key)

@@ -34,14 +34,17 @@ GatewayError
 Misconfigured stands apart: it is for the operator, and the gateway does not start.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -69,6 +72,23 @@ class GatewayError(Exception):
 
 class Misconfigured(Exception):
     """The settings do not go together; the sentence says which to change."""
+
+
+@contextmanager
+def told_of(setting: str, file: Path) -> Iterator[None]:
+    """Say in a sentence what is wrong with the file that a setting names.
+
+    Raises:
+        Misconfigured: it cannot be read, or something in it does not fit.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Misconfigured(f"{setting}: {file}: {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"{setting}: {file} cannot be read: {error}") from error
 
 
 class InvalidKey(GatewayError):

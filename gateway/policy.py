@@ -4,13 +4,13 @@ import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import re2
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gateway.callers import Caller
-from gateway.errors import ContentRefused
+from gateway.errors import ContentRefused, told_of
 from gateway.moderation import REFUSAL, Moderation, Moderator
 
 PROGRAM_BYTES = 64 << 20  # that the patterns of a section may take when compiled
@@ -65,15 +65,17 @@ class Policies(BaseModel):
     everyone: Annotated[Rules, Field(alias="global")] = Rules()
     keys: Mapping[str, Rules] = {}
 
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        """Read the file.
 
-        Raises:
-            OSError: it cannot be read.
-            ValueError: it is no TOML, or a field does not fit.
-        """
-        return cls.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+def read_policies(file: Path | None) -> Policies:
+    """Read the file, if there is one.
+
+    Raises:
+        Misconfigured: it is no TOML, or a field does not fit.
+    """
+    if file is None:
+        return Policies()
+    with told_of("ATELIER_POLICY_FILE", file):
+        return Policies.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
 
 
 class Filter:

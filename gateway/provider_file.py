@@ -43,6 +43,14 @@ class Entry(BaseModel):
         return self.model or self.id
 
 
+class Entries(BaseModel):
+    """The file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    models: tuple[Entry, ...] = ()
+
+
 def load_entries(file: Path, ours: Mapping[str, Task], environment: Mapping[str, str]) -> tuple[Entry, ...]:
     """Read the file, and the keys that it names.
 
@@ -55,10 +63,10 @@ def load_entries(file: Path, ours: Mapping[str, Task], environment: Mapping[str,
         ValueError: the file is no TOML, an entry does not fit, or a key is missing; the message names it.
         OSError: the file, or that of a key, cannot be read.
     """
-    tables = tomllib.loads(file.read_text(encoding="utf-8")).get("models", [])
-    if any("key" in table for table in tables):
+    found = Entries.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))).models
+    if any(entry.key.get_secret_value() for entry in found):
         raise ValueError(f"{file.name}: a key is named by api_key_env or api_key_file, and never in the file")
-    entries = tuple(with_key(Entry.model_validate(table), environment) for table in tables)
+    entries = tuple(with_key(entry, environment) for entry in found)
     tasks = {**ours, **{entry.id: entry.task for entry in entries}}
     if len(tasks) < len(ours) + len(entries):
         raise ValueError(f"{file.name}: a model id appears twice, or is one of ours")

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.errors import Misconfigured
+from gateway.errors import told_of
 from services.registry import Task
 
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -34,11 +34,5 @@ def read_prices(file: Path | None) -> Prices:
     """
     if file is None:
         return Prices()
-    try:
+    with told_of("ATELIER_PRICES_FILE", file):
         return Prices.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise Misconfigured(f"ATELIER_PRICES_FILE: {file}: {place}: {first['msg']}") from error
-    except (OSError, ValueError) as error:
-        raise Misconfigured(f"ATELIER_PRICES_FILE: {file} cannot be read: {error}") from error

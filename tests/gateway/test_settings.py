@@ -1,11 +1,16 @@
 """What an operator sets, and what comes of it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from gateway.app import create_app
+from gateway.errors import Misconfigured
 from gateway.settings import Settings
+from tests.gateway.conftest import gateway_settings
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +75,23 @@ def test_a_redis_is_named_by_its_address_and_its_password_is_not_shown() -> None
 )
 def test_only_loopback_is_loopback(host: str, is_loopback: bool) -> None:
     assert Settings(host=host).is_loopback is is_loopback
+
+
+@pytest.mark.parametrize("setting", ["policy_file", "providers_file", "prices_file"])
+@pytest.mark.parametrize("text", [None, "[[", "[nonsense]\na = 1\n", "models = 3\n"])
+def test_a_file_that_is_of_no_use_is_named(tmp_path: Path, setting: str, text: str | None) -> None:
+    file = tmp_path / "file.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(Misconfigured, match=f"ATELIER_{setting.upper()}: {file}"):
+        create_app(gateway_settings(tmp_path, **{setting: file}))
+
+
+def test_what_cannot_be_is_said_in_a_sentence() -> None:
+    environment = {"ATELIER_PORT": "eighty", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("atelier: ATELIER_PORT: ")
+    assert "Traceback" not in done.stderr
