@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -81,10 +82,11 @@ def test_only_loopback_is_loopback(host: str, is_loopback: bool) -> None:
 @pytest.mark.parametrize("text", [None, "[[", "[nonsense]\na = 1\n", "models = 3\n"])
 def test_a_file_that_is_of_no_use_is_named(tmp_path: Path, setting: str, text: str | None) -> None:
     file = tmp_path / "file.toml"
+    changes: dict[str, Any] = {setting: file}
     if text is not None:
         file.write_text(text)
     with pytest.raises(Misconfigured, match=f"ATELIER_{setting.upper()}: {file}"):
-        create_app(gateway_settings(tmp_path, **{setting: file}))
+        create_app(gateway_settings(tmp_path, **changes))
 
 
 def test_what_cannot_be_is_said_in_a_sentence() -> None:
