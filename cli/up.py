@@ -23,6 +23,7 @@ from cli.settings import Settings
 from cli.supervisor import Supervisor
 from services.registry import WORKERS, load_models, models_of
 
+FILES = ("ATELIER_ADMIN_KEY_FILE", "ATELIER_PRICES_FILE", "ATELIER_POLICY_FILE", "ATELIER_PROVIDERS_FILE")
 ROOT = Path(services.__file__).parent.parent  # where the modules are that `bentoml serve` is told to load
 PATIENCE_SECONDS = 10.0  # between two signs of life while the user waits
 LONG_WAIT_SECONDS = 60.0
@@ -122,7 +123,7 @@ def programs(settings: Settings, shared: Mapping[str, str] | None = None) -> lis
         "BENTOML_DO_NOT_TRACK": "True",
         "BENTOML_CONTAINERIZED": "true",  # a dead inner process is this supervisor's to replace, not BentoML's
     }
-    for name in ("ATELIER_ADMIN_KEY_FILE", "ATELIER_PRICES_FILE"):
+    for name in FILES:
         if ours.get(name):
             ours[name] = str(Path(ours[name]).absolute())  # what is started looks from another folder
     ours.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two busy workers: threads that spin while they wait halve both

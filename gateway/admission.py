@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 from gateway.auth import check_scope
 from gateway.callers import Caller
+from gateway.catalog import Target
 from gateway.errors import ModelNotAllowed
 from gateway.prompts import all_texts, prompts_of
 from gateway.state import State
@@ -19,7 +20,7 @@ Estimate = Callable[[Mapping[str, Any]], float]  # units, by the model's default
 
 
 async def admit(request: Request, state: State, task: Task, body: GenerationRequest, model: str | None = None) -> None:
-    """Let the caller of `request` begin, or say why not: scope, model, limits, content, budgets, in this order.
+    """Let the caller of `request` begin, or say why not: scope, limits, model, content, budgets, in this order.
 
     What is taken here ends with the request: it is entered into its leases.
 
@@ -41,12 +42,36 @@ async def admit(request: Request, state: State, task: Task, body: GenerationRequ
         BudgetsUnavailable: likewise.
         RequestIdInUse: the caller chose an id that another request has.
     """
+    await begin(request, state, task)
+    await pass_ours(request, state, task, body, model)
+
+
+async def begin(request: Request, state: State, task: Task) -> None:
+    """The part of `admit` that comes before a body is read: scope and limits.
+
+    Raises:
+        GatewayError: as `admit`.
+    """
+    caller: Caller = request.scope["caller"]
+    request.scope["asked"] = task, None
+    check_scope(caller, task)
+    await state.limits.take(caller, request.scope["leases"])
+
+
+async def pass_ours(
+    request: Request, state: State, task: Task, body: GenerationRequest, model: str | None = None
+) -> None:
+    """The part of `admit` that comes after it.
+
+    Raises:
+        GatewayError: as `admit`.
+    """
     chosen = body.model or model or models_of(task, state.models)[0].id
     await _pass(request, state, task, chosen, prompts_of(body), lambda defaults: most(body, defaults))
 
 
-async def admit_outside(request: Request, state: State, task: Task, model: str, body: Mapping[str, Any]) -> None:
-    """`admit` where a provider is asked, whose contract is its own.
+async def pass_outside(request: Request, state: State, task: Task, model: str, body: Mapping[str, Any]) -> None:
+    """`pass_ours` where a provider is asked, whose contract is its own.
 
     Raises:
         GatewayError: as `admit`.
@@ -59,9 +84,7 @@ async def _pass(
 ) -> None:
     caller: Caller = request.scope["caller"]
     request.scope["asked"] = task, model
-    check_scope(caller, task)
     check_model(caller, model)
-    await state.limits.take(caller, request.scope["leases"])
     await state.policy.check(prompts, caller)
     if caller.budgets:
         await reserve(request.scope, state, task, model, estimate)
@@ -79,6 +102,12 @@ async def reserve(scope: Scope, state: State, task: Task, model: str, estimate: 
                 await state.budgets.release(request_id)
 
         scope["leases"].push_async_callback(release)
+
+
+def allowed(caller: Caller, targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Leave out those among the fallbacks that the caller's key does not name."""
+    first, *others = targets
+    return (first, *(other for other in others if caller.models is None or other.id in caller.models))
 
 
 def check_model(caller: Caller, model: str) -> None:

@@ -89,6 +89,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         async with (
             sender(settings.max_upstream_connections, transport, tracer) as work,
             client(sender(MAX_PROBES, transport)) as probes,
+            client(sender(MAX_PROBES, transport)) as pulses,
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
             Catalog(
                 settings.workers,
@@ -112,7 +113,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 catalog=catalog,
                 relay=Relay(
                     work,
-                    Pulse(probes, settings.probe_interval),
+                    Pulse(pulses, settings.probe_interval),
                     metrics,
                     connect_timeout=settings.connect_timeout,
                     deadline=settings.deadline,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from ipaddress import ip_address
+from secrets import token_hex
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from gateway.callers import Caller
 from gateway.errors import GatewayError, InsufficientScope, InvalidKey, WrongHost, render
 from gateway.keys.keyring import Keyring
 from gateway.signing import Signer
+from services.logs import request_id
 
 PROBES = frozenset({"/livez", "/readyz"})  # asked by whatever name, and answered also while the database is away
 OPEN = frozenset({"/docs", "/redoc", "/openapi.json"})
@@ -93,6 +95,10 @@ class Authentication:
         except GatewayError as error:
             await render(error)(scope, receive, send)
             return
+        if scope["caller"].id and Headers(scope=scope).get("x-request-id") == scope["request_id"]:
+            # Receipts and reservations go by it: nobody may choose another's.
+            scope["request_id"] += f"-{token_hex(8)}"
+            request_id.set(scope["request_id"])
         await self._app(scope, receive, send)
 
 

@@ -25,6 +25,11 @@ class Ours:
     replicas: Replicas
     model: str | None = None
 
+    @property
+    def id(self) -> str:
+        """Its name among models; empty where the body's own counts."""
+        return self.model or ""
+
 
 Target = Ours | Provider
 
@@ -66,6 +71,7 @@ class Catalog:
         self._providers = {provider.id: provider for provider in providers}
         self._http = http
         self._interval = interval
+        self._look: asyncio.Task[None] | None = None
 
     def worker(self, task: Task) -> tuple[Target, ...]:
         """Our worker for `task`.
@@ -122,9 +128,14 @@ class Catalog:
         return (self._providers[self._outside],)
 
     async def health(self) -> dict[Task, Health]:
-        """Ask all replicas at once."""
-        await asyncio.gather(*(self._look_at(replica) for worker in self._workers.values() for replica in worker.all))
+        """Ask all replicas at once; who asks meanwhile hears what comes of it too."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._look_at_all())
+        await asyncio.shield(self._look)
         return {task: Health(worker.state, worker.num_ready, len(worker.all)) for task, worker in self._workers.items()}
+
+    async def _look_at_all(self) -> None:
+        await asyncio.gather(*(self._look_at(replica) for worker in self._workers.values() for replica in worker.all))
 
     async def __aenter__(self) -> Self:
         """Look at all replicas again and again from now on."""
@@ -133,8 +144,10 @@ class Catalog:
 
     async def __aexit__(self, *error: object) -> None:
         """Look no more."""
-        self._watching.cancel()
-        await asyncio.wait([self._watching])
+        tasks = [self._watching, *([self._look] if self._look is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     async def _watch(self) -> None:
         while True:
@@ -144,6 +157,8 @@ class Catalog:
     async def _look_at(self, replica: Replica) -> None:
         try:
             answer = await self._http.get(f"{replica.url}/readyz", timeout=PROBE_SECONDS)
+        except httpx.PoolTimeout:
+            return  # nobody knows
         except httpx.RequestError:
             replica.state = "unreachable"
             return

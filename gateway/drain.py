@@ -11,7 +11,8 @@ from gateway.middleware import UnderWay
 
 logger = logging.getLogger("atelier.gateway")
 
-ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})  # for those who watch us go down
+# For those who watch us go down, and for workers who say what they have made of the last requests.
+ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics", "/internal/receipts"})
 LOOK_SECONDS = 0.1  # between two looks at whether somebody is in a hurry
 
 

@@ -40,13 +40,19 @@ class Exchange:
         self._began = time.perf_counter()
         self._started_at = datetime.now(UTC)
         offered = Headers(scope=scope).get("x-request-id", "")
-        self.request_id = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
+        scope["request_id"] = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
         self.status = 500
         self.model = ""  # that answered, if one did
         self.first_byte_seconds: float | None = None
         self._num_bytes = 0
         self._is_complete = False
         self._has_left = False
+
+    @property
+    def request_id(self) -> str:
+        """The caller's, or one of our own; what says who asks may add to it."""
+        found: str = self._scope["request_id"]
+        return found
 
     async def receive(self) -> Message:
         """Pass a message to the application."""
@@ -172,7 +178,6 @@ class Accounting:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, Content(self._policy))
-        scope["request_id"] = exchange.request_id
         request_id.set(exchange.request_id)  # for the log lines; the server gives each request a context of its own
         scope["caller"] = Caller()
         with self._under_way:

@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import re2
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.callers import Caller
 from gateway.errors import ContentRefused, told_of
+from gateway.keys.schema import ID
 from gateway.moderation import REFUSAL, Moderation, Moderator
 
 PROGRAM_BYTES = 64 << 20  # that the patterns of a section may take when compiled
-# Characters that nobody sees: soft hyphen, zero-width spaces and joiners, directions, byte order mark.
-UNSEEN = dict.fromkeys((0xAD, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2065), 0xFEFF))
+KeyId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
+# Characters that nobody sees: Unicode's format characters, variation selectors, joiners and fillers.
+UNSEEN = (
+    r"[\p{Cf}\x{34F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}"
+    r"\x{E0000}-\x{E0FFF}]+"
+)
 
 
 def compiled(patterns: Sequence[str]) -> Any:
@@ -63,7 +68,7 @@ class Policies(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     everyone: Annotated[Rules, Field(alias="global")] = Rules()
-    keys: Mapping[str, Rules] = {}
+    keys: Mapping[KeyId, Rules] = {}
 
 
 def read_policies(file: Path | None) -> Policies:
@@ -128,4 +133,5 @@ class Policy:
 
 def as_seen(prompt: str) -> str:
     """Write a prompt as its reader sees it: one form for each letter, and nothing between them."""
-    return unicodedata.normalize("NFKC", prompt).translate(UNSEEN)
+    seen: str = re2.sub(UNSEEN, "", unicodedata.normalize("NFKC", prompt))
+    return seen

@@ -46,8 +46,11 @@ class Provider:
                 upstream = await self._transport.handle_async_request(self._request(errand))
                 refused = None if upstream.is_success else await self._refused(upstream, errand.renamed)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            self._breaker.failed()
-            raise Declined(ProviderFailed("the provider does not answer")) from error
+            if not isinstance(
+                error, httpx.PoolTimeout
+            ):  # where all our own connections are at work, it is not to blame
+                self._breaker.failed()
+            raise Declined(nothing_made("the provider does not answer")) from error
         except httpx.TransportError as error:
             self._breaker.failed()
             raise ProviderFailed("the provider does not answer") from error
@@ -85,7 +88,7 @@ class Provider:
         """Read a provider's error: what the operator must see to is no business of the caller's."""
         said = await refusal(upstream, renamed, "provider")
         status = upstream.status_code
-        failed = ProviderFailed(f"the provider answered {status}")
+        failed = nothing_made(f"the provider answered {status}")
         if status == ProviderBusy.status:
             busy = ProviderBusy("the provider takes no more for now; try again later")
             busy.retry_after = said.retry_after
@@ -106,6 +109,13 @@ class Provider:
         resting = ProviderResting("the provider has failed again and again; try again later")
         resting.retry_after = max(RETRY_AFTER, round(self._breaker.seconds_left))
         return resting
+
+
+def nothing_made(sentence: str) -> ProviderFailed:
+    """A failure that came instead of the work."""
+    failed = ProviderFailed(sentence)
+    failed.nothing_was_made = True
+    return failed
 
 
 class Message(BaseModel):

@@ -25,6 +25,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=LAST_SECONDS,
                 proxy_headers=False,  # nobody may choose the address in the usage log
                 server_header=False,
+                ws="none",  # there are none, and refusing one would log its query
                 log_config=None,  # its lines go where ours go
                 access_log=False,  # the usage log has it, without the prompts
             )

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
         return value
 
-    @field_validator("admin_key_file", "prices_file", "policy_file", mode="before")
+    @field_validator("admin_key_file", "prices_file", "policy_file", "providers_file", mode="before")
     @classmethod
     def read_empty(cls, value: object) -> object:
         """Read an empty variable as none: an empty path is the folder that one is in."""

@@ -15,6 +15,7 @@ Unit = Literal["tokens", "audio_seconds", "pixel_steps", "frames", "meshes"]
 UNITS: Final[Mapping[str, Unit]] = MappingProxyType(
     {"text": "tokens", "audio": "audio_seconds", "image": "pixel_steps", "video": "frames", "mesh": "meshes"}
 )
+MAX_ANSWERS = 128  # that a provider gives at once
 MAX_OUTSIDE_TOKENS = 16_384  # of an answer whose length neither the caller nor we know the end of
 TEMPLATE_BYTES = 64  # of a chat template, beyond what the messages' own JSON takes
 PIECE_SECONDS = 16.0  # Bark says no more in one go: 768 tokens at 49.9 a second
@@ -46,10 +47,13 @@ def most(body: GenerationRequest, defaults: Mapping[str, Any]) -> float:
 
 def most_outside(body: Mapping[str, Any]) -> int:
     """Return the most tokens that a provider's model can use, whose contract is its own: at least a byte each."""
-    limits = (body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
-    max_tokens = next((limit for limit in limits if isinstance(limit, int) and limit > 0), MAX_OUTSIDE_TOKENS)
-    num_answers = body["n"] if isinstance(body.get("n"), int) and body["n"] > 0 else 1
-    return len(json.dumps(body, ensure_ascii=False).encode(errors="replace")) + num_answers * max_tokens
+    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
+    given = [min(limit, MAX_TOKENS) for limit in limits if isinstance(limit, int) and limit > 0]
+    prompts, wanted = body.get("prompt"), [body.get("n"), body.get("best_of")]
+    num_prompts = len(prompts) if isinstance(prompts, list) else 1
+    counts = [count for count in wanted if isinstance(count, int) and 1 <= count <= MAX_ANSWERS]
+    num_bytes = len(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
+    return num_bytes + num_prompts * max(counts, default=1) * max(given, default=MAX_OUTSIDE_TOKENS)
 
 
 def tokens(body: TextRequest | ResponseRequest, defaults: Mapping[str, Any]) -> int:

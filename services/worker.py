@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import bentoml
@@ -16,7 +18,7 @@ from services.encoders import Encoder
 from services.engine.assembly import Make, build_engine
 from services.engine.generation import Generation, Tally
 from services.engine.metrics import Ending
-from services.errors import InvalidRequest, ServiceError
+from services.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from services.logs import LogFormat, write_json
 from services.media import picture
 from services.receipts import Receipts
@@ -140,6 +142,7 @@ class Worker:
         """
 
         async def start() -> tuple[Generation, Encoder]:
+            began = time.monotonic()
             tell = self.receipts.teller(request)
             try:
                 terms = terms_of(request, self.longest, tell)
@@ -147,13 +150,26 @@ class Worker:
                 defaults = self.engine.defaults(body.model)
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
                 work, encoder = await prepare(job)
-                cost = await self.engine.estimate(work, body.model)
-                return self.engine.submit(work, body.model, body.seed, terms, cost), encoder
+                cost = await self._estimate(work, body.model, terms.deadline)
+                left = max(terms.deadline - (time.monotonic() - began), 0.001)
+                return self.engine.submit(work, body.model, body.seed, replace(terms, deadline=left), cost), encoder
             except BaseException:
                 tell(Tally("", Ending.FAILED))
                 raise
 
         return await respond(request, start)
+
+    async def _estimate(self, work: Any, model: str | None, deadline: float) -> int | None:
+        """Find out what a request will take, as long as its caller waits.
+
+        Raises:
+            DeadlineExceeded: that was too long.
+        """
+        try:
+            async with asyncio.timeout(deadline):
+                return await self.engine.estimate(work, model)
+        except TimeoutError as error:
+            raise DeadlineExceeded from error
 
     async def answer_api(
         self,

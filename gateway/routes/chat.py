@@ -9,9 +9,10 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from gateway.admission import admit, admit_outside
+from gateway.admission import allowed, begin, pass_ours, pass_outside
 from gateway.bodies import checked, read_object
 from gateway.catalog import Ours
+from gateway.errors import PayloadTooLarge
 from gateway.state import wired
 from services.registry import Task
 from services.schema import GenerationRequest
@@ -27,6 +28,7 @@ class DirectRoute(APIRoute):
 
 
 router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
+MAX_BYTES = 10_000_000  # as the worker; reading more would hold up all the others
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON; with `stream` events that end with `[DONE]`; bare text under `Accept: text/plain`.",
@@ -72,14 +74,17 @@ async def responses(request: Request) -> Response:
 async def pass_on(request: Request, task: Task, contract: type[GenerationRequest]) -> Response:
     """Ask whoever serves the model; only our own workers' contract is ours to check."""
     state = wired(request)
-    request.scope["asked"] = task, None
+    await begin(request, state, task)
     content = await request.body()
+    if len(content) > MAX_BYTES:
+        raise PayloadTooLarge(f"a body of text may have {MAX_BYTES} bytes")
     body = read_object(content, request.headers.get("content-type", ""))
     model = body.get("model")
     targets = state.catalog.serving(task, model if isinstance(model, str) and model else None)
     if isinstance(targets[0], Ours):
-        await admit(request, state, task, checked(body, contract))
+        await pass_ours(request, state, task, checked(body, contract))
     else:
-        await admit_outside(request, state, task, targets[0].id, body)
+        await pass_outside(request, state, task, targets[0].id, body)
+        targets = allowed(request.scope["caller"], targets)
     accept = request.headers.get("accept", "application/json")
     return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BeforeValidator, Field
 
-from gateway.admission import admit
+from gateway.admission import admit, begin, pass_outside
 from gateway.disposition import attachment
 from gateway.providers import text_of
 from gateway.state import State, StateOf
@@ -191,9 +191,10 @@ async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: St
 @router.get("/openai/text", responses=media("text/plain", "The answer."), response_class=Response)
 async def openai_text(query: Annotated[PromptQuery, Query()], request: Request, state: StateOf) -> PlainTextResponse:
     """Answer a prompt with the configured OpenAI-compatible provider."""
-    body = ChatRequest(messages=(Message(role="user", content=query.prompt),))
-    await admit(request, state, "text", body, state.catalog.outside_model)
-    content = json.dumps({"model": "", "messages": [{"role": "user", "content": query.prompt}]}).encode()
+    body = {"model": "", "messages": [{"role": "user", "content": query.prompt}]}
+    await begin(request, state, "text")
+    await pass_outside(request, state, "text", state.catalog.outside_model, body)
+    content = json.dumps(body).encode()
     answer = await state.relay.read(request, state.catalog.outside(), "/v1/chat/completions", content=content)
     return PlainTextResponse(text_of(answer))
 

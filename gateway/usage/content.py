@@ -14,7 +14,8 @@ BYTES_A_CHARACTER = 64  # that are kept until the end: an event has a token of t
 BEYOND = 200  # characters that are looked at after the last one, so that no secret is cut in two before it is found
 REDACTED = "[redacted]"
 SECRETS = (
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",  # e-mail addresses
+    r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",  # e-mail addresses
+    r"\batl_[0-9a-f]{16}_[\w-]{12,}",  # our own
     r"\b(?:sk|pk|rk|gh[opsu]|xox[abp]|hf|AKIA|AIza)[-_]?[\w-]{12,}",  # keys, as those who issue them mark them
     r"\beyJ[\w-]+\.[\w-]+\.[\w-]+",  # JSON web tokens
     r"(?i:\b(?:bearer|basic)\s+)[\w.+/=-]{8,}",

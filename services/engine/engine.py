@@ -147,6 +147,7 @@ class Engine:
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._num_estimating = 0  # requests that are not in the queue yet
         self._estimates = ThreadPoolExecutor(1, "estimates")  # one thread: it shares the processor with the engine's
 
     def start(self) -> None:
@@ -211,7 +212,11 @@ class Engine:
             raise restarting()
         if stepper is None:
             return None
-        return await asyncio.get_running_loop().run_in_executor(self._estimates, stepper.cost, request)
+        self._num_estimating += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._estimates, stepper.cost, request)
+        finally:
+            self._num_estimating -= 1
 
     def submit(
         self, request: Any, model: str | None, seed: int | None, terms: Terms, cost: int | None = None
@@ -263,7 +268,7 @@ class Engine:
             raise QueueFull(message, retry_after=self._seconds_to_a_place())
 
     def _num_waiting(self) -> int:
-        return len(self._queue) - (self._loading in self._queue)
+        return self._num_estimating + len(self._queue) - (self._loading in self._queue)
 
     def _find(self, model: str | None) -> tuple[str, Slot]:
         name = model if model is not None else next(iter(self._slots))

@@ -23,7 +23,7 @@ from services.text.linear import Packing, is_supported
 from services.text.network import Memory, Network
 from services.text.pieces import Call, Piece, Token
 from services.text.portions import Portions
-from services.text.prefixes import Prefixes, goes_along
+from services.text.prefixes import Prefixes, goes_along, names
 from services.text.prompts import Prompts
 from services.text.rows import Row, spare
 from services.text.sampling import Chosen, Sampler, Sampling, describe
@@ -70,6 +70,7 @@ class Conversation:
     Args:
         limit: tokens that an answer may have.
         row: of the prompt.
+        blocks: names of the prompt's blocks, but for the last token.
     """
 
     job: TextJob
@@ -79,6 +80,7 @@ class Conversation:
     limit: int
     row: Memory
     guide: Guide | None = None
+    blocks: Sequence[bytes] = ()
     answers: list[Answer] = field(default_factory=list)
     num_iterations: int = 0
 
@@ -155,7 +157,7 @@ class TextStepper:
         guide = self._guide(request)
         row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()
         run.count(prompt_tokens=row.length, cached_tokens=row.length)
-        return Conversation(request, run, seed, prompt, limit, row, guide)
+        return Conversation(request, run, seed, prompt, limit, row, guide, tuple(names(prompt[:-1])))
 
     def _prompt(self, job: TextJob) -> Sequence[int]:
         """Return the prompt in tokens.
@@ -213,7 +215,6 @@ class TextStepper:
             DeadlineExceeded: the caller's deadline has passed.
         """
         if row is None:  # the others' prompts filled the forward, or one of them is the same so far
-            self._catch_up(state)
             return None
         if state.phase is Phase.PREFILL:
             num_read, scores = row
@@ -233,11 +234,9 @@ class TextStepper:
         reasons = {answer.finish_reason for answer in state.answers}
         return Result(next(reason for reason in ("length", "tool_calls", "stop") if reason in reasons))
 
-    def _catch_up(self, state: Conversation) -> None:
-        """Take over what others have read of the same prompt meanwhile."""
-        if self._prefixes is None:
-            return
-        row = self._prefixes.begin(state.prompt)
+    def _catch_up(self, prefixes: Prefixes, state: Conversation) -> None:
+        """Take over what others have read of the same prompt meanwhile: to do it twice changes nothing."""
+        row = prefixes.begin(state.prompt)
         num_found = row.length - state.row.length
         if num_found > 0:
             state.row = row
@@ -264,13 +263,17 @@ class TextStepper:
 
     def _lengths(self, prefixes: Prefixes, states: Sequence[Conversation]) -> list[int]:
         """Say how much of each prompt is left; nothing is read that another reads for it in the same forward."""
+        if not prefixes.keeps_some:
+            return [len(state.left) for state in states]
         lengths: list[int] = []
         for place, state in enumerate(states):
             is_read = any(
-                goes_along(state.prompt, state.row.length, other.prompt, other.row.length)
+                other.row.length >= state.row.length and goes_along(state.blocks, other.blocks, other.row.length)
                 for other, length in zip(states[:place], lengths, strict=True)
-                if length and prefixes.keeps_some
+                if length
             )
+            if not is_read and prefixes.knows(state.blocks, state.row.length):
+                self._catch_up(prefixes, state)
             lengths.append(0 if is_read else len(state.left))
         return lengths
 

@@ -28,6 +28,11 @@ class Prefixes:
         """Whether anything is ever kept."""
         return self._max_bytes > 0
 
+    def knows(self, blocks: Sequence[bytes], length: int) -> bool:
+        """Whether the block behind `length` tokens is kept."""
+        place = length // BLOCK
+        return place < len(blocks) and blocks[place] in self._blocks
+
     def begin(self, prompt: Sequence[int]) -> Row:
         """Return a row that begins with as much of `prompt` as is known; the last token is always left to be read."""
         known = []
@@ -62,17 +67,16 @@ def names(prompt: Sequence[int]) -> Iterator[bytes]:
         yield name
 
 
-def goes_along(prompt: Sequence[int], length: int, other: Sequence[int], other_length: int) -> bool:
-    """Whether the next block of a prompt is another's too, which has read as much of it or more.
+def goes_along(blocks: Sequence[bytes], other: Sequence[bytes], other_length: int) -> bool:
+    """Whether the block that another prompt reads next is one of this prompt's too.
 
     Args:
-        prompt: in tokens.
-        length: of it that has been read.
-        other: the other prompt.
-        other_length: likewise.
+        blocks: names of the blocks of a prompt.
+        other: of another.
+        other_length: tokens of it that have been read.
     """
-    end = (length // BLOCK + 1) * BLOCK
-    return end < len(prompt) and length <= other_length and prompt[:end] == other[:end]
+    place = other_length // BLOCK
+    return place < min(len(blocks), len(other)) and blocks[place] == other[place]
 
 
 def size_of(block: Block) -> int:

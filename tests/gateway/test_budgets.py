@@ -125,12 +125,13 @@ class TestReserving:
         with closing(sqlite3.connect(tmp_path / "atelier.sqlite3")) as database:
             assert database.execute("SELECT count(*) FROM reservations").fetchone() == (0,)
 
-    def test_an_id_of_ones_own_counts_for_one_request(self, gateway: Gateway, admin: str) -> None:
+    def test_an_id_of_ones_own_is_made_one_of_a_kind(self, gateway: Gateway, admin: str) -> None:
         owner = Owner(gateway, admin, day={"pixel_steps": 10 * STEPS})
         owner.headers["x-request-id"] = "my-own-request"
-        assert owner.asks().status_code == 200
-        refused = owner.asks()
-        assert (refused.status_code, error_of(refused)["code"]) == (409, "request_id_in_use")
+        ids = {owner.asks().headers["x-request-id"] for _ in range(2)}
+        assert len(ids) == 2
+        assert all(one.startswith("my-own-request-") for one in ids)
+        assert owner.used == {"day": {"pixel_steps": 2 * STEPS}}
 
 
 class TestSettling:
@@ -172,7 +173,7 @@ class TestSettling:
         with pytest.raises(httpx.RemoteProtocolError):
             owner.asks()
         assert owner.used == {"day": {"pixel_steps": STEPS}}
-        assert settle(tmp_path, "my-own-request", 100)
+        assert settle(tmp_path, workers.requests[-1].headers["x-request-id"], 100)
         assert owner.used == {"day": {"pixel_steps": 100.0}}
 
 

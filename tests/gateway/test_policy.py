@@ -109,7 +109,7 @@ def refused(policies: dict[str, Any], key: str, *prompts: str) -> bool:
 
 RULES: dict[str, Any] = {
     "global": {"deny": ["fish"]},
-    "keys": {"key_1": {"deny": ["fowl"], "allow": ["dog", "cat"]}},
+    "keys": {"3f2c9b7a10d4e856": {"deny": ["fowl"], "allow": ["dog", "cat"]}},
 }
 
 
@@ -118,12 +118,12 @@ class TestKeys:
         ("key", "prompts", "is_refused"),
         [
             ("", ("a fish",), True),
-            ("key_1", ("a dog and a fish",), True),
-            ("key_1", ("a dog and a fowl",), True),
-            ("key_1", ("a horse",), True),
-            ("key_1", ("a dog", "a horse"), True),
-            ("key_1", ("a dog", "a cat"), False),
-            ("key_1", (), False),
+            ("3f2c9b7a10d4e856", ("a dog and a fish",), True),
+            ("3f2c9b7a10d4e856", ("a dog and a fowl",), True),
+            ("3f2c9b7a10d4e856", ("a horse",), True),
+            ("3f2c9b7a10d4e856", ("a dog", "a horse"), True),
+            ("3f2c9b7a10d4e856", ("a dog", "a cat"), False),
+            ("3f2c9b7a10d4e856", (), False),
             ("key_2", ("a fowl",), False),
         ],
     )
