@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from gateway.callers import Caller
-from gateway.errors import ContentRefused
+from gateway.errors import ContentRefused, Misconfigured
 from gateway.moderation import Moderator
 from gateway.policy import Policies, Policy
 from gateway.prompts import prompts_of
@@ -269,5 +269,5 @@ def test_a_body_that_nobody_has_thought_of_does_not_pass_unseen() -> None:
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_at_the_start(start_with: Start, policy: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+    with pytest.raises(Misconfigured, match=said.replace("(", r"\(")):
         start_with(policy)
