@@ -15,6 +15,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from gateway.breaker import NUM_FAILURES
+from gateway.errors import Misconfigured
 from tests.gateway.conftest import LONG, Gateway, error_of, raw_worker, served
 
 KEY = "sk-very-secret-0123456789"
@@ -311,5 +312,5 @@ class TestBreaker:
 def test_a_file_that_does_not_fit_is_refused_at_the_start(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "providers.toml"
     file.write_text('[[models]]\nid = "gpt"\n')
-    with pytest.raises(ValueError, match="base_url"):
+    with pytest.raises(Misconfigured, match="base_url"):
         start(providers_file=file)
