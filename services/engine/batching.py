@@ -6,7 +6,6 @@ NUM_SAMPLES = 5  # the last ones, of which the fastest counts: whatever else a m
 NUM_TRIALS = 3  # before a size is given up
 WORTH = 0.03  # one more must make the work of each cheaper by this part
 CURIOSITY = 50  # forwards after which one more than the limit is tried again
-MEMORY = 500  # forwards after which a size that was not seen again says nothing any more
 
 
 class BatchSizer:
@@ -16,7 +15,6 @@ class BatchSizer:
         """Allow `most` at most."""
         self._most = most
         self._samples: dict[int, deque[float]] = {}
-        self._seen: dict[int, int] = {}  # by size: the last forward of it
         self._fastest: dict[int, float] = {}
         self._fit: tuple[float, float] | None = None
         self._num_forwards = 0
@@ -31,8 +29,6 @@ class BatchSizer:
         self._num_forwards += 1
         samples = self._samples.setdefault(size, deque(maxlen=NUM_SAMPLES))
         samples.append(seconds)
-        self._seen[size] = self._num_forwards
-        self._forget()
         fastest = min(samples)
         if self._fastest.get(size) != fastest:
             self._fastest[size] = fastest
@@ -67,12 +63,6 @@ class BatchSizer:
                 is_tried = len(self._samples.get(size + 1, ())) >= NUM_TRIALS
                 return size if is_tried and self._num_forwards % CURIOSITY else size + 1
         return allowed
-
-    def _forget(self) -> None:
-        """Let go of sizes that are not tried any more: they were measured on a machine that may have been busy."""
-        for size in [size for size, seen in self._seen.items() if self._num_forwards - seen > MEMORY]:
-            del self._seen[size], self._samples[size], self._fastest[size]
-            self._fit = None
 
     def _fitted(self) -> tuple[float, float]:
         """Seconds of a forward as (what it takes whatever its size, what each request adds); neither is negative."""

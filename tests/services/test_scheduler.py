@@ -770,18 +770,6 @@ async def test_a_size_that_did_not_pay_is_tried_again() -> None:
     assert sizer.limit(100) > 1
 
 
-async def test_what_was_measured_long_ago_on_a_busy_machine_is_forgotten() -> None:
-    sizer = BatchSizer(8)
-    for size in (1, 2, 4, 8):
-        for _ in range(5):
-            sizer.note(size, 0.1 if size == 1 else float(size))
-    assert sizer.limit(100) == 1
-    for _ in range(1500):
-        size = sizer.limit(100)
-        sizer.note(size, 1.0 + 0.01 * size)
-    assert sizer.limit(100) == 8
-
-
 async def test_memory_bounds_the_batch() -> None:
     sizer = BatchSizer(8)
     for _ in range(20):
