@@ -40,7 +40,6 @@ async def admit(request: Request, state: State, task: Task, body: GenerationRequ
         LimitsUnavailable: nobody can say whether it has.
         ModerationUnavailable: likewise of the prompt.
         BudgetsUnavailable: likewise.
-        RequestIdInUse: the caller chose an id that another request has.
     """
     await begin(request, state, task)
     await pass_ours(request, state, task, body, model)

@@ -10,7 +10,6 @@ GatewayError
 ├── ModelNotAllowed    403  choose a model that the key may use
 ├── NoSuchKey          404  choose another key to look at or to revoke
 ├── WrongHost          421  call the gateway by its own name
-├── RequestIdInUse     409  send another `x-request-id`, or none
 ├── InsufficientQuota  429  ask for less, or come back after `retry_after`: in the next day or month
 ├── RateLimited        429  ask less often, or for less at once; come back after `retry_after`
 ├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
@@ -131,12 +130,6 @@ class RateLimited(GatewayError):
         """Take a sentence, and seconds to wait."""
         super().__init__(message)
         self.retry_after = max(1, retry_after)
-
-
-class RequestIdInUse(GatewayError):
-    """The caller chose an id of which there is a request already; what is made could not be told apart."""
-
-    status, code, param = 409, "request_id_in_use", "x-request-id"
 
 
 class InsufficientQuota(GatewayError):

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.budgets import ledger
 from gateway.budgets.schema import SCALES, Hold, name_of, scaled, seconds_left
 from gateway.callers import Budget, Caller, Counted
-from gateway.errors import BudgetsUnavailable, InsufficientQuota, RequestIdInUse
+from gateway.errors import BudgetsUnavailable, InsufficientQuota
 from services.units import Unit
 
 logger = logging.getLogger("atelier.gateway")
@@ -69,7 +69,6 @@ class Budgets:
 
         Raises:
             InsufficientQuota: a budget does not allow it.
-            RequestIdInUse: a request of this id has reserved, and has not been forgotten yet.
             BudgetsUnavailable: the database does not answer.
         """
         now = datetime.now(UTC)
@@ -88,8 +87,6 @@ class Budgets:
                 await ledger.reserve(self._database, request_id, caller.id, limits, price=price, expires_at=expires_at)
         except ledger.Spent as error:
             raise refusal(budgets[error.hold], needs, now) from error
-        except IntegrityError as error:
-            raise RequestIdInUse("a request with this x-request-id is under way; send another, or none") from error
         return True
 
     async def settle(self, *receipts: Made) -> None:
