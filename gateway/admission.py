@@ -10,7 +10,7 @@ from gateway.auth import check_scope
 from gateway.callers import Caller
 from gateway.catalog import Target
 from gateway.errors import ModelNotAllowed
-from gateway.prompts import all_texts, prompts_of
+from gateway.prompts import Passage, outside_prompts, prompts_of
 from gateway.state import State
 from services.registry import Task, models_of
 from services.schema import GenerationRequest
@@ -75,11 +75,11 @@ async def pass_outside(request: Request, state: State, task: Task, model: str, b
     Raises:
         GatewayError: as `admit`.
     """
-    await _pass(request, state, task, model, all_texts(body), lambda _: most_outside(body))
+    await _pass(request, state, task, model, outside_prompts(body), lambda _: most_outside(body))
 
 
 async def _pass(
-    request: Request, state: State, task: Task, model: str, prompts: Sequence[str], estimate: Estimate
+    request: Request, state: State, task: Task, model: str, prompts: Sequence[Passage], estimate: Estimate
 ) -> None:
     caller: Caller = request.scope["caller"]
     request.scope["asked"] = task, model
