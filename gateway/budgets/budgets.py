@@ -26,11 +26,19 @@ AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
 
 @dataclass(frozen=True)
 class Made:
-    """What a receipt says of an attempt at a request: the units of its modality that were made."""
+    """What a receipt says of an attempt at a request.
+
+    Args:
+        request_id: the request.
+        attempt: which one; it was another model's, maybe.
+        units: of the modality that were made.
+        price: of a unit; None: that of the model that was asked for.
+    """
 
     request_id: str
     attempt: int
     units: float
+    price: float | None = None
 
 
 class Budgets:
@@ -57,7 +65,9 @@ class Budgets:
             sweeping.cancel()
             await asyncio.wait({sweeping})
 
-    async def reserve(self, caller: Caller, request_id: str, unit: Unit, units: float, price: float) -> bool:
+    async def reserve(
+        self, caller: Caller, request_id: str, unit: Unit, units: float, price: float, money: float
+    ) -> bool:
         """Reserve for a request; whether there is anything to settle.
 
         Args:
@@ -65,14 +75,15 @@ class Budgets:
             request_id: what the receipt will name.
             unit: the modality's.
             units: that the request can use at most.
-            price: of a unit.
+            price: of a unit, where the receipt's model has none.
+            money: that it can cost at most.
 
         Raises:
             InsufficientQuota: a budget does not allow it.
             BudgetsUnavailable: the database does not answer.
         """
         now = datetime.now(UTC)
-        needs: dict[Counted, float] = {unit: units, "money": units * price}
+        needs: dict[Counted, float] = {unit: units, "money": money}
         budgets = {
             Hold(name_of(budget.period, now), budget.unit, scaled(budget.unit, needs[budget.unit])): budget
             for budget in caller.budgets
@@ -97,7 +108,7 @@ class Budgets:
         reserved = await ledger.reserved(self._database, {receipt.request_id for receipt in receipts})
         for receipt in receipts:
             if receipt.request_id in reserved:
-                await ledger.settle(self._database, receipt.request_id, receipt.attempt, receipt.units)
+                await ledger.settle(self._database, receipt.request_id, receipt.attempt, receipt.units, receipt.price)
 
     async def release(self, request_id: str) -> None:
         """Give back what a request reserved that came to nothing; its deadline does not, where the database is away."""

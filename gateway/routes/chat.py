@@ -1,17 +1,18 @@
 """OpenAI's routes for text: the model decides who is asked, and the body is passed on as it came."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from gateway.admission import allowed, begin, pass_ours, pass_outside
+from gateway.admission import allowed, begin, pass_chain, pass_ours
 from gateway.bodies import checked, read_object
-from gateway.catalog import Ours
+from gateway.catalog import Ours, Target
 from gateway.errors import PayloadTooLarge
 from gateway.state import wired
 from services.registry import Task
@@ -80,11 +81,30 @@ async def pass_on(request: Request, task: Task, contract: type[GenerationRequest
         raise PayloadTooLarge(f"a body of text may have {MAX_BYTES} bytes")
     body = read_object(content, request.headers.get("content-type", ""))
     model = body.get("model")
-    targets = state.catalog.serving(task, model if isinstance(model, str) and model else None)
-    if isinstance(targets[0], Ours):
-        await pass_ours(request, state, task, checked(body, contract))
+    found = state.catalog.serving(task, model if isinstance(model, str) and model else None)
+    targets, ours = fitting(allowed(request.scope["caller"], found), body, contract)
+    if ours is not None and all(isinstance(target, Ours) for target in targets):
+        await pass_ours(request, state, task, ours)
     else:
-        await pass_outside(request, state, task, targets[0].id, body)
-        targets = allowed(request.scope["caller"], targets)
+        await pass_chain(request, state, task, targets, body, ours)
     accept = request.headers.get("accept", "application/json")
     return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)
+
+
+def fitting(
+    targets: Sequence[Target], body: Mapping[str, Any], contract: type[GenerationRequest]
+) -> tuple[Sequence[Target], GenerationRequest | None]:
+    """Leave out our own models among the fallbacks of a body that is not in our contract; the body in it, where it is.
+
+    Raises:
+        RequestValidationError: it is not, and ours is the model that was asked for.
+    """
+    first, *others = targets
+    if isinstance(first, Ours):
+        return targets, checked(body, contract)
+    if not any(isinstance(other, Ours) for other in others):
+        return targets, None
+    try:
+        return targets, checked(body, contract)
+    except RequestValidationError:
+        return [target for target in targets if not isinstance(target, Ours)], None

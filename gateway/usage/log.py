@@ -20,7 +20,7 @@ from services.schema import Receipt
 class UsageLog:
     """A table and the writer in front of it."""
 
-    def __init__(self, database: AsyncEngine, writer: Writer) -> None:
+    def __init__(self, database: AsyncEngine, writer: Writer[Record]) -> None:
         self._database = database
         self._writer = writer
 
