@@ -58,6 +58,7 @@ OWN_HEADERS = [
     *RUN_HEADERS,
     "content-disposition",
     "retry-after",
+    "x-should-retry",
     *RATE_HEADERS,
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -21,7 +21,8 @@ class Patience:
 
     def __init__(self, seconds: float | None = None, late: Exception | None = None) -> None:
         """Have patience for `seconds`, and raise `late` then; None: without end."""
-        self._timeout = asyncio.timeout(seconds)
+        self._timeout = asyncio.timeout(None)
+        self._seconds = seconds
         self._error = late or TimeoutError()
         self._is_over = False
         self._waits_until: float | None = None
@@ -33,6 +34,7 @@ class Patience:
     async def __aenter__(self) -> Self:
         """Begin."""
         await self._timeout.__aenter__()
+        self.wait(self._seconds)
         return self
 
     async def __aexit__(
