@@ -8,7 +8,8 @@ GatewayError
 ├── InvalidKey         401  send a key that is valid
 ├── InsufficientScope  403  ask the operator for a key with this scope
 ├── ModelNotAllowed    403  choose a model that the key may use
-├── NoSuchKey          404  choose another key to look at or to revoke
+├── NoSuchKey          404  choose another key to look at, to change or to revoke
+├── KeyRevoked         409  make another key: this one has ended for good
 ├── WrongHost          421  call the gateway by its own name
 ├── InsufficientQuota  429  ask for less, or come back after `retry_after`: in the next day or month
 ├── RateLimited        429  ask less often, or for less at once; come back after `retry_after`
@@ -113,6 +114,12 @@ class NoSuchKey(GatewayError):
     """There is no key of that id."""
 
     status, code = 404, "key_not_found"
+
+
+class KeyRevoked(GatewayError):
+    """What has ended is not changed."""
+
+    status, code = 409, "key_revoked"
 
 
 class WrongHost(GatewayError):

@@ -181,9 +181,10 @@ class Accounting:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, Content(self._policy))
+        content = Content(self._policy)
+        exchange = Exchange(scope, receive, send, content)
         request_id.set(exchange.request_id)  # for the log lines; the server gives each request a context of its own
-        scope["caller"] = Caller()
+        scope["caller"], scope["content"] = Caller(), content
         with self._under_way:
             self._metrics.in_progress.inc()
             try:
