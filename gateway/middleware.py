@@ -241,7 +241,7 @@ class LastResort:
         except Exception:
             if has_started:
                 raise  # the server closes the connection: half an answer must not look whole
-            logger.exception("request %s failed", scope.get("request_id"))
+            logger.exception("a request failed")
             await render(GatewayError("the gateway failed; its log says why"))(scope, receive, send)
 
 

@@ -77,7 +77,7 @@ class RelayResponse(Response):
         try:
             await self._stream(send)
         except httpx.HTTPError as error:
-            logger.warning("request %s: the worker broke off: %s", scope.get("request_id"), type(error).__name__)
+            logger.warning("the worker broke off: %s", type(error).__name__)
         except CallerLeft:
             pass  # the usage log has it
         finally:

@@ -19,7 +19,7 @@ from services.engine.assembly import Make, build_engine
 from services.engine.generation import Generation, Tally
 from services.engine.metrics import Ending
 from services.errors import DeadlineExceeded, InvalidRequest, ServiceError
-from services.logs import LogFormat, write_json
+from services.logs import LogFormat, write_logs
 from services.media import picture
 from services.receipts import Receipts
 from services.registry import Task, load_models, models_of
@@ -42,9 +42,8 @@ def show_logs(form: LogFormat) -> None:
     ours.setLevel(logging.INFO)
     ours.handlers = logging.getLogger("bentoml").handlers
     ours.propagate = False
-    if form == "json":
-        for name in ("bentoml", "uvicorn.error", "circus", None):
-            write_json(logging.getLogger(name).handlers)
+    for name in ("bentoml", "uvicorn.error", "circus", None):
+        write_logs(logging.getLogger(name).handlers, form)
 
 
 class Worker:

@@ -20,6 +20,7 @@ from services.units import Unit
 logger = logging.getLogger("atelier.gateway")
 
 SWEEP_SECONDS = 30.0  # between two looks for reservations whose deadline has passed
+KEPT_DAYS = 62  # that what was spent is kept; the usage log has it for good
 RECEIPT_SECONDS = 60.0  # that a receipt may take after the deadline
 AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
 
@@ -115,7 +116,7 @@ class Budgets:
         try:
             await ledger.release(self._database, request_id)
         except AWAY as error:
-            logger.warning("request %s: nothing is given back: %s", request_id, type(error).__name__)
+            logger.warning("nothing is given back: %s", type(error).__name__)
 
     async def used(self, caller: Caller) -> list[Budget]:
         """The caller's budgets, and as their limits what is spent and reserved of them now."""
@@ -129,8 +130,12 @@ class Budgets:
         ]
 
     async def _keep_sweeping(self) -> None:
+        forgotten_on = None
         while True:
             try:
+                if forgotten_on != (today := datetime.now(UTC).date()):
+                    await ledger.forget(self._database, today - timedelta(days=KEPT_DAYS))
+                    forgotten_on = today
                 while await ledger.expire(self._database, datetime.now(UTC)) == ledger.BATCH_ROWS:
                     pass
             except AWAY as error:

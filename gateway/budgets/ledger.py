@@ -5,7 +5,7 @@ A reservation is open, until a receipt settles it, or its deadline: then all of 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Self
 
 from sqlalchemy import ColumnElement, delete, insert, select, update
@@ -112,6 +112,12 @@ async def expire(database: AsyncEngine, now: datetime) -> int:
                 for hold in row.holds if row.attempt is None else ():
                     await _move(connection, row.key_id, hold, hold.need, freed=hold.need)
     return len(late)
+
+
+async def forget(database: AsyncEngine, day: date) -> None:
+    """Delete what was spent in days and months that had ended before `day`; `2026-09` sorts before all its days."""
+    async with database.begin() as connection:
+        await connection.execute(delete(Spending).where(Spending.period < day.isoformat(), Spending.reserved == 0))
 
 
 async def spending(database: AsyncEngine, key_id: str, periods: Iterable[str]) -> dict[tuple[str, Counted], int]:
