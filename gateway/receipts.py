@@ -15,6 +15,7 @@ from services.schema import Receipt
 from services.units import UNITS
 
 CAPACITY = 5000  # of our own that may wait
+BATCH_SECONDS = 0.02  # that one waits for others: until it is written, what was reserved is
 
 
 class Receipts:
@@ -31,7 +32,7 @@ class Receipts:
         self._usage = usage
         self._budgets = budgets
         self._prices = prices
-        self._own: Writer[Receipt] = Writer(self.take, capacity=CAPACITY)
+        self._own: Writer[Receipt] = Writer(self.take, capacity=CAPACITY, batch_seconds=BATCH_SECONDS)
 
     @classmethod
     @asynccontextmanager
