@@ -520,6 +520,31 @@ async def test_too_little_memory_halves_the_batch_and_all_go_on(bench: Bench, wa
     assert 2 in sizes
 
 
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError])
+async def test_what_a_failed_forward_had_made_is_gone_before_it_is_run_again(
+    bench: Bench, walker: Walker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    right = walker.forward
+    held_at_start: list[int] = []
+    tensors: list[weakref.ref[Any]] = []
+
+    def forward(states: Sequence[Walk]) -> list[str]:
+        held_at_start.append(sum(tensor() is not None for tensor in tensors))
+        activations = np.zeros(8)
+        tensors.append(weakref.ref(activations))
+        if len(states) > 1:
+            raise error
+        return right(states)
+
+    monkeypatch.setattr(walker, "forward", forward)
+    generations = await held(bench, walker, *(Walk(str(number), 4) for number in range(4)))
+    results = await asyncio.gather(*map(follow, generations))
+
+    assert all(isinstance(events[-1], Done) for events in results)
+    assert len(held_at_start) > 1 + 4 * 4  # some failed
+    assert set(held_at_start) == {0}
+
+
 async def test_too_little_memory_for_one_alone_is_told_to_it(bench: Bench, walker: Walker) -> None:
     walker.largest = 0
     with pytest.raises(GenerationFailed, match="memory does not suffice"):
