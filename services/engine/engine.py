@@ -459,14 +459,14 @@ class Engine:
 
     def _next(self) -> Generation | None:
         """Return who can be in progress beside the others; whoever waits for memory is not overtaken."""
+        num_active = Counter(active.generation.model for active in self._active)
         for generation in self._queue.in_order():
             stepper = self._slots[generation.model].stepper
             if stepper is None or not self._active:
                 return generation
             if generation.cost is None:  # it came just now
                 return None
-            num_active = sum(active.stepper is stepper for active in self._active)
-            if num_active < stepper.max_active:
+            if num_active[generation.model] < stepper.max_active:
                 in_use = sum(active.cost for active in self._active)
                 return generation if in_use + generation.cost <= self._memory_bytes else None
         return None

@@ -452,6 +452,20 @@ def test_what_is_served_at_one_priority_moves_no_turn_at_another() -> None:
     assert served(queue) == [greedy[0], modest, *greedy[1:]]
 
 
+def test_who_waits_is_sorted_once_until_that_changes() -> None:
+    """The engine asks before every forward."""
+    queue: FairQueue[Ticket] = FairQueue()
+    a, b, c = (Ticket(caller, 0) for caller in "abc")
+    for ticket in (a, b, c):
+        queue.push(ticket)
+        assert ticket in queue.in_order()
+    assert queue.in_order() is queue.in_order()
+    queue.serve(a)
+    assert list(queue.in_order()) == [b, c]
+    queue.remove(b)
+    assert list(queue.in_order()) == [c]
+
+
 def test_a_turn_that_was_not_used_is_given_back() -> None:
     queue: FairQueue[Ticket] = FairQueue()
     withdrawn, others = [Ticket("a", 0) for _ in range(6)], [Ticket("b", 0) for _ in range(3)]
