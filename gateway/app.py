@@ -19,6 +19,7 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import read_prices
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
+from gateway.direct import serve_directly
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
 from gateway.keys.first import check_keys
@@ -57,6 +58,7 @@ OWN_HEADERS = [
     *RUN_HEADERS,
     "content-disposition",
     "retry-after",
+    "x-should-retry",
     *RATE_HEADERS,
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -149,9 +151,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         summary="Generative models of every modality behind one HTTP API.",
         lifespan=lifespan,
         responses=ERRORS,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own, in workers too
     )
     app.state.drain = drain
-    app.include_router(chat.router)  # first, as it is asked most: routes are tried one after the other
+    app.include_router(chat.router)
     app.include_router(images.router)
     app.include_router(audio.router)
     app.include_router(generate.router)
@@ -168,6 +171,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     add_middleware(app, settings, metrics, under_way, drain)
     if tracer is not None:
         app.add_middleware(ServerSpans, tracer=tracer, trusts_callers=settings.trust_traceparent)
+    serve_directly(app, chat.router)
     document(app)
     return app
 

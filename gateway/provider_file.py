@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 
 from services.registry import Task
 
-Id = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]{1,200}$")]
+Id = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]+$", max_length=200)]  # a count in the pattern takes 20 MB
 
 
 class Entry(BaseModel):

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import anyio
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response
@@ -64,9 +63,9 @@ class RelayResponse(Response):
         self._idle_timeout = idle_timeout
         self.status_code = upstream.status_code
         self.background = None
-        self.init_headers(headers)
+        own = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         # As bytes: a header that is not latin-1 cannot fail here.
-        self.raw_headers += [(name, value) for name, value in lowered(upstream) if name in passed_on]
+        self.raw_headers = own + [(name, value) for name, value in lowered(upstream) if name in passed_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; close. A body that breaks off is left unfinished, and the server closes the connection."""
@@ -77,8 +76,7 @@ class RelayResponse(Response):
         except CallerLeft:
             pass  # the usage log has it
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._upstream.aclose()
+            await self._upstream.aclose()
 
     async def _stream(self, send: Send) -> None:
         chunks = self._upstream.stream  # as they come: httpx would only count them
@@ -86,7 +84,7 @@ class RelayResponse(Response):
         async with Patience(late=httpx.ReadTimeout("nothing came for too long")) as patience:
             patience.unless(self._left)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            num_missing = int(self._upstream.headers.get("content-length", "-1"))
+            num_missing = int(dict(self.raw_headers).get(b"content-length", -1))
             patience.wait(self._idle_timeout)
             async for chunk in chunks:
                 patience.wait(None)
@@ -195,7 +193,7 @@ class Relay:
     async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[Target, httpx.Response]:
         """Ask one after the other until one takes it on: what comes then, comes from that one."""
         error: GatewayError = WorkerUnreachable("there is nobody to ask")
-        errand.request.scope["leases"].enter_context(self._metrics.upstream(errand.path))
+        self._metrics.upstream(errand.path, errand.request.scope["leases"])
         for attempt, target in enumerate(targets, start=1):
             try:
                 opening = target.open(errand) if isinstance(target, Provider) else self._open(target, errand, attempt)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from hashlib import sha256
 from secrets import token_hex, token_urlsafe
 
@@ -80,7 +81,7 @@ class Key:
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
 
-    @property
+    @cached_property
     def caller(self) -> Caller:
         """Who asks with it."""
         grant = self.grant

@@ -1,18 +1,18 @@
 """OpenAI's route for speech, and which voices it has."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from gateway.admission import check_model
 from gateway.auth import check_scope
-from gateway.routes.chat import DirectRoute, pass_on, takes
-from gateway.state import wired
+from gateway.routes.chat import pass_on, takes
+from gateway.state import StateOf
 from services.audio.schema import SpeechRequest
 from services.registry import models_of
 
-router = APIRouter(prefix="/v1/audio", tags=["audio"], route_class=DirectRoute)
+router = APIRouter(prefix="/v1/audio", tags=["audio"])
 
 CONTRACTS = (SpeechRequest,)
 FORMS: dict[int | str, dict[str, Any]] = {
@@ -21,7 +21,6 @@ FORMS: dict[int | str, dict[str, Any]] = {
         "content": {"audio/mpeg": {}, "audio/wav": {}, "text/event-stream": {}},
     }
 }
-MODEL_QUERY = {"parameters": [{"name": "model", "in": "query", "schema": {"type": "string"}}]}
 
 
 @router.post("/speech", responses=FORMS, response_class=Response, openapi_extra=takes(SpeechRequest))
@@ -34,12 +33,12 @@ async def speech(request: Request) -> Response:
     "/voices",
     responses={200: {"content": {"application/json": {}}}},
     response_class=Response,
-    openapi_extra=MODEL_QUERY,
 )
-async def voices(request: Request) -> Response:
+async def voices(request: Request, state: StateOf, model: Annotated[str, Query(max_length=200)] = "") -> Response:
     """List the voices of a model, or else of the default: as OpenAI lists things, and their bare names in `voices`."""
-    state, caller = wired(request), request.scope["caller"]
+    caller = request.scope["caller"]
     check_scope(caller, "audio")
-    model = request.query_params.get("model") or models_of("audio", state.models)[0].id
-    check_model(caller, model)
-    return Response(await state.catalog.ask("audio", "/v1/audio/voices", model=model), media_type="application/json")
+    chosen = model or models_of("audio", state.models)[0].id
+    check_model(caller, chosen)
+    listed = await state.catalog.ask("audio", "/v1/audio/voices", model=chosen)
+    return Response(listed, media_type="application/json")

@@ -1,31 +1,20 @@
 """OpenAI's routes for text: the model decides who is asked, and the body is passed on as it came."""
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from gateway.admission import allowed, begin, pass_ours, pass_outside
 from gateway.bodies import checked, read_object
 from gateway.catalog import Ours
-from gateway.errors import PayloadTooLarge
+from gateway.direct import DirectRoute, body_of
 from gateway.state import wired
 from services.registry import Task
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
-
-
-class DirectRoute(APIRoute):
-    """Hands the request to the function as it is: dependencies and FastAPI's own reading of bodies take their time."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the function itself."""
-        return self.endpoint
-
 
 router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
 MAX_BYTES = 10_000_000  # as the worker; reading more would hold up all the others
@@ -83,9 +72,7 @@ async def pass_on(request: Request, task: Task, contract: type[GenerationRequest
     """Ask whoever serves the model; only our own workers' contract is ours to check."""
     state = wired(request)
     await begin(request, state, task)
-    content = await request.body()
-    if len(content) > MAX_BYTES:
-        raise PayloadTooLarge(f"a body of text may have {MAX_BYTES} bytes")
+    content = await body_of(request, MAX_BYTES)
     body = read_object(content, request.headers.get("content-type", ""))
     model = body.get("model")
     targets = state.catalog.serving(task, model if isinstance(model, str) and model else None)

@@ -7,16 +7,18 @@ from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
 
 from gateway.admission import allowed, begin, pass_ours, pass_outside
 from gateway.bodies import checked
 from gateway.catalog import Ours
-from gateway.routes.chat import DirectRoute, pass_on, takes
+from gateway.errors import CallerLeft
+from gateway.routes.chat import pass_on, takes
 from gateway.routes.generate import refuse_repeated
 from gateway.state import wired
 from services.image.schema import EditRequest, ImageRequest
 
-router = APIRouter(prefix="/v1/images", tags=["images"], route_class=DirectRoute)
+router = APIRouter(prefix="/v1/images", tags=["images"])
 
 CONTRACTS = (ImageRequest, EditRequest)
 FORM = "multipart/form-data"
@@ -61,19 +63,23 @@ async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:
     Raises:
         RequestValidationError: there is no form, a file is text, or a name is given twice.
         HTTPException: the form cannot be read.
+        CallerLeft: it ends before its end.
     """
     if not request.headers.get("content-type", "").lower().startswith(FORM):
         raise unfit("image", "must be a file; send a multipart form")
     files: list[File] = []
     fields: list[tuple[str, str]] = []
-    async with request.form(max_files=MAX_FILES, max_part_size=MAX_FIELD_BYTES) as form:
-        for name, value in form.multi_items():
-            if name not in FILES:
-                fields.append((name, value if isinstance(value, str) else ""))  # and is refused by its name
-            elif isinstance(value, UploadFile):
-                files.append((name, (name, await value.read())))
-            else:
-                raise unfit(name, "must be a file; give the part a filename")
+    try:
+        async with request.form(max_files=MAX_FILES, max_part_size=MAX_FIELD_BYTES) as form:
+            for name, value in form.multi_items():
+                if name not in FILES:
+                    fields.append((name, value if isinstance(value, str) else ""))  # and is refused by its name
+                elif isinstance(value, UploadFile):
+                    files.append((name, (name, await value.read())))
+                else:
+                    raise unfit(name, "must be a file; give the part a filename")
+    except ClientDisconnect as error:
+        raise CallerLeft("the caller left") from error
     refuse_repeated("body", fields)
     if not any(name.startswith("image") for name, _ in files):
         raise unfit("image", "must be a file; send one to be drawn over")

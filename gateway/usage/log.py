@@ -8,6 +8,7 @@ from prometheus_client import Counter
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.database.types import Tables
 from gateway.usage.queries import Window, page, pages
 from gateway.usage.receipts import take
 from gateway.usage.rollup import count_records
@@ -15,6 +16,8 @@ from gateway.usage.schema import Entry, Record, Usage
 from gateway.usage.summary import Bucket, Question, Width, summarize
 from gateway.usage.writer import Writer
 from services.schema import Receipt
+
+INSERTION = insert(Tables.metadata.tables[Usage.__tablename__])  # a mapped class would be looked at each time
 
 
 class UsageLog:
@@ -76,5 +79,5 @@ class UsageLog:
 async def append(database: AsyncEngine, records: Sequence[Record]) -> None:
     """Write records in one transaction: all of them, or an error and none."""
     async with database.begin() as connection:
-        await connection.execute(insert(Usage), [vars(record) for record in records])
+        await connection.execute(INSERTION, [vars(record) for record in records])
         await count_records(connection, records)

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 
 from gateway.app import create_app
+from gateway.protocol import BoundedProtocol
 from gateway.settings import Settings
 from services.schema import envelope
 
@@ -37,7 +38,15 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp) -> None:
         options: dict[str, Any] = {"access_log": False, "proxy_headers": False, "server_header": False}
-        config = uvicorn.Config(app, port=0, ws="none", log_config=None, timeout_graceful_shutdown=int(LONG), **options)
+        config = uvicorn.Config(
+            app,
+            port=0,
+            http=BoundedProtocol,
+            ws="none",
+            log_config=None,
+            timeout_graceful_shutdown=int(LONG),
+            **options,
+        )
         super().__init__(config)
         self.is_up = threading.Event()
 

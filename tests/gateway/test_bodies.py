@@ -3,10 +3,15 @@
 import json
 from typing import Any
 
+import httpx
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.bodies import with_model
+from gateway.bodies import MAX_VALUES, with_model
+from tests.gateway.conftest import error_of
+
+PLACE = "f3b1d2a7-what-nothing-else-is-called"
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -30,7 +35,7 @@ def test_only_the_model_is_another(
     body = {**before, "model": old, **after}
     options: dict[str, Any] = {"indent": indent, "ensure_ascii": is_ascii}
     changed = with_model(json.dumps(body, **options).encode("utf-8", "surrogatepass"), new)
-    assert changed == json.dumps({**body, "model": "\0"}, **options).replace(r'"\u0000"', json.dumps(new)).encode()
+    assert changed == json.dumps({**body, "model": PLACE}, **options).replace(f'"{PLACE}"', json.dumps(new)).encode()
 
 
 @given(spaces, spaces, spaces, spaces, spaces)
@@ -46,3 +51,24 @@ def test_a_name_that_is_given_twice_is_replaced_twice() -> None:
 
 def test_a_body_without_a_name_stays_as_it_is() -> None:
     assert with_model(b" {} ", "a") == b" {} "
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"messages":[' + b"1," * 1_000_000 + b"1]}", id="too many to read"),
+        pytest.param(b'{"messages":[' + b"1," * MAX_VALUES + b"1]}", id="too many to complain about"),
+        pytest.param(b'{"messages":[[' + b"{}," * MAX_VALUES + b"{}]]}", id="too many further inside"),
+    ],
+)
+def test_a_body_of_countless_values_is_refused_before_each_is_complained_about(
+    body: bytes, client: httpx.Client
+) -> None:
+    answer = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert error_of(answer)["code"] == "payload_too_large"
+
+
+def test_a_long_text_full_of_commas_is_no_body_of_countless_values(client: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "a, b" * 7_500}] * 4
+    assert client.post("/v1/chat/completions", json={"messages": messages}).status_code == 200

@@ -770,6 +770,30 @@ async def test_a_size_that_did_not_pay_is_tried_again() -> None:
     assert sizer.limit(100) > 1
 
 
+@pytest.mark.parametrize("longest", [100.0, 3.0])
+async def test_a_busy_moment_does_not_end_the_sharing(longest: float) -> None:
+    sizer = BatchSizer(8)
+    for size in (1, 2, 4, 8):
+        for _ in range(5):
+            sizer.note(size, 1.0 if size == 1 else 5.0 * size)
+    assert sizer.limit(longest) == 1
+    for _ in range(1500):
+        size = sizer.limit(longest)
+        sizer.note(size, 1.0 + 0.01 * size)
+    assert sizer.limit(longest) == 8
+
+
+async def test_sizes_that_are_not_asked_for_any_more_are_still_known() -> None:
+    sizer = BatchSizer(8)
+    for _ in range(20):
+        size = sizer.limit(100)
+        sizer.note(size, 4.0 + size)
+    for turn in range(2000):
+        num_waiting = 7 + turn % 2
+        assert sizer.limit(100) >= num_waiting
+        sizer.note(num_waiting, (4.0 + num_waiting) * (1.1 if turn % 3 else 1.0))
+
+
 async def test_memory_bounds_the_batch() -> None:
     sizer = BatchSizer(8)
     for _ in range(20):
