@@ -53,7 +53,10 @@ from starlette.types import Receive, Scope, Send
 
 from services.schema import envelope, explain
 
-FILE_FIELDS = {"/generate/video": "image"}  # what an upload that cannot be read is named by
+FILE_FIELDS = {
+    "/generate/video": "image",
+    "/v1/images/edits": "image",
+}  # what an upload that cannot be read is named by
 
 
 class GatewayError(Exception):

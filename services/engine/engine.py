@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from services.engine import memory
 from services.engine.batching import BatchSizer
@@ -36,6 +36,7 @@ from services.errors import (
 )
 from services.schema import MAX_SEED
 
+ModelState = Literal["loaded", "loading", "not_loaded", "failed"]
 MAX_KINDS = 256  # of forwards whose seconds are remembered
 RETRY_SECONDS = 5  # where nothing better is known
 
@@ -197,6 +198,33 @@ class Engine:
         """
         return self._find(model)[1].defaults
 
+    def state(self, model: str) -> ModelState:
+        """Whether a model is in memory, on its way there, or why not; of any thread.
+
+        Raises:
+            UnknownModel: no such model here.
+        """
+        slot = self._find(model)[1]
+        if slot.stepper is not None:
+            return "loaded"
+        if slot.failure is not None:
+            return "failed"
+        return "loading" if slot.is_preloaded else "not_loaded"
+
+    def stepper(self, model: str | None) -> Any:
+        """A model that is in memory, for what it knows without its thread.
+
+        Raises:
+            UnknownModel: no such model here.
+            ModelUnavailable: it could not be loaded.
+            ModelLoading: it is not in memory.
+        """
+        name, slot = self._find(model)
+        slot.check()
+        if slot.stepper is None:
+            raise loading(name)
+        return slot.stepper
+
     async def estimate(self, request: Any, model: str | None) -> int | None:
         """Find out what a request will take, beside the engine's thread: others' next steps do not wait for it.
 
@@ -250,20 +278,23 @@ class Engine:
             self._wake.notify()
         return generation
 
-    def check_for_place(self) -> None:
+    def check_for_place(self, number: int = 1) -> None:
         """Raise when a request would be refused whatever it asks for: to be called before work is put into it.
+
+        Args:
+            number: of places in the queue that it takes.
 
         Raises:
             ModelLoading: the worker is going down.
             QueueFull: too many wait already.
         """
         with self._wake:
-            self._check_for_place()
+            self._check_for_place(number)
 
-    def _check_for_place(self) -> None:
+    def _check_for_place(self, number: int = 1) -> None:
         if self._is_closing:
             raise restarting()
-        if self._num_waiting() >= self._limits.queue_size:
+        if self._num_waiting() + number > self._limits.queue_size:
             message = f"{self._num_waiting()} requests wait already; try again later"
             raise QueueFull(message, retry_after=self._seconds_to_a_place())
 
