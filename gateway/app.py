@@ -29,9 +29,10 @@ from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
 from gateway.policy import Policy, read_policies
-from gateway.provider_file import Entry, load_entries
+from gateway.provider_file import Entries, Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
+from gateway.receipts import Receipts
 from gateway.relay import Relay
 from gateway.routes import audio, chat, generate, health, images, internal, keys, models, signed_urls, summary, usage
 from gateway.settings import Settings
@@ -76,7 +77,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
     registered = load_models()
-    entries = provider_entries(settings, registered)
+    outside = provider_entries(settings, registered)
     metrics = Metrics()
     internal_token = settings.internal_token.get_secret_value()
     under_way = UnderWay()
@@ -96,7 +97,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             Catalog(
                 settings.workers,
                 registered,
-                [Provider(entry, work, settings.connect_timeout) for entry in entries],
+                [Provider(entry, work, settings.connect_timeout) for entry in outside.models],
+                outside.fallbacks,
                 settings.openai_model,
                 probes,
                 settings.probe_interval,
@@ -107,6 +109,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             Keyring.open(database, settings.key_cache_seconds) as keyring,
             open_limits(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
             Budgets.open(database, settings.deadline) as budgets,
+            Receipts.open(log, budgets, prices) as receipts,
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
@@ -117,6 +120,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                     work,
                     Pulse(pulses, settings.probe_interval),
                     metrics,
+                    receipts.write,
                     connect_timeout=settings.connect_timeout,
                     deadline=settings.deadline,
                     idle_timeout=settings.idle_timeout,
@@ -137,6 +141,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 ),
                 limits=limits,
                 budgets=budgets,
+                receipts=receipts,
                 prices=prices,
                 models=registered,
                 profile=settings.profile,
@@ -176,20 +181,20 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     return app
 
 
-def provider_entries(settings: Settings, models: Sequence[Model]) -> tuple[Entry, ...]:
+def provider_entries(settings: Settings, models: Sequence[Model]) -> Entries:
     """The outside models: those of the file, and the one that settings describe.
 
     Raises:
         Misconfigured: the file cannot be read, or something in it does not fit.
     """
-    entries: tuple[Entry, ...] = ()
+    found = Entries()
     if settings.providers_file:
         with told_of("ATELIER_PROVIDERS_FILE", settings.providers_file):
-            entries = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
-    if not settings.openai_base_url or settings.openai_model in {entry.id for entry in entries}:
-        return entries
+            found = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
+    if not settings.openai_base_url or settings.openai_model in {entry.id for entry in found.models}:
+        return found
     one = Entry(id=settings.openai_model, base_url=settings.openai_base_url, key=settings.openai_api_key)
-    return (*entries, one)
+    return found.model_copy(update={"models": (*found.models, one)})
 
 
 def sender(

@@ -95,6 +95,8 @@ class Authentication:
         except GatewayError as error:
             await render(error)(scope, receive, send)
             return
+        if scope["caller"].log_content is not None:
+            scope["content"].kept = scope["caller"].log_content
         if scope["caller"].id and header(scope, b"x-request-id") == scope["request_id"]:
             # Receipts and reservations go by it: nobody may choose another's.
             scope["request_id"] += f"-{token_hex(8)}"

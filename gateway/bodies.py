@@ -71,15 +71,22 @@ def has_more(body: Mapping[str, Any], num_values: int) -> bool:
     return False
 
 
-def with_model(content: bytes, model: str) -> bytes:
-    """Name another model in a JSON object, and leave every other byte as it is."""
+def with_members(content: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Give members of a JSON object other values, put those first that are not there, and leave every other byte."""
     text = content.decode()
-    pieces, copied = [], 0
-    for key, start, end in members(text):
-        if key == "model":
-            pieces += [text[copied:start], json.dumps(model)]
+    pieces, copied, missing = [], 0, dict(changes)
+    found = members(text)
+    for key, start, end in found:
+        if key in changes:
+            pieces += [text[copied:start], json.dumps(changes[key])]
             copied = end
-    return "".join([*pieces, text[copied:]]).encode()
+            missing.pop(key, None)
+    pieces.append(text[copied:])
+    if missing:
+        before, brace, after = "".join(pieces).partition("{")
+        new = json.dumps(missing)[1:-1]
+        pieces = [before, brace, new, ", " if found else "", after]
+    return "".join(pieces).encode()
 
 
 def form_with_model(form: Mapping[str, Any], model: str) -> dict[str, Any]:

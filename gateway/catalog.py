@@ -70,6 +70,7 @@ class Catalog:
         workers: Mapping[Task, Sequence[str]],
         models: Sequence[Model],
         providers: Sequence[Provider],
+        fallbacks: Mapping[str, Sequence[str]],
         outside: str,
         http: httpx.AsyncClient,
         interval: float,
@@ -80,6 +81,7 @@ class Catalog:
             workers: base URLs of replicas.
             models: what our workers serve.
             providers: an id that our workers serve as well is theirs.
+            fallbacks: of models of ours.
             outside: id of the provider's model that is asked where nobody names one.
             http: to ask workers for their health with.
             interval: how often, in seconds.
@@ -89,6 +91,7 @@ class Catalog:
         self._outside = outside
         self._providers = {provider.id: provider for provider in providers}
         self.created = int(time.time())
+        self._fallbacks = {**{provider.id: provider.fallbacks for provider in providers}, **fallbacks}
         self._http = http
         self._interval = interval
         self._look: asyncio.Task[None] | None = None
@@ -114,17 +117,20 @@ class Catalog:
             NotServed: our worker does, and there is none.
         """
         if model is None or self._tasks.get(model) == task:
-            return self.worker(task)
+            asked_for = model or next((ours for ours, of in self._tasks.items() if of == task), "")
+            return (*self.worker(task), *self._instead(task, asked_for))
         provider = self._providers.get(model)
         if provider is None or provider.task != task:
             served = ", ".join(self.models(task))
             raise UnknownModel(f"model '{model[:200]}' is not served here; choose one of: {served}")
-        others = [
+        return (provider, *self._instead(task, model))
+
+    def _instead(self, task: Task, model: str) -> tuple[Target, ...]:
+        return tuple(
             self._ours(task, other) if other in self._tasks else self._providers[other]
-            for other in provider.fallbacks
+            for other in self._fallbacks.get(model, ())
             if other in self._providers or task in self._workers
-        ]
-        return (provider, *others)
+        )
 
     def models(self, task: Task) -> list[str]:
         """The ids of all models for `task`."""

@@ -181,9 +181,10 @@ class Accounting:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, Content(self._policy))
+        content = Content(self._policy)
+        exchange = Exchange(scope, receive, send, content)
         request_id.set(exchange.request_id)  # for the log lines; the server gives each request a context of its own
-        scope["caller"] = Caller()
+        scope["caller"], scope["content"] = Caller(), content
         with self._under_way:
             self._metrics.in_progress.inc()
             try:
@@ -240,7 +241,7 @@ class LastResort:
         except Exception:
             if has_started:
                 raise  # the server closes the connection: half an answer must not look whole
-            logger.exception("request %s failed", scope.get("request_id"))
+            logger.exception("a request failed")
             await render(GatewayError("the gateway failed; its log says why"))(scope, receive, send)
 
 

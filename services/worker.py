@@ -22,7 +22,7 @@ from services.engine.assembly import Make, build_engine
 from services.engine.generation import Followed, Tally, Terms
 from services.engine.metrics import Ending
 from services.errors import DeadlineExceeded, InvalidRequest, ServiceError
-from services.logs import LogFormat, write_json
+from services.logs import LogFormat, write_logs
 from services.media import picture
 from services.provenance import Provenance
 from services.receipts import Receipts
@@ -46,9 +46,8 @@ def show_logs(form: LogFormat) -> None:
     ours.setLevel(logging.INFO)
     ours.handlers = logging.getLogger("bentoml").handlers
     ours.propagate = False
-    if form == "json":
-        for name in ("bentoml", "uvicorn.error", "circus", None):
-            write_json(logging.getLogger(name).handlers)
+    for name in ("bentoml", "uvicorn.error", "circus", None):
+        write_logs(logging.getLogger(name).handlers, form)
 
 
 async def list_models(request: Request) -> JSONResponse:

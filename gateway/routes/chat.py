@@ -1,17 +1,20 @@
 """OpenAI's routes for text: the model decides who is asked, and the body is passed on as it came."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from gateway.admission import allowed, begin, pass_ours, pass_outside
+from gateway.admission import allowed, begin, pass_chain, pass_ours
 from gateway.bodies import checked, read_object
-from gateway.catalog import Ours
+from gateway.catalog import Ours, Target
 from gateway.direct import DirectRoute, body_of
-from gateway.state import wired
+from gateway.errors import PayloadTooLarge
+from gateway.state import State, wired
 from services.registry import Task
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
@@ -75,11 +78,48 @@ async def pass_on(request: Request, task: Task, contract: type[GenerationRequest
     content = await body_of(request, MAX_BYTES)
     body = read_object(content, request.headers.get("content-type", ""))
     model = body.get("model")
-    targets = state.catalog.serving(task, model if isinstance(model, str) and model else None)
-    if isinstance(targets[0], Ours):
-        await pass_ours(request, state, task, checked(body, contract))
-    else:
-        await pass_outside(request, state, task, targets[0].id, body)
-        targets = allowed(request.scope["caller"], targets)
+    found = state.catalog.serving(task, model if isinstance(model, str) and model else None)
+    targets = await admitted(request, state, task, found, body, contract)
     accept = request.headers.get("accept", "application/json")
     return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)
+
+
+async def admitted(
+    request: Request,
+    state: State,
+    task: Task,
+    found: Sequence[Target],
+    body: Mapping[str, Any],
+    contract: type[GenerationRequest],
+) -> Sequence[Target]:
+    """Let the body pass, and return who of `found` may be asked.
+
+    Raises:
+        GatewayError: as `admit`.
+        RequestValidationError: ours is the model that was asked for, and the body is not in its contract.
+    """
+    targets, ours = fitting(allowed(request.scope["caller"], found), body, contract)
+    if ours is not None and all(isinstance(target, Ours) for target in targets):
+        await pass_ours(request, state, task, ours)
+    else:
+        await pass_chain(request, state, task, targets, body, ours)
+    return targets
+
+
+def fitting(
+    targets: Sequence[Target], body: Mapping[str, Any], contract: type[GenerationRequest]
+) -> tuple[Sequence[Target], GenerationRequest | None]:
+    """Leave out our own models among the fallbacks of a body that is not in our contract; the body in it, where it is.
+
+    Raises:
+        RequestValidationError: it is not, and ours is the model that was asked for.
+    """
+    first, *others = targets
+    if isinstance(first, Ours):
+        return targets, checked(body, contract)
+    if not any(isinstance(other, Ours) for other in others):
+        return targets, None
+    try:
+        return targets, checked(body, contract)
+    except (RequestValidationError, PayloadTooLarge):
+        return [target for target in targets if not isinstance(target, Ours)], None

@@ -9,11 +9,9 @@ from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from gateway.admission import allowed, begin, pass_ours, pass_outside
-from gateway.bodies import checked
-from gateway.catalog import Ours
+from gateway.admission import begin
 from gateway.errors import CallerLeft
-from gateway.routes.chat import pass_on, takes
+from gateway.routes.chat import admitted, pass_on, takes
 from gateway.routes.generate import refuse_repeated
 from gateway.state import wired
 from services.image.schema import EditRequest, ImageRequest
@@ -46,13 +44,8 @@ async def edits(request: Request) -> Response:
     state = wired(request)
     await begin(request, state, "image")
     files, fields = await read_form(request)
-    model = fields.get("model") or None
-    targets = state.catalog.serving("image", model)
-    if isinstance(targets[0], Ours):
-        await pass_ours(request, state, "image", checked(fields, EditRequest))
-    else:
-        await pass_outside(request, state, "image", targets[0].id, fields)
-        targets = allowed(request.scope["caller"], targets)
+    found = state.catalog.serving("image", fields.get("model") or None)
+    targets = await admitted(request, state, "image", found, fields, EditRequest)
     accept = request.headers.get("accept", "application/json")
     return await state.relay.send(request, targets, request.scope["path"], accept=accept, files=files, data=fields)
 

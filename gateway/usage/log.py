@@ -23,7 +23,7 @@ INSERTION = insert(Tables.metadata.tables[Usage.__tablename__])  # a mapped clas
 class UsageLog:
     """A table and the writer in front of it."""
 
-    def __init__(self, database: AsyncEngine, writer: Writer) -> None:
+    def __init__(self, database: AsyncEngine, writer: Writer[Record]) -> None:
         self._database = database
         self._writer = writer
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.bodies import MAX_VALUES, with_model
+from gateway.bodies import MAX_VALUES, with_members
 from tests.gateway.conftest import error_of
 
 PLACE = "f3b1d2a7-what-nothing-else-is-called"
@@ -34,7 +34,7 @@ def test_only_the_model_is_another(
 ) -> None:
     body = {**before, "model": old, **after}
     options: dict[str, Any] = {"indent": indent, "ensure_ascii": is_ascii}
-    changed = with_model(json.dumps(body, **options).encode("utf-8", "surrogatepass"), new)
+    changed = with_members(json.dumps(body, **options).encode("utf-8", "surrogatepass"), {"model": new})
     assert changed == json.dumps({**body, "model": PLACE}, **options).replace(f'"{PLACE}"', json.dumps(new)).encode()
 
 
@@ -42,15 +42,17 @@ def test_only_the_model_is_another(
 @example("", "", "", "", "")
 def test_spaces_stay_where_they_are(a: str, b: str, c: str, d: str, e: str) -> None:
     body = f'{a}{{{b}"x"{c}:[{{"model": 1}}]{d},{e}"mod\\u0065l"{a}:{b}"old"{c},"y":1e400{d}}}{e}'
-    assert with_model(body.encode(), "new") == body.replace('"old"', '"new"').encode()
+    assert with_members(body.encode(), {"model": "new"}) == body.replace('"old"', '"new"').encode()
 
 
 def test_a_name_that_is_given_twice_is_replaced_twice() -> None:
-    assert with_model(b'{"model": "a", "model": "b"}', "c") == b'{"model": "c", "model": "c"}'
+    assert with_members(b'{"model": "a", "model": "b"}', {"model": "c"}) == b'{"model": "c", "model": "c"}'
 
 
-def test_a_body_without_a_name_stays_as_it_is() -> None:
-    assert with_model(b" {} ", "a") == b" {} "
+def test_what_is_not_there_comes_first() -> None:
+    assert with_members(b" {} ", {"model": "a"}) == b' {"model": "a"} '
+    changed = with_members(b'{ "model":"a","x" : {} }', {"model": "b", "y": {"z": True}})
+    assert changed == b'{"y": {"z": true},  "model":"b","x" : {} }'
 
 
 @pytest.mark.parametrize(
