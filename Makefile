@@ -34,7 +34,7 @@ check: install ## format, lint, types, layers, and that the docs are true
 	@$(BIN)/mypy deploy
 	@$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py
 
-bench: install ## measure the start, the scheduler, batching against two peers, text against three, and the gateway against two (hours)
+bench: install ## measure the start, the scheduler, batching against two peers, text against three, the gateway against two, first sounds and sketches (hours)
 	@$(BIN)/python -m benchmarks.start
 	@$(BIN)/python -m benchmarks.batching --overhead
 	@$(BIN)/python -m benchmarks.batching --equal --model middle
@@ -42,6 +42,7 @@ bench: install ## measure the start, the scheduler, batching against two peers, 
 	@$(BIN)/python -m benchmarks.text
 	@$(BIN)/python -m benchmarks.text --latency
 	@$(BIN)/python -m benchmarks.exactness
+	@$(BIN)/python -m benchmarks.media
 	@$(BIN)/python -m benchmarks.gateway
 	@$(BIN)/python -m benchmarks.gateway --soak 100000
 

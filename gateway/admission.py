@@ -79,7 +79,7 @@ async def pass_outside(request: Request, state: State, task: Task, model: str, b
     Raises:
         GatewayError: as `admit`.
     """
-    await _pass(request, state, task, model, outside_prompts(body), lambda: [(model, most_outside(body))])
+    await _pass(request, state, task, model, outside_prompts(body), lambda: [(model, most_outside(task, body))])
 
 
 async def pass_chain(
@@ -111,7 +111,7 @@ async def pass_chain(
                 model = target.id or ours.model or default
                 yield model, most(ours, defaults_of(state, task, model))
             else:
-                yield target.id, most_outside(body)
+                yield target.id, most_outside(task, body)
 
     asked_for = targets[0].id or (ours.model if ours is not None else None) or default
     await _pass(request, state, task, asked_for, outside_prompts(body), estimate)

@@ -89,6 +89,11 @@ def with_members(content: bytes, changes: Mapping[str, Any]) -> bytes:
     return "".join(pieces).encode()
 
 
+def form_with_model(form: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Name another model in a form, given as httpx takes it."""
+    return {**form, "data": {**form["data"], "model": model}}
+
+
 def members(text: str) -> list[tuple[str, int, int]]:
     """The members of a JSON object: each key, and where its value begins and ends."""
     found = []

@@ -7,7 +7,7 @@ import httpx
 import pydantic_core
 from pydantic import BaseModel, ValidationError
 
-from gateway.bodies import with_members
+from gateway.bodies import form_with_model, with_members
 from gateway.breaker import Breaker
 from gateway.errand import Declined, Errand
 from gateway.errors import GatewayError, ProviderBusy, ProviderFailed, ProviderResting, WorkerRefused
@@ -47,8 +47,8 @@ class Provider:
         try:
             async with Patience(errand.seconds_left, late) as patience:
                 patience.unless(errand.left)
-                content, adds_usage = self._content(errand)
-                upstream = await self._transport.handle_async_request(self._request(errand, content))
+                request, adds_usage = self._request(errand)
+                upstream = await self._transport.handle_async_request(request)
                 upstream.extensions[ADDED_USAGE] = adds_usage
                 refused = None if upstream.is_success else await self._refused(upstream, errand.renamed)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
@@ -68,7 +68,8 @@ class Provider:
         self._breaker.succeeded()
         return upstream
 
-    def _request(self, errand: Errand, content: bytes) -> httpx.Request:
+    def _request(self, errand: Errand) -> tuple[httpx.Request, bool]:
+        """What is sent, and whether it asks for the usage where the caller does not."""
         path = errand.path.removeprefix("/v1")
         entry = self._entry
         url = f"{entry.base_url.rstrip('/')}{path}"
@@ -78,10 +79,15 @@ class Provider:
         headers = [
             (b"accept", errand.accept.encode("latin-1")),
             (b"accept-encoding", b"identity"),
-            (b"content-type", b"application/json"),
             *self._credentials(),
         ]
-        return httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions)
+        if "content" not in errand.body:
+            form = form_with_model(errand.body, entry.upstream)
+            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **form), False
+        content, adds_usage = self._content(errand)
+        headers.append((b"content-type", b"application/json"))
+        request = httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions)
+        return request, adds_usage
 
     def _content(self, errand: Errand) -> tuple[bytes, bool]:
         """The caller's body with the server's name of the model, and whether it asks for the usage besides."""

@@ -14,13 +14,14 @@ from gateway.bodies import checked, read_object
 from gateway.catalog import Ours, Target
 from gateway.direct import DirectRoute, body_of
 from gateway.errors import PayloadTooLarge
-from gateway.state import wired
+from gateway.state import State, wired
 from services.registry import Task
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
 router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
 MAX_BYTES = 10_000_000  # as the worker; reading more would hold up all the others
+CONTRACTS = (ChatRequest, CompletionRequest, ResponseRequest)
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON; with `stream` events that end with `[DONE]`; bare text under `Accept: text/plain`.",
@@ -29,18 +30,25 @@ FORMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def takes(contract: type[BaseModel]) -> dict[str, Any]:
-    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema."""
-    schema = {"$ref": f"#/components/schemas/{contract.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def takes(contract: type[BaseModel], media_type: str = "application/json", *files: str) -> dict[str, Any]:
+    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema.
+
+    Args:
+        contract: of the body, or of what a form has besides its files.
+        media_type: of the body.
+        files: the names of a form's files.
+    """
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{contract.__name__}"}
+    if files:
+        properties = {name: {"type": "string", "format": "binary"} for name in sorted(files)}
+        schema = {"allOf": [schema, {"type": "object", "properties": properties}]}
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
-def schemas() -> dict[str, Any]:
+def schemas(*contracts: type[BaseModel]) -> dict[str, Any]:
     """The contracts, for the OpenAPI document."""
-    contracts: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (contract, "validation") for contract in (ChatRequest, CompletionRequest, ResponseRequest)
-    ]
-    _, schema = models_json_schema(contracts, ref_template="#/components/schemas/{model}")
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(contract, "validation") for contract in contracts]
+    _, schema = models_json_schema(modes, ref_template="#/components/schemas/{model}")
     definitions: dict[str, Any] = schema["$defs"]
     return definitions
 
@@ -71,13 +79,31 @@ async def pass_on(request: Request, task: Task, contract: type[GenerationRequest
     body = read_object(content, request.headers.get("content-type", ""))
     model = body.get("model")
     found = state.catalog.serving(task, model if isinstance(model, str) and model else None)
+    targets = await admitted(request, state, task, found, body, contract)
+    accept = request.headers.get("accept", "application/json")
+    return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)
+
+
+async def admitted(
+    request: Request,
+    state: State,
+    task: Task,
+    found: Sequence[Target],
+    body: Mapping[str, Any],
+    contract: type[GenerationRequest],
+) -> Sequence[Target]:
+    """Let the body pass, and return who of `found` may be asked.
+
+    Raises:
+        GatewayError: as `admit`.
+        RequestValidationError: ours is the model that was asked for, and the body is not in its contract.
+    """
     targets, ours = fitting(allowed(request.scope["caller"], found), body, contract)
     if ours is not None and all(isinstance(target, Ours) for target in targets):
         await pass_ours(request, state, task, ours)
     else:
         await pass_chain(request, state, task, targets, body, ours)
-    accept = request.headers.get("accept", "application/json")
-    return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)
+    return targets
 
 
 def fitting(
