@@ -490,14 +490,14 @@ class Engine:
 
     def _next(self) -> Generation | None:
         """Return who can be in progress beside the others; whoever waits for memory is not overtaken."""
+        num_active = Counter(active.generation.model for active in self._active)
         for generation in self._queue.in_order():
             stepper = self._slots[generation.model].stepper
             if stepper is None or not self._active:
                 return generation
             if generation.cost is None:  # it came just now
                 return None
-            num_active = sum(active.stepper is stepper for active in self._active)
-            if num_active < stepper.max_active:
+            if num_active[generation.model] < stepper.max_active:
                 in_use = sum(active.cost for active in self._active)
                 return generation if in_use + generation.cost <= self._memory_bytes else None
         return None
@@ -558,13 +558,17 @@ class Engine:
             self._last_turns[active.generation.caller] = active.last_turn = self._num_forwards
             active.generation.begin(started, is_timed=active is batch[0])
         self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
+        rows: Sequence[Any] | None = None
+        is_short = False
         try:
             rows = stepper.forward([active.state for active in batch])
         except Exception as error:
             if len(batch) == 1:
                 self._end(batch[0], error)
-            else:
-                self._step_in_parts(kind, batch, error)
+                return
+            is_short = memory.is_out_of_memory(error)
+        if rows is None:  # not within the handler: until that ends, the error's frames hold the model's tensors
+            self._step_in_parts(kind, batch, is_short=is_short)
             return
         with together(active.generation.mail for active in batch):
             for active, row in zip(batch, rows, strict=True):
@@ -574,15 +578,14 @@ class Engine:
                     self._end(active, error)
         self._sizer(kind, batch[0]).note(len(batch), time.monotonic() - started)
 
-    def _step_in_parts(self, kind: Hashable, batch: Sequence[Active], error: Exception) -> None:
+    def _step_in_parts(self, kind: Hashable, batch: Sequence[Active], *, is_short: bool) -> None:
         """Run the forward again: for want of memory with half of them, else with each alone to find the culprit."""
         size = 1
-        if memory.is_out_of_memory(error):
+        if is_short:
             memory.give_back()
             self._sizer(kind, batch[0]).halve(len(batch))
             size = len(batch) // 2
             logger.warning("memory does not suffice for a batch of %d; from now on it is %d", len(batch), size)
-        del error  # whose frames hold the model's tensors
         for start in range(0, len(batch), size):
             self._step(kind, batch[start : start + size])
 
