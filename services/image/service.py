@@ -62,15 +62,33 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
         raise missing("image")
 
     async def prepare(job: EditJob) -> tuple[Edit, Encoder]:
-        encoder = worker.encoder(request, job, "image_edit")
+        form = encoder(request, worker, job, "image_edit")
         fit = fitting(job.size)
         picture = await worker.read_picture(files["image"], "image", fit)
         mask = await worker.read_mask(files["mask"], "mask", fit) if "mask" in files else None
         strength = job.strength if job.strength is not None else STRENGTH if mask is None else 1.0
-        return Edit(job, picture, mask, strength), encoder
+        return Edit(job, picture, mask, strength), form
 
     with naming_the_field():
         return await worker.answer(request, EditRequest.model_validate(fields), EditJob, prepare)
+
+
+def encoder(request: Request, worker: Worker, job: ImageJob, prefix: str) -> Encoder:
+    """Choose the answer's form by the body and by the caller's `Accept`.
+
+    Raises:
+        InvalidRequest: several pictures where there is room for one, or more than may ever wait.
+    """
+    file = PictureEncoder(job, worker.provenance(job, chosen(job)))
+    if job.stream:
+        return PictureEvents(file, job, prefix)
+    form = negotiated(request, file, lambda _: DocumentEncoder(file, job))
+    number, most = job.n or 1, worker.settings.queue_size
+    if number > 1 and not isinstance(form, DocumentEncoder):
+        raise InvalidRequest("n: there is room for one picture in this form; accept JSON", param="n")
+    if number > most:
+        raise InvalidRequest(f"n: this worker lets {most} pictures wait; ask for fewer at once", param="n")
+    return form
 
 
 routes = routes_with(Route(EDITS, edit, methods=["POST"]))
@@ -100,27 +118,9 @@ class ImageService(Worker):
         """Draw pictures: JSON with base64, events (`stream`), or the file itself under `Accept: image/png`."""
 
         async def prepare(job: ImageJob) -> tuple[Edit, Encoder]:
-            return Edit(job), self.encoder(ctx.request, job, "image_generation")
+            return Edit(job), encoder(ctx.request, self, job, "image_generation")
 
         return await self.answer_api(ctx, body, ImageJob, prepare)
-
-    def encoder(self, request: Request, job: ImageJob, prefix: str) -> Encoder:
-        """Choose the answer's form by the body and by the caller's `Accept`.
-
-        Raises:
-            InvalidRequest: several pictures where there is room for one, or more than may ever wait.
-        """
-        file = PictureEncoder(job, self.provenance(job, chosen(job)))
-        if job.stream:
-            return PictureEvents(file, job, prefix)
-        form = negotiated(request, file, lambda _: DocumentEncoder(file, job))
-        number = job.n or 1
-        if number > 1 and not isinstance(form, DocumentEncoder):
-            raise InvalidRequest("n: there is room for one picture in this form; accept JSON", param="n")
-        if number > self.settings.queue_size:
-            most = self.settings.queue_size
-            raise InvalidRequest(f"n: this worker lets {most} pictures wait; ask for fewer at once", param="n")
-        return form
 
     def terms(self, request: Request, body: GenerationRequest, tell: Callable[[Tally], None]) -> Terms:
         """Add how many sketches a stream shows."""

@@ -12,7 +12,7 @@ from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, Message, ResponseRequest
-from services.units import PIECE_SECONDS, most
+from services.units import OUTSIDE_STEPS, PIECE_SECONDS, most, most_outside
 from services.video.schema import VideoRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -59,3 +59,23 @@ def test_no_prompt_has_more_tokens_than_bytes(text: str, num_turns: int) -> None
 @given(st.text(st.sampled_from("ab ,;.!?\n\u3002"), min_size=1, max_size=1000).filter(str.strip))
 def test_no_text_is_said_in_more_pieces_than_are_counted(text: str) -> None:
     assert most(SpeechRequest(input=text), {}) >= len(split_sentences(text)) * PIECE_SECONDS
+
+
+def test_several_pictures_count_several_times() -> None:
+    one = ImageRequest(prompt="a", size="64x64", num_inference_steps=3)
+    assert most(one.model_copy(update={"n": 4}), {}) == 4 * most(one, {}) == 4 * 64 * 64 * 3
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "units"),
+    [
+        ("image", {"prompt": "a", "size": "512x256", "n": 3}, 3 * 512 * 256 * OUTSIDE_STEPS),
+        ("image", {"prompt": "a", "size": "512x256", "n": "3"}, 3 * 512 * 256 * OUTSIDE_STEPS),  # in a form
+        ("image", {"prompt": "a", "size": "auto", "n": "many"}, 1024 * 1024 * OUTSIDE_STEPS),
+        ("image", {"prompt": "a", "size": 7, "n": -1}, 1024 * 1024 * OUTSIDE_STEPS),
+        ("audio", {"input": "hello"}, PIECE_SECONDS),
+        ("audio", {"input": ["hello"]}, PIECE_SECONDS),
+    ],
+)
+def test_what_a_provider_makes_counts_as_if_we_had_made_it(task: str, body: dict[str, Any], units: float) -> None:
+    assert most_outside(task, body) == units
