@@ -15,6 +15,7 @@ GatewayError
 ├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
 ├── LimitsUnavailable  503  likewise: Redis does not
 ├── BudgetsUnavailable 503  likewise: the database does not
+├── UsageUnavailable   503  likewise
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -160,6 +161,12 @@ class KeysUnavailable(GatewayError):
     """The database that holds the keys does not answer."""
 
     status, code, should_retry, retry_after = 503, "keys_unavailable", True, 3
+
+
+class UsageUnavailable(GatewayError):
+    """The database that holds the usage log does not answer; who has something to be written keeps it."""
+
+    status, code, should_retry, retry_after = 503, "usage_unavailable", True, 3
 
 
 class NotSignable(GatewayError):
@@ -319,6 +326,7 @@ async def render_gateway_error(request: Request, error: Exception) -> JSONRespon
     """Answer a `GatewayError`."""
     assert isinstance(error, GatewayError)  # noqa: S101 - what it is registered for
     request.scope["nothing_was_made"] = error.nothing_was_made
+    await request.scope["leases"].aclose()  # before the answer: who asks again at once shall not meet what he held
     return render(error)
 
 

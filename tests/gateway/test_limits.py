@@ -271,6 +271,23 @@ class TestDown:
                 break
         assert answer.headers["x-ratelimit-limit-requests"] == "1000"
 
+    def test_one_that_hangs_is_down_and_one_that_goes_on_is_not(self, start: Start, own: RedisServer) -> None:
+        gateway = start(redis_url=own.url, redis_down="allow")
+        limited = key_of(gateway, create(gateway, scopes=["admin"])["key"], requests_per_minute=1)
+        assert gateway.client.get(SPEECH, headers=limited).status_code == 200
+        own.hang()
+        for _ in range(50):  # most of them without asking it
+            answer = gateway.client.get(SPEECH, headers=limited)
+            assert (answer.status_code, set(RATE_HEADERS) & set(answer.headers)) == (200, set())
+        own.go_on()
+        for _ in range(900):
+            if (answer := gateway.client.get(SPEECH, headers=limited)).status_code == 429:
+                break
+        # Who asks too often finds out that it is back as well as anybody.
+        for _ in range(50):
+            answer = gateway.client.get(SPEECH, headers=limited)
+            assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (429, "0")
+
     def test_its_password_is_not_shown(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
         gateway = start(redis_url="redis://:a-password@127.0.0.1:1/0", redis_down="refuse")
         limited = key_of(gateway, create(gateway, scopes=["admin"])["key"], requests_per_minute=1)
