@@ -235,6 +235,20 @@ class TestTwoGateways:
             assert [call.result() for call in ended] == [200] * 5
 
 
+def test_who_may_not_begin_is_told_before_the_body(start: Start) -> None:
+    gateway = start()
+    admin = create(gateway, scopes=["admin"])["key"]
+    limited = key_of(gateway, admin, requests_per_minute=1)
+    assert gateway.client.get(SPEECH, headers=limited).status_code == 200
+    for key, status in ((limited, 429), (key_of(gateway, admin, scopes=["audio"]), 403)):
+        connection = gateway.connect()
+        connection.putrequest("POST", "/v1/chat/completions")
+        for name, value in {**key, "content-type": "application/json", "content-length": "1000"}.items():
+            connection.putheader(name, value)
+        connection.endheaders()  # and no body
+        assert connection.getresponse().status == status
+
+
 class TestDown:
     @pytest.fixture
     def own(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
