@@ -1,7 +1,6 @@
 """Several replicas of a worker: who is asked, who is left out, and what is never sent twice."""
 
 import asyncio
-import signal
 import socket
 import subprocess
 import sys
@@ -208,16 +207,16 @@ class TestKilled:
         ports = [free_port() for _ in range(3)]
         num_kills = 6
 
-        def run(port: int) -> subprocess.Popen[str]:
+        def run(port: int, until: ExitStack) -> subprocess.Popen[str]:
             command = (sys.executable, "-c", WORKER, str(port))
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            process = until.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            until.callback(process.kill)
             assert process.stdout
             assert process.stdout.readline()  # it listens
             return process
 
         with ExitStack() as stack:
-            running = [stack.enter_context(run(port)) for port in ports]
-            stack.callback(lambda: [process.send_signal(signal.SIGKILL) for process in running])
+            running = [run(port, stack) for port in ports]
             urls = [f"http://127.0.0.1:{port}" for port in ports]
             gateway = start(urls[0], audio_url=",".join(urls), probe_interval=0.05)
             is_over, answered = threading.Event(), threading.Semaphore(0)
@@ -240,7 +239,7 @@ class TestKilled:
                         running[number % 3].wait()
                         for _ in range(50):  # while it is away
                             assert answered.acquire(timeout=LONG)
-                        running[number % 3] = stack.enter_context(run(ports[number % 3]))
+                        running[number % 3] = run(ports[number % 3], stack)
                 finally:
                     is_over.set()
                 for each in calls:
