@@ -75,7 +75,7 @@ async def pass_outside(request: Request, state: State, task: Task, model: str, b
     Raises:
         GatewayError: as `admit`.
     """
-    await _pass(request, state, task, model, all_texts(body), lambda _: most_outside(body))
+    await _pass(request, state, task, model, all_texts(body), lambda _: most_outside(task, body))
 
 
 async def _pass(

@@ -33,7 +33,7 @@ from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage
+from gateway.routes import audio, chat, generate, health, images, internal, keys, models, signed_urls, summary, usage
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
@@ -75,8 +75,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
-    models = load_models()
-    entries = provider_entries(settings, models)
+    registered = load_models()
+    entries = provider_entries(settings, registered)
     metrics = Metrics()
     internal_token = settings.internal_token.get_secret_value()
     under_way = UnderWay()
@@ -95,7 +95,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
             Catalog(
                 settings.workers,
-                models,
+                registered,
                 [Provider(entry, work, settings.connect_timeout) for entry in entries],
                 settings.openai_model,
                 probes,
@@ -138,7 +138,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 limits=limits,
                 budgets=budgets,
                 prices=prices,
-                models=models,
+                models=registered,
                 profile=settings.profile,
             )
             yield
@@ -155,7 +155,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     )
     app.state.drain = drain
     app.include_router(chat.router)
+    app.include_router(images.router)
+    app.include_router(audio.router)
     app.include_router(generate.router)
+    app.include_router(models.router)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
     app.include_router(summary.router)
@@ -235,7 +238,8 @@ def document(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-            document["components"]["schemas"].update(chat.schemas())
+            contracts = (*chat.CONTRACTS, *images.CONTRACTS, *audio.CONTRACTS)
+            document["components"]["schemas"].update(chat.schemas(*contracts))
             for schema in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(schema, None)
         return built()

@@ -82,6 +82,11 @@ def with_model(content: bytes, model: str) -> bytes:
     return "".join([*pieces, text[copied:]]).encode()
 
 
+def form_with_model(form: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Name another model in a form, given as httpx takes it."""
+    return {**form, "data": {**form["data"], "model": model}}
+
+
 def members(text: str) -> list[tuple[str, int, int]]:
     """The members of a JSON object: each key, and where its value begins and ends."""
     found = []

@@ -2,18 +2,24 @@
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from gateway.balance import Replica, Replicas, State
-from gateway.errors import NoProvider, NotServed, UnknownModel
+from gateway.errors import GatewayError, NoProvider, NotServed, UnknownModel, WorkerUnreachable
 from gateway.providers import Provider
+from gateway.refusals import refusal
 from services.registry import Model, Task
 
 PROBE_SECONDS = 2.0
+ASK_SECONDS = 5.0
+ModelState = Literal["loaded", "loading", "not_loaded", "failed", "unreachable", "external"]
 FAILED = b'"model_unavailable"'  # a model that the operator has to do something about
 JITTER = (0.75, 1.25)  # of the interval: several gateways shall not all ask at once
 
@@ -32,6 +38,19 @@ class Ours:
 
 
 Target = Ours | Provider
+
+
+class ListedModel(BaseModel):
+    """A model, as a worker tells of it."""
+
+    id: str
+    state: ModelState
+
+
+class Listed(BaseModel):
+    """What a worker serves."""
+
+    data: list[ListedModel]
 
 
 @dataclass(frozen=True)
@@ -69,6 +88,7 @@ class Catalog:
         self._tasks = {model.id: model.task for model in models}
         self._outside = outside
         self._providers = {provider.id: provider for provider in providers}
+        self.created = int(time.time())
         self._http = http
         self._interval = interval
         self._look: asyncio.Task[None] | None = None
@@ -126,6 +146,39 @@ class Catalog:
         if self._outside not in self._providers:
             raise NoProvider("no provider is configured; the operator sets ATELIER_OPENAI_BASE_URL")
         return (self._providers[self._outside],)
+
+    async def ask(self, task: Task, path: str, **query: str) -> bytes:
+        """Return what our worker for `task` says under `path`, which costs it next to nothing.
+
+        Raises:
+            NotServed: the operator has configured none.
+            WorkerUnreachable: none answers.
+            WorkerRefused: the one that does says anything but a success.
+        """
+        for replica in self._ours(task).replicas.in_order():
+            question = self._http.build_request("GET", f"{replica.url}{path}", params=query, timeout=ASK_SECONDS)
+            with suppress(httpx.RequestError):
+                answer = await self._http.send(question, stream=True)
+                if not answer.is_success:
+                    raise await refusal(answer, {})
+                try:
+                    return await answer.aread()
+                finally:
+                    await answer.aclose()
+        raise WorkerUnreachable("the worker for this does not answer; it may be starting")
+
+    async def states(self, tasks: Collection[Task]) -> dict[str, ModelState]:
+        """Which of our models for `tasks` are in memory, by id."""
+        served = [task for task in tasks if task in self._workers]
+        found = await asyncio.gather(*map(self._states_of, served))
+        return {model: state for states in found for model, state in states.items()}
+
+    async def _states_of(self, task: Task) -> dict[str, ModelState]:
+        states: dict[str, ModelState] = {model: "unreachable" for model, of in self._tasks.items() if of == task}
+        with suppress(GatewayError, ValidationError):
+            listed = Listed.model_validate_json(await self.ask(task, "/v1/models")).data
+            states.update({each.id: each.state for each in listed if each.id in states})
+        return states
 
     async def health(self) -> dict[Task, Health]:
         """Ask all replicas at once; who asks meanwhile hears what comes of it too."""

@@ -9,6 +9,8 @@ GatewayError
 ├── InsufficientScope  403  ask the operator for a key with this scope
 ├── ModelNotAllowed    403  choose a model that the key may use
 ├── NoSuchKey          404  choose another key to look at or to revoke
+├── NoSuchArtefact     404  nothing: the file has been deleted
+├── RangeNotSatisfiable 416  ask for a part that there is
 ├── WrongHost          421  call the gateway by its own name
 ├── InsufficientQuota  429  ask for less, or come back after `retry_after`: in the next day or month
 ├── RateLimited        429  ask less often, or for less at once; come back after `retry_after`
@@ -16,6 +18,8 @@ GatewayError
 ├── LimitsUnavailable  503  likewise: Redis does not
 ├── BudgetsUnavailable 503  likewise: the database does not
 ├── UsageUnavailable   503  likewise
+├── ArtefactsUnavailable 503  likewise: the store of results does not
+├── StorageFull        507  ask for less; the operator has to make room
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -50,7 +54,10 @@ from starlette.types import Receive, Scope, Send
 
 from services.schema import envelope, explain
 
-FILE_FIELDS = {"/generate/video": "image"}  # what an upload that cannot be read is named by
+FILE_FIELDS = {
+    "/generate/video": "image",
+    "/v1/images/edits": "image",
+}  # what an upload that cannot be read is named by
 
 
 class GatewayError(Exception):
@@ -167,6 +174,35 @@ class UsageUnavailable(GatewayError):
     """The database that holds the usage log does not answer; who has something to be written keeps it."""
 
     status, code, should_retry, retry_after = 503, "usage_unavailable", True, 3
+
+
+class ArtefactsUnavailable(GatewayError):
+    """What keeps the results does not answer, or refuses."""
+
+    status, code, should_retry, retry_after = 503, "artefacts_unavailable", True, 3
+
+
+class StorageFull(GatewayError):
+    """There is no room for a result."""
+
+    status, code = 507, "storage_full"
+
+
+class NoSuchArtefact(GatewayError):
+    """The file is not kept any more."""
+
+    status, code = 404, "artefact_not_found"
+
+
+class RangeNotSatisfiable(GatewayError):
+    """The part that is asked for begins behind the file's end."""
+
+    status, code, param = 416, "range_not_satisfiable", "range"
+
+    def __init__(self, num_bytes: int) -> None:
+        """Say how long the file is."""
+        super().__init__(f"the file has {num_bytes} bytes, and no such part")
+        self.headers = {"content-range": f"bytes */{num_bytes}"}
 
 
 class NotSignable(GatewayError):

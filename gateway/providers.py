@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from gateway.bodies import with_model
+from gateway.bodies import form_with_model, with_model
 from gateway.breaker import Breaker
 from gateway.errand import Declined, Errand
 from gateway.errors import GatewayError, ProviderBusy, ProviderFailed, ProviderResting, WorkerRefused
@@ -72,9 +72,12 @@ class Provider:
         headers = [
             (b"accept", errand.accept.encode("latin-1")),
             (b"accept-encoding", b"identity"),
-            (b"content-type", b"application/json"),
             *self._credentials(),
         ]
+        if "content" not in errand.body:
+            form = form_with_model(errand.body, entry.upstream)
+            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **form)
+        headers.append((b"content-type", b"application/json"))
         content = with_model(errand.body["content"], entry.upstream)
         return httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions)
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.balance import Replica
-from gateway.bodies import with_model
+from gateway.bodies import form_with_model, with_model
 from gateway.catalog import Ours, Target
 from gateway.errand import Declined, Errand
 from gateway.errors import CallerLeft, GatewayError, ProviderFailed, WorkerDied, WorkerTimedOut, WorkerUnreachable
@@ -263,7 +263,8 @@ class Relay:
         ]
         url = self._url(replica.url + errand.path)
         if "content" not in errand.body:
-            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **errand.body)
+            form = form_with_model(errand.body, model) if model else errand.body
+            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **form)
         content = with_model(errand.body["content"], model) if model else errand.body["content"]
         stream = httpx.ByteStream(content)  # which httpx adds no headers for: the transport frames it
         sent = httpx.Request("POST", url, headers=[*headers, JSON], extensions=self._extensions, stream=stream)

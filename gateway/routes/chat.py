@@ -18,6 +18,7 @@ from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
 router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
 MAX_BYTES = 10_000_000  # as the worker; reading more would hold up all the others
+CONTRACTS = (ChatRequest, CompletionRequest, ResponseRequest)
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON; with `stream` events that end with `[DONE]`; bare text under `Accept: text/plain`.",
@@ -26,18 +27,25 @@ FORMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def takes(contract: type[BaseModel]) -> dict[str, Any]:
-    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema."""
-    schema = {"$ref": f"#/components/schemas/{contract.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def takes(contract: type[BaseModel], media_type: str = "application/json", *files: str) -> dict[str, Any]:
+    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema.
+
+    Args:
+        contract: of the body, or of what a form has besides its files.
+        media_type: of the body.
+        files: the names of a form's files.
+    """
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{contract.__name__}"}
+    if files:
+        properties = {name: {"type": "string", "format": "binary"} for name in sorted(files)}
+        schema = {"allOf": [schema, {"type": "object", "properties": properties}]}
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
-def schemas() -> dict[str, Any]:
+def schemas(*contracts: type[BaseModel]) -> dict[str, Any]:
     """The contracts, for the OpenAPI document."""
-    contracts: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (contract, "validation") for contract in (ChatRequest, CompletionRequest, ResponseRequest)
-    ]
-    _, schema = models_json_schema(contracts, ref_template="#/components/schemas/{model}")
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(contract, "validation") for contract in contracts]
+    _, schema = models_json_schema(modes, ref_template="#/components/schemas/{model}")
     definitions: dict[str, Any] = schema["$defs"]
     return definitions
 

@@ -175,6 +175,8 @@ class Workers(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith(("/livez", "/readyz")):
             return await self.health(request)
+        if request.method == "GET" and not self.is_alive:
+            raise httpx.ReadTimeout("silence", request=request)
         await request.aread()
         self.requests.append(request)
         self.is_asked.set()
