@@ -13,6 +13,8 @@ import psutil
 
 from cli import family
 
+MAX_WORDS = 4096  # bytes at the end of a log that are looked at
+
 
 @dataclass(frozen=True)
 class Program:
@@ -88,6 +90,14 @@ class Child:
         if status is None:
             return "lost its inner process"
         return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+
+    @property
+    def last_words(self) -> str:
+        """The sentence with which it refused to run, where it did: our programs put their name before it."""
+        with self.program.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - MAX_WORDS))
+            *_, last = log.read().decode(errors="replace").splitlines() or [""]
+        return last.removeprefix("atelier: ") if last.startswith("atelier: ") else ""
 
     async def end(self, grace_seconds: float, at_once: asyncio.Event) -> None:
         """Ask it to end, and after a while or `at_once` kill it; nothing that it started is left."""

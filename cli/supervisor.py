@@ -72,7 +72,7 @@ class Supervisor:
             guardian.add(child.process.pid)
             try:
                 was_ready = await self._watch(child, http)
-                ending = child.ending
+                ending = ": ".join(filter(None, (child.ending, child.last_words)))
             finally:
                 await self._end(child)
                 guardian.remove(child.process.pid)
@@ -80,7 +80,9 @@ class Supervisor:
                 return
             num_failures = 1 if was_ready else num_failures + 1
             if program.name in self.waiting_for and num_failures >= MAX_FALSE_STARTS:
-                raise NotStarted(f"{program.name} {ending} {num_failures} times before it was ready: {program.log}")
+                raise NotStarted(
+                    f"{program.name} was not ready in {num_failures} attempts; it {ending} (log: {program.log})"
+                )
             delay = min(FIRST_DELAY * 2 ** (num_failures - 1), LONGEST_DELAY)
             self._report(f"{program.name} {ending}; it is started again (log: {program.log})")
             await self._sleep(delay)

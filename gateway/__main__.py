@@ -5,6 +5,9 @@ import logging
 import sys
 from contextlib import suppress
 
+if __name__ == "__main__":
+    sys.modules["pygments"] = None  # type: ignore[assignment] # httpx's command line and Mako would load it: 7 MB
+
 from pydantic import ValidationError
 
 from gateway.app import create_app

@@ -18,6 +18,7 @@ GatewayError
 ├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
 ├── LimitsUnavailable  503  likewise: Redis does not
 ├── BudgetsUnavailable 503  likewise: the database does not
+├── UsageUnavailable   503  likewise
 ├── ArtefactsUnavailable 503  likewise: the store of results does not
 ├── StorageFull        507  ask for less; the operator has to make room
 ├── PayloadTooLarge    413  send less
@@ -174,6 +175,12 @@ class KeysUnavailable(GatewayError):
     """The database that holds the keys does not answer."""
 
     status, code, should_retry, retry_after = 503, "keys_unavailable", True, 3
+
+
+class UsageUnavailable(GatewayError):
+    """The database that holds the usage log does not answer; who has something to be written keeps it."""
+
+    status, code, should_retry, retry_after = 503, "usage_unavailable", True, 3
 
 
 class ArtefactsUnavailable(GatewayError):
@@ -362,6 +369,7 @@ async def render_gateway_error(request: Request, error: Exception) -> JSONRespon
     """Answer a `GatewayError`."""
     assert isinstance(error, GatewayError)  # noqa: S101 - what it is registered for
     request.scope["nothing_was_made"] = error.nothing_was_made
+    await request.scope["leases"].aclose()  # before the answer: who asks again at once shall not meet what he held
     return render(error)
 
 

@@ -1,5 +1,6 @@
 """How often a key may ask, and for how much at once; counted here, or in a Redis that several gateways share."""
 
+import asyncio
 import logging
 import math
 import time
@@ -20,6 +21,7 @@ from gateway.leases import Leases, MemoryLeases
 logger = logging.getLogger("atelier.gateway")
 
 WhenDown = Literal["allow", "refuse"]
+ANSWER_SECONDS = 0.5  # for a Redis to answer; a request that finds out that it hangs is held up so long
 DOWN_SECONDS = 1.0  # for which a Redis that did not answer is not asked again
 LIMIT, REMAINING, RESET = (f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset"))
 RATE_HEADERS = (LIMIT, REMAINING, RESET)
@@ -46,6 +48,7 @@ class Limits:
         self._leases = leases
         self._away = away
         self._when_down = when_down
+        self._is_down = False
         self._down_until = 0.0
 
     async def take(self, caller: Caller, until: AsyncExitStack) -> None:
@@ -66,10 +69,15 @@ class Limits:
             return {}
         item = RateLimitItemPerMinute(caller.requests_per_minute)
         try:
-            window = await self._rates.get_window_stats(item, caller.id)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                window = await self._rates.get_window_stats(item, caller.id)
         except self._away:
+            self._note_down()
             return {}
         return {LIMIT: str(item.amount), REMAINING: str(window.remaining), RESET: f"{seconds_to(window.reset_time)}s"}
+
+    def _note_down(self) -> None:
+        self._is_down, self._down_until = True, time.monotonic() + DOWN_SECONDS
 
     async def _count(self, key_id: str, per_minute: int) -> None:
         item = RateLimitItemPerMinute(per_minute)
@@ -87,12 +95,20 @@ class Limits:
     async def _unless_down(self, counted: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Let what would be counted go uncounted while Redis is down, or refuse it, as the operator has set."""
         if time.monotonic() >= self._down_until:
+            if self._is_down:
+                self._note_down()  # the others shall not wait for what one finds out
             try:
-                await counted(*arguments)
-                return
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await counted(*arguments)
+            except RateLimited:
+                self._is_down, self._down_until = False, 0.0
+                raise
             except self._away as error:
                 logger.warning("Redis is down (%s); limits: %s", type(error).__name__, self._when_down)
-                self._down_until = time.monotonic() + DOWN_SECONDS
+                self._note_down()
+            else:
+                self._is_down, self._down_until = False, 0.0
+                return
         if self._when_down == "refuse":
             raise LimitsUnavailable("the limits of this key cannot be looked up at the moment")
 

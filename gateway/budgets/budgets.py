@@ -105,11 +105,16 @@ class Budgets:
         """Count what receipts say was made; those of requests that reserved nothing cost one look all together.
 
         The same may come twice. What comes after the reservation has expired is not news.
+
+        Raises:
+            BudgetsUnavailable: the database does not answer; some may be counted already.
         """
-        reserved = await ledger.reserved(self._database, {receipt.request_id for receipt in receipts})
-        for receipt in receipts:
-            if receipt.request_id in reserved:
-                await ledger.settle(self._database, receipt.request_id, receipt.attempt, receipt.units, receipt.price)
+        with unavailable():
+            reserved = await ledger.reserved(self._database, {receipt.request_id for receipt in receipts})
+            for receipt in receipts:
+                if receipt.request_id in reserved:
+                    attempt, units, price = receipt.attempt, receipt.units, receipt.price
+                    await ledger.settle(self._database, receipt.request_id, attempt, units, price)
 
     async def release(self, request_id: str) -> None:
         """Give back what a request reserved that came to nothing; its deadline does not, where the database is away."""

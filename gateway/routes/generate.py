@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -11,15 +11,20 @@ from fastapi.responses import PlainTextResponse, Response
 from pydantic import BeforeValidator, Field
 
 from gateway.admission import admit, begin, pass_outside
+from gateway.auth import check_scope
 from gateway.disposition import attachment
 from gateway.providers import text_of
 from gateway.state import State, StateOf
 from services.audio.schema import Input, SpeechRequest, Voice
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest, MeshSteps
+from services.registry import Task
 from services.schema import Body, GenerationRequest, Prompt, Seed, Size, Steps
 from services.text.schema import ChatRequest, Content, Message, Temperature
 from services.video.schema import NumFrames, VideoRequest
+
+TASKS: dict[str, Task] = {"text": "text", "audio": "audio", "image": "image", "3d": "mesh"}
+MEDIA_TYPES = {"text": "text/plain", "audio": "audio/wav", "image": "image/png", "mesh": "model/obj"}
 
 
 def refuse_repeated(source: str, items: Iterable[tuple[str, object]]) -> None:
@@ -105,6 +110,16 @@ class VideoForm(Body):
     image: Annotated[UploadFile, BeforeValidator(check_is_file), File(description="PNG, JPEG, WebP, GIF or BMP")]
     num_frames: NumFrames = 25
     seed: Seed | None = None
+
+
+@router.head("/{kind}", include_in_schema=False)
+@router.head("/bentoml/{kind}", include_in_schema=False)
+async def about(kind: Literal["text", "audio", "image", "3d"], request: Request, state: StateOf) -> Response:
+    """Say what a `GET` would answer with, and generate nothing: players ask before they play."""
+    task = TASKS[kind]
+    check_scope(request.scope["caller"], task)
+    state.catalog.worker(task)
+    return Response(media_type=MEDIA_TYPES[task])
 
 
 @router.get("/text", responses=media("text/plain", "The answer, as it is made."), response_class=Response)

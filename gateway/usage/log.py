@@ -1,14 +1,17 @@
 """The usage log of one gateway: what the middleware puts into and the routes read from."""
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Self
 
 from prometheus_client import Counter
 from sqlalchemy import insert
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.database.types import Tables
+from gateway.errors import UsageUnavailable
 from gateway.usage.queries import Window, page, pages
 from gateway.usage.receipts import take
 from gateway.usage.rollup import count_records
@@ -17,6 +20,9 @@ from gateway.usage.summary import Bucket, Question, Width, summarize
 from gateway.usage.writer import Writer
 from services.schema import Receipt
 
+logger = logging.getLogger("atelier.gateway")
+
+AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
 INSERTION = insert(Tables.metadata.tables[Usage.__tablename__])  # a mapped class would be looked at each time
 
 
@@ -61,19 +67,35 @@ class UsageLog:
 
     async def take(self, receipts: Sequence[Receipt]) -> None:
         """Write receipts down, each once however often it comes."""
-        await take(self._database, receipts)
+        with unavailable():
+            await take(self._database, receipts)
 
     async def summarize(self, question: Question, width: Width, num_buckets: int) -> list[Bucket]:
         """Add the requests of a time up, from the roll-up."""
-        return await summarize(self._database, question, width, num_buckets)
+        with unavailable():
+            return await summarize(self._database, question, width, num_buckets)
 
     async def page(self, window: Window, num_rows: int) -> list[Entry]:
         """Return the newest entries of the window."""
-        return await page(self._database, window, num_rows)
+        with unavailable():
+            return await page(self._database, window, num_rows)
 
-    def pages(self, window: Window, num_rows: int | None = None) -> AsyncGenerator[list[Entry]]:
+    async def pages(self, window: Window, num_rows: int | None = None) -> AsyncGenerator[list[Entry]]:
         """Yield the newest entries of the window, all where `num_rows` is None, in pages."""
-        return pages(self._database, window, num_rows)
+        with unavailable():
+            async with aclosing(pages(self._database, window, num_rows)) as found:
+                async for entries in found:
+                    yield entries
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Say that the database is away in words that a client may read."""
+    try:
+        yield
+    except AWAY as error:
+        logger.warning("the usage log cannot be asked: %s", type(error).__name__)
+        raise UsageUnavailable("the usage log cannot be reached at the moment; try again") from error
 
 
 async def append(database: AsyncEngine, records: Sequence[Record]) -> None:

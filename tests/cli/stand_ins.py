@@ -39,6 +39,11 @@ def failing(folder: Path) -> None:
     sys.exit(7)
 
 
+def refusing(folder: Path) -> None:
+    """Says what is wrong with its settings."""
+    sys.exit("atelier: a setting is wrong")
+
+
 def nested(folder: Path) -> None:
     """Works in a process of its own session, as `bentoml serve` does, and passes a request to end on to it."""
     inner = subprocess.Popen(
@@ -64,7 +69,7 @@ def nested_stubborn(folder: Path) -> None:
 
 
 PROGRAMS: dict[str, Callable[[Path], None]] = {
-    program.__name__: program for program in (plain, stubborn, failing, nested, nested_stubborn)
+    program.__name__: program for program in (plain, stubborn, failing, refusing, nested, nested_stubborn)
 }
 
 if __name__ == "__main__":

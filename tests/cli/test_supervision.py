@@ -194,9 +194,15 @@ def test_nothing_outlives_a_killed_supervisor(supervise: Supervise, name: str) -
 def test_a_program_that_cannot_start_is_given_up(supervise: Supervise) -> None:
     supervised = supervise("plain", "failing")
     line = supervised.line("gave up")
-    assert "failing exited with status 7 3 times before it was ready" in line
+    assert "failing was not ready in 3 attempts; it exited with status 7 (log: " in line
     assert str(supervised.folder / "failing.log") in line
     assert supervised.process.wait(LONG) == 1
+
+
+def test_the_sentence_with_which_a_program_refuses_is_passed_on(supervise: Supervise) -> None:
+    supervised = supervise("plain", "refusing")
+    assert "refusing exited with status 1: a setting is wrong; it is started again" in supervised.line("again")
+    assert "it exited with status 1: a setting is wrong (log: " in supervised.line("gave up")
 
 
 def test_what_a_program_prints_is_in_its_log(supervise: Supervise) -> None:

@@ -52,6 +52,13 @@ class RedisServer:
         self._process = subprocess.Popen([self._program, *options], stdout=subprocess.DEVNULL)
         wait_for(self._port)
 
+    def hang(self) -> None:
+        """Keep connections, and say nothing, until `go_on`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from gateway.balance import NUM_FAILURES, Replicas
 from tests.gateway.conftest import LONG, PNG, Gateway, Workers, error_of, opened, served
+from tests.gateway.servers import free_port
 
 SPEECH = "/generate/audio?prompt=hello"
 BOTH = "http://a.test,http://b.test"
@@ -28,6 +29,7 @@ BOTH = "http://a.test,http://b.test"
 Start = Callable[..., Gateway]
 
 WORKER = """
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Worker(BaseHTTPRequestHandler):
@@ -46,7 +48,7 @@ class Worker(BaseHTTPRequestHandler):
     def log_message(self, *words):
         pass
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Worker)
+server = ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Worker)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
@@ -177,7 +179,7 @@ class TestKilled:
         with ExitStack() as stack:
             started = []
             for _ in range(2):
-                command = (sys.executable, "-c", WORKER)
+                command = (sys.executable, "-c", WORKER, "0")
                 started.append(stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
                 stack.callback(started[-1].kill)
             yield started
@@ -200,6 +202,50 @@ class TestKilled:
             for each in calls:
                 lost = [error_of(answer)["code"] for answer in each.result(LONG) if answer.status_code != 200]
                 assert lost in ([], ["worker_died"]), "a caller has one request under way, and loses no more"
+
+    def test_killed_again_and_again_no_caller_loses_what_was_not_accepted(self, start: Start) -> None:
+        ports = [free_port() for _ in range(3)]
+        num_kills = 6
+
+        def run(port: int, until: ExitStack) -> subprocess.Popen[str]:
+            command = (sys.executable, "-c", WORKER, str(port))
+            process = until.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            until.callback(process.kill)
+            assert process.stdout
+            assert process.stdout.readline()  # it listens
+            return process
+
+        with ExitStack() as stack:
+            running = [run(port, stack) for port in ports]
+            urls = [f"http://127.0.0.1:{port}" for port in ports]
+            gateway = start(urls[0], audio_url=",".join(urls), probe_interval=0.05)
+            is_over, answered = threading.Event(), threading.Semaphore(0)
+
+            def call() -> Counter[str]:
+                client, seen = gateway.new_client(), Counter[str]()
+                while not is_over.is_set():
+                    answer = client.get(SPEECH)
+                    seen["" if answer.status_code == 200 else error_of(answer)["code"]] += 1
+                    answered.release()
+                return seen
+
+            with ThreadPoolExecutor(8) as pool:
+                calls = [pool.submit(call) for _ in range(8)]
+                try:
+                    for number in range(num_kills):
+                        for _ in range(50):  # of load between one kill and the next
+                            assert answered.acquire(timeout=LONG)
+                        running[number % 3].kill()
+                        running[number % 3].wait()
+                        for _ in range(50):  # while it is away
+                            assert answered.acquire(timeout=LONG)
+                        running[number % 3] = run(ports[number % 3], stack)
+                finally:
+                    is_over.set()
+                for each in calls:
+                    seen = each.result(LONG)
+                    assert set(seen) <= {"", "worker_died"}
+                    assert seen["worker_died"] <= num_kills, "a caller has one request under way at each"
 
 
 def ask_until(gateway: Gateway, is_enough: Callable[[], bool]) -> None:

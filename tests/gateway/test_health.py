@@ -1,12 +1,13 @@
 """What the gateway says about itself and its workers."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.gateway.conftest import TASKS, Gateway, Workers
+from tests.gateway.conftest import LONG, TASKS, Gateway, Workers, opened
 
 Start = Callable[..., Gateway]
 
@@ -77,6 +78,31 @@ def test_one_ready_replica_is_enough(start: Start, workers: Workers) -> None:
     assert response.status_code == 200
     assert response.json()["workers"]["text"] == "ready"
     assert response.json()["replicas"]["text"] == {"ready": 2, "all": 3}
+
+
+def num_in_progress(gateway: Gateway) -> float:
+    families = text_string_to_metric_families(gateway.client.get("/metrics").text)
+    return next(family.samples[0].value for family in families if family.name == "atelier_requests_in_progress")
+
+
+def test_one_look_answers_all_who_ask_meanwhile(start: Start, workers: Workers) -> None:
+    gateway = start(probe_interval=60)
+    gate: Future[None] = Future()
+    answer = workers.health
+
+    async def health(request: httpx.Request) -> httpx.Response:
+        await opened(gate)
+        return await answer(request)
+
+    gateway.client.get("/readyz")  # the one at the start is over
+    workers.health, before = health, workers.num_probes  # type: ignore[method-assign] # the double's
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(gateway.client.get, "/readyz") for _ in range(10)]
+        while num_in_progress(gateway) <= 10:  # with the one that asks
+            pass
+        gate.set_result(None)
+        assert {each.result(LONG).status_code for each in asked} == {200}
+    assert workers.num_probes == before + 5
 
 
 def test_alive_while_all_workers_are_dead(start: Start, workers: Workers) -> None:

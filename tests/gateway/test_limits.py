@@ -235,6 +235,20 @@ class TestTwoGateways:
             assert [call.result() for call in ended] == [200] * 5
 
 
+def test_who_may_not_begin_is_told_before_the_body(start: Start) -> None:
+    gateway = start()
+    admin = create(gateway, scopes=["admin"])["key"]
+    limited = key_of(gateway, admin, requests_per_minute=1)
+    assert gateway.client.get(SPEECH, headers=limited).status_code == 200
+    for key, status in ((limited, 429), (key_of(gateway, admin, scopes=["audio"]), 403)):
+        connection = gateway.connect()
+        connection.putrequest("POST", "/v1/chat/completions")
+        for name, value in {**key, "content-type": "application/json", "content-length": "1000"}.items():
+            connection.putheader(name, value)
+        connection.endheaders()  # and no body
+        assert connection.getresponse().status == status
+
+
 class TestDown:
     @pytest.fixture
     def own(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
@@ -270,6 +284,23 @@ class TestDown:
             if (answer := gateway.client.get(SPEECH, headers=limited)).status_code == 200:
                 break
         assert answer.headers["x-ratelimit-limit-requests"] == "1000"
+
+    def test_one_that_hangs_is_down_and_one_that_goes_on_is_not(self, start: Start, own: RedisServer) -> None:
+        gateway = start(redis_url=own.url, redis_down="allow")
+        limited = key_of(gateway, create(gateway, scopes=["admin"])["key"], requests_per_minute=1)
+        assert gateway.client.get(SPEECH, headers=limited).status_code == 200
+        own.hang()
+        for _ in range(50):  # most of them without asking it
+            answer = gateway.client.get(SPEECH, headers=limited)
+            assert (answer.status_code, set(RATE_HEADERS) & set(answer.headers)) == (200, set())
+        own.go_on()
+        for _ in range(900):
+            if (answer := gateway.client.get(SPEECH, headers=limited)).status_code == 429:
+                break
+        # Who asks too often finds out that it is back as well as anybody.
+        for _ in range(50):
+            answer = gateway.client.get(SPEECH, headers=limited)
+            assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (429, "0")
 
     def test_its_password_is_not_shown(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
         gateway = start(redis_url="redis://:a-password@127.0.0.1:1/0", redis_down="refuse")

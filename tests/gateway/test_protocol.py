@@ -8,7 +8,7 @@ import pytest
 
 from gateway.protocol import MAX_HEAD_BYTES
 from services.schema import ErrorEnvelope
-from tests.gateway.conftest import LONG, PNG, Gateway, Workers
+from tests.gateway.conftest import LONG, PNG, Gateway, Workers, error_of
 
 LINE = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n"
 MANY = b"".join(b"x-%d: %b\r\n" % (number, b"a" * 1000) for number in range(67))  # just too many: all of it is read
@@ -56,6 +56,15 @@ def test_what_has_no_end_is_read_no_further(connection: socket.socket, head: byt
 
 def test_what_is_no_http_is_answered_in_the_envelope(connection: socket.socket) -> None:
     assert refusal(connection, b"hello there\r\n\r\n") == (b"400", "invalid_http")
+
+
+def test_there_are_no_websockets_and_their_query_is_nowhere(
+    shared: tuple[Gateway, Workers], caplog: pytest.LogCaptureFixture
+) -> None:
+    upgrade = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "x"}
+    answer = shared[0].client.get("/v1/realtime?token=a-secret", headers=upgrade)
+    assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found")
+    assert "a-secret" not in caplog.text
 
 
 def test_requests_on_one_connection_are_counted_each_for_itself(connection: socket.socket) -> None:
