@@ -34,7 +34,7 @@ VOCABULARY = (
 UNREAD = (
     "model user metadata service_tier safety_identifier prompt_cache_key prompt_cache_retention reasoning "
     "reasoning_effort verbosity modalities include truncation previous_response_id stream_options tool_choice "
-    "function_call stop logit_bias audio"
+    "function_call stop logit_bias audio size quality style background output_format moderation voice stream_format"
 )
 WORDS, HINTS = frozenset(VOCABULARY.split()), frozenset(UNREAD.split())
 SCHEMAS = frozenset({"response_format", "text"})  # of documents
@@ -128,7 +128,7 @@ def _of_field(name: str, value: Any) -> Iterator[Passage]:
     if name in HINTS:
         yield Passage(tuple(_leaves(value)), is_prose=False)
     elif name in SCHEMAS:
-        yield Passage(tuple(_leaves(value)))
+        yield Passage(tuple(_leaves(value)), is_prose=not isinstance(value, str))  # `b64_json`, `mp3`
     else:
         yield from _of_message(value)
         if "prompt" in name or name == "input":

@@ -48,9 +48,9 @@ class Receipts:
         await self._budgets.settle(*map(self._made, receipts))
 
     def write(self, request_id: str, attempt: int, task: Task, model: str, meter: Meter) -> None:
-        """Make a receipt of what a provider has said; of one that has said nothing there is none."""
+        """Make a receipt of what a provider has said; of one that has not, or not in the task's unit, there is none."""
         units = meter.units
-        if units is None:
+        if units is None or UNITS[task] not in units:
             return
         receipt = Receipt(
             id=token_hex(16),

@@ -308,11 +308,12 @@ def test_what_an_operator_allows_may_be_asked_of_a_provider(start_with: Start, w
         return gateway.client.post("/v1/chat/completions", json={**body, **changes}).status_code
 
     assert ask() == 200
+    assert ask(size="64x64", voice="ada", response_format="mp3") == 200
     assert ask(messages=[said, {"role": "user", "content": "A dog."}]) == 400
     assert ask(messages=[{"role": "user", "content": "A dog.", "comment": "cat"}]) == 400
     assert ask(extra_prompt="A dog.") == 400
     assert ask(tools=[tool, {"type": "function", "function": {"name": "f", "description": "A dog."}}]) == 400
-    assert len(workers.requests) == 1
+    assert len(workers.requests) == 2
 
 
 def test_the_policys_words_are_not_the_apis(start_with: Start) -> None:

@@ -407,6 +407,19 @@ class TestMetering:
         assert response.content == DELTA + LAST + DONE
         assert "stream_options" not in json.loads(first.asked[0].body)
 
+    def test_a_pictures_tokens_give_no_pixel_steps_back(self, run: Start, first: Outside) -> None:
+        """They are no measure of them: what was reserved counts."""
+        first.chunks = (json.dumps({"data": [], "usage": {"input_tokens": 3, "output_tokens": 4}}).encode(),)
+        gateway = run('task = "image"')
+        admin = bearer(create(gateway, scopes=["admin"])["key"])
+        key = create(gateway, admin["authorization"][7:], budgets={"day": {"pixel_steps": 1e12}})
+        body = {"model": "gpt", "prompt": "x", "size": "64x64", "n": 1}
+        answer = gateway.client.post("/v1/images/generations", json=body, headers=bearer(key["key"]))
+        assert answer.status_code == 200
+        gateway.close()
+        shown = run('task = "image"').client.get(f"/v1/keys/{key['id']}", headers=admin)
+        assert shown.json()["used"]["day"]["pixel_steps"] >= 64 * 64
+
     def test_the_books_way_counts_too(self, start: Start, first: Outside) -> None:
         first.chunks = (ANSWER,)
         gateway = start(first.url, openai_base_url=f"{first.url}/v1", openai_model="gpt")
