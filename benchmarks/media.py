@@ -57,7 +57,7 @@ def first_and_whole(path: str, body: dict[str, Any], is_first: Callable[[bytes],
 
 
 def is_sound(arrived: bytes) -> bool:
-    """Whether there is more than a file's head: a tenth of a second of mp3, the shortest of all."""
+    """Whether there is more than a file's head: a quarter of a second of mp3."""
     return len(arrived) > 2_000
 
 
@@ -68,11 +68,11 @@ def is_sketch(arrived: bytes) -> bool:
 
 def main() -> None:
     """Measure each form in turn; the first round warms up."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     speech = {"input": SENTENCES, "seed": 1, "voice": "v2/en_speaker_1"}
     cases: dict[str, tuple[str, dict[str, Any], Callable[[bytes], bool]]] = {
         f"speech, {form}": ("/v1/audio/speech", {**speech, "response_format": form}, is_sound)
-        for form in ("pcm", "mp3", "opus", "flac", "aac")
+        for form in ("pcm", "mp3", "opus")
     }
     cases["speech, mp3 at 1.5"] = ("/v1/audio/speech", {**speech, "response_format": "mp3", "speed": 1.5}, is_sound)
     cases["picture, 20 steps"] = ("/v1/images/generations", SKETCHES, is_sketch)
