@@ -10,7 +10,7 @@ from gateway.auth import check_scope
 from gateway.callers import Caller
 from gateway.catalog import Target
 from gateway.errors import ModelNotAllowed
-from gateway.prompts import all_texts, prompts_of
+from gateway.prompts import all_texts, is_readable, prompts_of
 from gateway.state import State
 from services.registry import Task, models_of
 from services.schema import GenerationRequest
@@ -66,6 +66,8 @@ async def pass_ours(
         GatewayError: as `admit`.
     """
     chosen = body.model or model or models_of(task, state.models)[0].id
+    if not is_readable(body):
+        state.policy.check_reads_nothing(request.scope["caller"])
     await _pass(request, state, task, chosen, prompts_of(body), lambda defaults: most(body, defaults))
 
 

@@ -130,6 +130,17 @@ class Policy:
         if moderation is not None and prompts:
             await self._moderator.check(moderation, prompts)
 
+    def check_reads_nothing(self, caller: Caller) -> None:
+        """Refuse what cannot be read, where it would have to be.
+
+        Raises:
+            ContentRefused: it would.
+        """
+        own = self._of_keys.get(caller.id)
+        is_filtered = any(each is not None and each.is_needed for each in (self._everyone, own))
+        if is_filtered or self._moderation_of_keys.get(caller.id, self._moderation) is not None:
+            raise ContentRefused("the content policy here reads text; send prompts as text, not as numbers of tokens")
+
 
 def as_seen(prompt: str) -> str:
     """Write a prompt as its reader sees it: one form for each letter, and nothing between them."""

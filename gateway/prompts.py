@@ -19,7 +19,7 @@ def prompts_of(body: GenerationRequest) -> Sequence[str]:
         case ResponseRequest():
             texts = _of_items(body)
         case CompletionRequest():
-            texts = iter([body.prompt])
+            texts = (prompt for prompt in body.prompt if isinstance(prompt, str))
         case SpeechRequest():
             texts = iter([body.input])
         case ImageRequest() | VideoRequest():
@@ -29,6 +29,11 @@ def prompts_of(body: GenerationRequest) -> Sequence[str]:
         case _:
             raise TypeError(body)
     return [text for text in texts if text]
+
+
+def is_readable(body: GenerationRequest) -> bool:
+    """Whether all that a model reads is text; numbers of tokens say nothing to who does not know the model's."""
+    return not isinstance(body, CompletionRequest) or all(isinstance(prompt, str) for prompt in body.prompt)
 
 
 def all_texts(body: Mapping[str, Any]) -> Sequence[str]:

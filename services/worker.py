@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from services.encoders import Encoder
 from services.engine.assembly import Make, build_engine
-from services.engine.generation import Generation, Tally
+from services.engine.generation import Generation, Tally, Terms
 from services.engine.metrics import Ending
 from services.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from services.logs import LogFormat, write_json
@@ -150,7 +150,7 @@ class Worker:
                 defaults = self.engine.defaults(body.model)
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
                 work, encoder = await prepare(job)
-                cost = await self._estimate(work, body.model, terms.deadline)
+                cost = await self._estimate(work, body.model, terms)
                 left = max(terms.deadline - (time.monotonic() - began), 0.001)
                 return self.engine.submit(work, body.model, body.seed, replace(terms, deadline=left), cost), encoder
             except BaseException:
@@ -159,15 +159,15 @@ class Worker:
 
         return await respond(request, start)
 
-    async def _estimate(self, work: Any, model: str | None, deadline: float) -> int | None:
+    async def _estimate(self, work: Any, model: str | None, terms: Terms) -> int | None:
         """Find out what a request will take, as long as its caller waits.
 
         Raises:
             DeadlineExceeded: that was too long.
         """
         try:
-            async with asyncio.timeout(deadline):
-                return await self.engine.estimate(work, model)
+            async with asyncio.timeout(terms.deadline):
+                return await self.engine.estimate(work, model, terms)
         except TimeoutError as error:
             raise DeadlineExceeded from error
 
