@@ -210,7 +210,7 @@ class TextStepper:
                 row: Memory = self._prefixes.begin(prompt)
             else:
                 row = self._network.new_row()
-            state.run.count(prompt_tokens=row.length, cached_tokens=row.length)
+            state.run.count(prompt_tokens=row.length, cached_tokens=row.length, completion_tokens=0)
             state.readings.append(Reading(number, prompt, limit, row, tuple(names(prompt[:-1]))))
 
     def _read(self, job: TextJob) -> Sequence[Sequence[int]]:

@@ -490,7 +490,7 @@ def test_the_prompts_own_probabilities_are_the_models(either: TextStepper, llama
 
     assert text_of(made) == "".join(token.text for token in shown)
     assert text_of(made).startswith(text)
-    assert counted(made) == (len(prompt), max_tokens)
+    assert made.made == {"prompt_tokens": len(prompt), "cached_tokens": 0, "completion_tokens": max_tokens}
     assert len(shown) == len(prompt) + max_tokens
     assert (shown[0].text, shown[0].logprob, shown[0].likeliest) == ("", None, ())
     for place, token in enumerate(shown[1 : len(prompt)]):
@@ -1149,6 +1149,15 @@ def test_the_operators_words_come_first_and_count(stepper: TextStepper, llama: L
         more = len(llama.cut(written)) - len(llama.cut(job))
         assert more > 0
         assert alone(stepper, written).made["prompt_tokens"] == alone(stepper, job).made["prompt_tokens"] + more
+
+
+def test_the_operators_words_surround_every_prompt_that_is_text() -> None:
+    template = Template(prefix="<", suffix=">")
+    numbers = complete(CompletionJob, CompletionRequest.model_validate({"prompt": [1, 2]}), DEFAULTS)
+
+    assert worded(completion(["a", "b"]), template).prompt == ("<a>", "<b>")
+    with pytest.raises(InvalidRequest, match="send text"):
+        worded(numbers, template)
 
 
 def test_the_operators_words_are_said_where_the_model_knows_no_system(llama: Llama) -> None:
