@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from services.engine.weights import Weights
 from services.errors import ModelUnavailable
-from services.text.linear import Packing, pack
+from services.text.linear import ROWS, Packing, pack
 from services.text.rows import ATTENTION, Feeds, Row, register
 
 PROBE = 9  # tokens of the forward by which a model is judged
@@ -68,6 +68,7 @@ class Network:
         self.generation: Any = self._network.generation_config
         self.context = int(getattr(self._config, "max_position_embeddings", UNBOUNDED))
         self.vocabulary_size = int(self._config.vocab_size)
+        self._multiple = ROWS if packing == "float16" else 1
         self.shares = self._can_share()
         reason = None if self.shares else self._why_not_at_all()
         if reason is not None and packing != "none":
@@ -98,7 +99,7 @@ class Network:
         """
         if not self.shares:
             return [self._run_alone(*feeds[0], num_scored=len(feeds[0][1]) if whole else 1).float().cpu()]
-        laid_out = Feeds(feeds, whole)
+        laid_out = Feeds(feeds, whole, self._multiple)
         return torch.split(self._run_rows(laid_out).float().cpu(), [len(scored) for scored in laid_out.scored])
 
     def _run_rows(self, laid_out: Feeds) -> torch.Tensor:

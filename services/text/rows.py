@@ -82,20 +82,30 @@ def grown(kept: torch.Tensor, length: int, needed: int) -> torch.Tensor:
 class Feeds:
     """New tokens of rows for the next forward."""
 
-    def __init__(self, feeds: Sequence[tuple[Row, Sequence[int]]], whole: Container[int] = ()) -> None:
-        """Lay them out one after the other; of those at the places in `whole` every token is scored."""
+    def __init__(
+        self, feeds: Sequence[tuple[Row, Sequence[int]]], whole: Container[int] = (), multiple: int = 1
+    ) -> None:
+        """Lay them out one after the other.
+
+        Args:
+            feeds: rows, and their new tokens.
+            whole: the places of those of which every token is scored.
+            multiple: of how many tokens a forward is; tokens of no row are put behind the others.
+        """
         self._feeds = feeds
         self._whole = whole
+        self._num_missing = -sum(len(tokens) for _, tokens in feeds) % multiple
 
     @property
     def tokens(self) -> list[int]:
         """All tokens."""
-        return [token for _, tokens in self._feeds for token in tokens]
+        return [token for _, tokens in self._feeds for token in tokens] + [0] * self._num_missing
 
     @property
     def positions(self) -> list[int]:
         """Each token's place in its row."""
-        return [row.length + index for row, tokens in self._feeds for index in range(len(tokens))]
+        found = [row.length + index for row, tokens in self._feeds for index in range(len(tokens))]
+        return found + [0] * self._num_missing
 
     @property
     def scored(self) -> list[range]:
@@ -139,7 +149,7 @@ def attend(
     if softcap is not None:
         raise NotImplementedError("attention with a soft cap")
     num_heads, num_tokens = query.shape[1:3]
-    attended = query.new_empty(1, num_tokens, num_heads, value.shape[-1])
+    attended = query.new_zeros(1, num_tokens, num_heads, value.shape[-1])
     for row, start, end in feeds.spans():
         keys, values = row.write(module.layer_idx, key[0, :, start:end], value[0, :, start:end])
         length = row.length + end - start
