@@ -20,6 +20,8 @@ def worded(job: Job, template: Template) -> Job:
     prompt = getattr(job, "prompt", None)
     if prompt is not None and (template.prefix or template.suffix):
         words["prompt"] = surrounded(prompt, template)
+        if "said" in fields:
+            words["said"] = prompt
     if prompt is not None and template.negative and "negative_prompt" in fields:
         given = getattr(job, "negative_prompt", None)
         words["negative_prompt"] = f"{given}, {template.negative}" if given else template.negative

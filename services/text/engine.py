@@ -219,8 +219,13 @@ class TextStepper:
         Raises:
             InvalidRequest: one does not fit into the model's context, or has words that it does not know.
         """
+        if isinstance(job, CompletionJob) and job.scores_prompt and job.said:
+            message = "echo and logprobs do not go together where the operator's words surround every prompt"
+            raise InvalidRequest(message, param="logprobs")
         prompts = self._prompts.tokens(job)
         for prompt in prompts:
+            if not prompt:
+                raise InvalidRequest("the model's tokenizer finds nothing to read in it", param=job.source)
             if len(prompt) >= self._network.context:
                 raise too_long(str(len(prompt)), self._network.context, job.source)
             if (
@@ -408,7 +413,7 @@ class TextStepper:
 
     def _echo(self, state: Conversation, job: CompletionJob, reading: Reading, answer: Answer) -> None:
         """Let an answer begin with its prompt."""
-        given, first = job.prompt[reading.number], reading.prompt[0]
+        given, first = (job.said or job.prompt)[reading.number], reading.prompt[0]
         text = given if isinstance(given, str) else self._vocabulary.texts(given)
         told: Sequence[Token] = ()
         if job.top_logprobs is not None:

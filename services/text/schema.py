@@ -692,6 +692,7 @@ class CompletionJob(TextJob):
     source: ClassVar[str] = "prompt"
     goes_on: ClassVar[bool] = True
 
+    said: tuple[str, ...] = ()  # the prompts without the operator's words, where there are some
     prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(as_prompts)]
 
     @model_validator(mode="before")

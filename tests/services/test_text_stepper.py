@@ -1151,11 +1151,14 @@ def test_the_operators_words_come_first_and_count(stepper: TextStepper, llama: L
         assert alone(stepper, written).made["prompt_tokens"] == alone(stepper, job).made["prompt_tokens"] + more
 
 
-def test_the_operators_words_surround_every_prompt_that_is_text() -> None:
+def test_the_operators_words_surround_every_prompt_that_is_text(stepper: TextStepper) -> None:
     template = Template(prefix="<", suffix=">")
     numbers = complete(CompletionJob, CompletionRequest.model_validate({"prompt": [1, 2]}), DEFAULTS)
 
     assert worded(completion(["a", "b"]), template).prompt == ("<a>", "<b>")
+    assert text_of(alone(stepper, worded(completion("a", echo=True, max_tokens=0), template))) == "a"
+    with pytest.raises(InvalidRequest, match="operator's words"):
+        stepper.cost(worded(completion("a", echo=True, logprobs=1), template))
     with pytest.raises(InvalidRequest, match="send text"):
         worded(numbers, template)
 
