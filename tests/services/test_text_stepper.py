@@ -30,7 +30,7 @@ from services.settings import Settings
 from services.templates import worded
 from services.text import network as network_module
 from services.text.calls import CallReader
-from services.text.engine import Phase, TextStepper, choose_packing
+from services.text.engine import Conversation, Phase, Reading, TextStepper, choose_packing
 from services.text.linear import is_supported
 from services.text.network import Network
 from services.text.pieces import Call, Piece, Token
@@ -407,21 +407,32 @@ def test_probabilities_of_what_a_stop_string_cut_off_are_not_told(stepper: TextS
         assert text_of(made).startswith("".join(shown[:-1]))  # the last one may go on into the stop string
 
 
-def test_two_hundred_who_leave_take_their_rows_with_them(stepper: TextStepper) -> None:
+def test_two_hundred_who_leave_take_their_rows_with_them(worker_settings: Settings) -> None:
+    made = TextStepper(MODEL, worker_settings.model_copy(update={"prefix_cache_mb": 1}))
     dice = random.Random(0)
     arrivals = [
         Arrival(
-            chat("the quick brown fox " * dice.randint(1, 40), n=dice.randint(1, 3)), tick=5 * number, stop_after=stop
+            completion(
+                [f"{dice.randint(0, 9)} the quick brown fox " * dice.randint(1, 40) for _ in range(dice.randint(1, 3))],
+                n=dice.randint(1, 3),
+                logit_bias={"2": -100},
+            ),
+            tick=5 * number,
+            stop_after=stop,
         )
         for number, stop in enumerate(dice.randint(1, 10) for _ in range(200))
     ]
-    made, _ = run(stepper, arrivals)
-    num_left = sum(isinstance(one.error, Cancelled) for one in made)
-    del made
+    recorders, _ = run(made, arrivals)
+    num_left = sum(isinstance(one.error, Cancelled) for one in recorders)
+    kept = made._prefixes
+    del recorders
 
     gc.collect()
     assert num_left == 200
-    assert not [one for one in gc.get_objects() if type(one) is Row]
+    assert not [one for one in gc.get_objects() if type(one) in (Row, Reading, Conversation)]
+    assert kept is not None
+    held = [tensor for block in kept._blocks.values() for layer in block for tensor in layer]
+    assert 0 < sum(tensor.untyped_storage().nbytes() for tensor in held) <= 1e6
 
 
 @pytest.mark.parametrize(("dtype", "shares"), [("float32", False), ("bfloat16", True)])
