@@ -8,13 +8,18 @@ GatewayError
 ├── InvalidKey         401  send a key that is valid
 ├── InsufficientScope  403  ask the operator for a key with this scope
 ├── ModelNotAllowed    403  choose a model that the key may use
-├── NoSuchKey          404  choose another key to look at or to revoke
+├── NoSuchKey          404  choose another key to look at, to change or to revoke
+├── NoSuchArtefact     404  nothing: the file has been deleted
+├── KeyRevoked         409  make another key: this one has ended for good
+├── RangeNotSatisfiable 416  ask for a part that there is
 ├── WrongHost          421  call the gateway by its own name
 ├── InsufficientQuota  429  ask for less, or come back after `retry_after`: in the next day or month
 ├── RateLimited        429  ask less often, or for less at once; come back after `retry_after`
 ├── KeysUnavailable    503  come back after `retry_after`: the database does not answer
 ├── LimitsUnavailable  503  likewise: Redis does not
 ├── BudgetsUnavailable 503  likewise: the database does not
+├── ArtefactsUnavailable 503  likewise: the store of results does not
+├── StorageFull        507  ask for less; the operator has to make room
 ├── PayloadTooLarge    413  send less
 ├── NotServed          503  choose another modality: the operator serves no such worker
 ├── NoProvider         503  the operator has set no outside model server
@@ -49,7 +54,10 @@ from starlette.types import Receive, Scope, Send
 
 from services.schema import envelope, explain
 
-FILE_FIELDS = {"/generate/video": "image"}  # what an upload that cannot be read is named by
+FILE_FIELDS = {
+    "/generate/video": "image",
+    "/v1/images/edits": "image",
+}  # what an upload that cannot be read is named by
 
 
 class GatewayError(Exception):
@@ -115,6 +123,12 @@ class NoSuchKey(GatewayError):
     status, code = 404, "key_not_found"
 
 
+class KeyRevoked(GatewayError):
+    """What has ended is not changed."""
+
+    status, code = 409, "key_revoked"
+
+
 class WrongHost(GatewayError):
     """Without keys, only pages and programs that know this machine by its own name are served."""
 
@@ -160,6 +174,35 @@ class KeysUnavailable(GatewayError):
     """The database that holds the keys does not answer."""
 
     status, code, should_retry, retry_after = 503, "keys_unavailable", True, 3
+
+
+class ArtefactsUnavailable(GatewayError):
+    """What keeps the results does not answer, or refuses."""
+
+    status, code, should_retry, retry_after = 503, "artefacts_unavailable", True, 3
+
+
+class StorageFull(GatewayError):
+    """There is no room for a result."""
+
+    status, code = 507, "storage_full"
+
+
+class NoSuchArtefact(GatewayError):
+    """The file is not kept any more."""
+
+    status, code = 404, "artefact_not_found"
+
+
+class RangeNotSatisfiable(GatewayError):
+    """The part that is asked for begins behind the file's end."""
+
+    status, code, param = 416, "range_not_satisfiable", "range"
+
+    def __init__(self, num_bytes: int) -> None:
+        """Say how long the file is."""
+        super().__init__(f"the file has {num_bytes} bytes, and no such part")
+        self.headers = {"content-range": f"bytes */{num_bytes}"}
 
 
 class NotSignable(GatewayError):

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     data_dir: Path = Path(".atelier")
     database_url: str = ""  # SQLAlchemy URL with an async driver; empty: atelier.sqlite3 in the data folder
+    artefacts_url: str = ""  # where results are kept: a path or s3://bucket/prefix; empty: artefacts in the data folder
     text_url: str = loopback("text")  # comma-separated, of all replicas; empty: this modality is not served
     audio_url: str = loopback("audio")
     image_url: str = loopback("image")
@@ -124,6 +125,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database."""
         return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'atelier.sqlite3'}"
+
+    @property
+    def artefacts_dir(self) -> Path:
+        """Where results are kept if the operator names no other place, or else where they are written first."""
+        return self.data_dir / "artefacts"
 
     @property
     def is_loopback(self) -> bool:

@@ -14,6 +14,7 @@ from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.policy import Policy
+from gateway.receipts import Receipts
 from gateway.relay import Relay
 from gateway.signing import Signer
 from services.registry import Model, Profile
@@ -25,7 +26,6 @@ class State:
 
     Args:
         internal_token: what workers prove themselves by; empty: none can.
-        settle: told of every receipt that comes: request id, attempt, and what was made. A receipt may come twice.
     """
 
     catalog: Catalog
@@ -39,6 +39,7 @@ class State:
     door: Door
     limits: Limits
     budgets: Budgets
+    receipts: Receipts
     prices: Prices
     models: tuple[Model, ...]
     profile: Profile

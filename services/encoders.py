@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from services.engine.events import Done, Event, Preview, Progress, Queued, Started
 from services.errors import ServiceError
-from services.media import jpeg, mp4, obj, png, wav
+from services.media import jpeg, mp4, obj
 from services.schema import envelope
 
 
@@ -51,48 +51,18 @@ class EventStream(ABC):
         """Free what is held."""
 
 
-class PngEncoder:
-    """One picture, uint8 of shape (height, width, 3)."""
-
-    media_type, streams = "image/png", False
-
-    def add(self, data: Any) -> bytes:
-        """Take the picture."""
-        return png.encode(data)
-
-    def close(self, done: Done) -> bytes:
-        """Return nothing: the picture is whole."""
-        return b""
-
-    def abort(self) -> None:
-        """Hold nothing."""
-
-
-class ObjEncoder(PngEncoder):
+class ObjEncoder:
     """One mesh with vertex colours, as Wavefront OBJ."""
 
-    media_type = "model/obj"
+    media_type, streams = "model/obj", False
 
     def add(self, data: Any) -> bytes:
         """Take a `Mesh`."""
         return obj.encode(data.vertices, data.faces, data.colours)
 
-
-class WavEncoder:
-    """Sound, as WAV of a length that is not known yet."""
-
-    media_type, streams = "audio/wav", True
-
-    _encoder: wav.Encoder | None = None
-
-    def add(self, data: Any) -> bytes:
-        """Take a `Sound`; the first one's sample rate is the file's."""
-        self._encoder = self._encoder or wav.Encoder(data.sample_rate)
-        return self._encoder.add(data.samples)
-
     def close(self, done: Done) -> bytes:
-        """Return the rest."""
-        return self._encoder.close() if self._encoder else b""
+        """Return nothing: the mesh is whole."""
+        return b""
 
     def abort(self) -> None:
         """Hold nothing."""

@@ -1,11 +1,14 @@
 """RIFF/WAVE, 16-bit PCM, written as a stream of unknown length; knows nothing of who made the sound."""
 
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 UNKNOWN = 0xFFFFFFFF  # a size that players read as "until the end"
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Encoder:
@@ -13,11 +16,15 @@ class Encoder:
 
     Args:
         sample_rate: samples a second.
+        tags: text by the four letters that RIFF has for it: `ISFT` is the software, `ICMT` a comment.
     """
 
-    def __init__(self, sample_rate: int) -> None:
+    def __init__(self, sample_rate: int, tags: Mapping[str, str] = NO_TAGS) -> None:
         fmt = struct.pack("<HHIIHH", 1, 1, sample_rate, sample_rate * 2, 2, 16)
-        self._header = struct.pack("<4sI4s4sI", b"RIFF", UNKNOWN, b"WAVE", b"fmt ", len(fmt)) + fmt
+        self._header = struct.pack("<4sI4s", b"RIFF", UNKNOWN, b"WAVE") + chunk(b"fmt ", fmt)
+        if tags:
+            texts = (chunk(name.encode(), text.encode() + b"\0") for name, text in tags.items())
+            self._header += chunk(b"LIST", b"INFO" + b"".join(texts))
         self._header += struct.pack("<4sI", b"data", UNKNOWN)
 
     def add(self, samples: NDArray[np.float32]) -> bytes:
@@ -28,11 +35,20 @@ class Encoder:
 
         Source: RIFF/WAVE (Microsoft, 1991); sizes are 0xFFFFFFFF, as the length is not known yet.
         """
-        finite = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
-        pcm = np.rint(np.clip(finite, -1, 1) * 32767).astype("<i2")
-        return self.close() + pcm.tobytes()
+        return self.close() + pcm(samples)
 
     def close(self) -> bytes:
         """Return the header of a sound that had no samples, else nothing: an unknown length has no end mark."""
         header, self._header = self._header, b""
         return header
+
+
+def pcm(samples: NDArray[np.float32]) -> bytes:
+    """Return samples as signed 16-bit numbers, the lower byte first."""
+    finite = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.rint(np.clip(finite, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Return a chunk of RIFF, which is of even length."""
+    return struct.pack("<4sI", name, len(content)) + content + bytes(len(content) % 2)

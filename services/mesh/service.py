@@ -18,7 +18,7 @@ from services.requests import Correlation
 from services.responses import negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
-from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
 
 TIMEOUT = 900  # seconds
 MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
@@ -32,6 +32,9 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     return MeshStepper(model, settings)
 
 
+routes = routes_with()
+
+
 @bentoml.service(
     name="mesh",
     workers=1,
@@ -40,6 +43,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     http={"port": WORKERS["mesh"].port},
     tracing={"excluded_urls": UNTRACED},
 )
+@bentoml.asgi_app(routes)
 class MeshService(Worker):
     """Coloured meshes from a text or a picture."""
 
@@ -48,6 +52,7 @@ class MeshService(Worker):
     def __init__(self) -> None:
         """Wire the engine."""
         super().__init__("mesh", make_stepper)
+        routes.state.worker = self
 
     @bentoml.api(route="/v1/3d/generations")
     async def sculpt(self, body: MeshRequest, /, ctx: bentoml.Context) -> Any:
