@@ -23,7 +23,7 @@ KINDS: dict[str, tuple[torch.dtype, Packing]] = {
 def scores(dtype: torch.dtype, packing: Packing) -> torch.Tensor:
     """Return those of the token after each prompt, (prompts, vocabulary); each prompt has a forward of its own."""
     network = Network(Weights(FOLDER, {"use_safetensors": True}, torch.device("cpu"), dtype), packing)
-    return torch.stack([network.forward([(network.new_row(), prompt.tokens)])[0] for prompt in prompts(NUM_PROMPTS)])
+    return torch.stack([network.forward([(network.new_row(), prompt.tokens)])[0][0] for prompt in prompts(NUM_PROMPTS)])
 
 
 def main() -> None:

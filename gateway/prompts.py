@@ -65,7 +65,7 @@ def prompts_of(body: GenerationRequest) -> Sequence[Passage]:
         case ResponseRequest():
             found = _of_items(body)
         case CompletionRequest():
-            found = map(_prose, [body.prompt])
+            found = map(_given, body.prompt)
         case SpeechRequest():
             found = map(_prose, [body.input])
         case ImageRequest() | VideoRequest():
@@ -74,7 +74,7 @@ def prompts_of(body: GenerationRequest) -> Sequence[Passage]:
             found = map(_prose, [body.prompt])
         case _:
             raise TypeError(body)
-    return [passage for passage in found if passage.texts]
+    return [passage for passage in found if passage.texts or not passage.is_readable]
 
 
 def outside_prompts(body: Mapping[str, Any]) -> Sequence[Passage]:
@@ -91,6 +91,11 @@ def _of_chat(body: ChatRequest) -> Iterator[Passage]:
     yield from map(_whole, body.tools or ())
     if isinstance(body.response_format, SchemaFormat):
         yield _whole(body.response_format)
+
+
+def _given(prompt: str | tuple[int, ...]) -> Passage:
+    """A prompt of text, or of numbers of tokens."""
+    return _prose(prompt) if isinstance(prompt, str) else Passage((), is_readable=False)
 
 
 def _calls(message: Message) -> Iterator[Passage]:

@@ -90,7 +90,9 @@ def tokens(body: TextRequest | ResponseRequest, defaults: Mapping[str, Any]) -> 
         num_answers, asked_for = body.n or 1, body.max_tokens
     if isinstance(body, ChatRequest):
         asked_for = asked_for or body.max_completion_tokens
-    max_tokens: int = asked_for or defaults.get("max_tokens", MAX_TOKENS)
+    if isinstance(body, CompletionRequest):
+        num_answers *= len(body.prompt)
+    max_tokens: int = asked_for if asked_for is not None else defaults.get("max_tokens", MAX_TOKENS)
     return num_bytes + num_answers * max_tokens
 
 

@@ -171,7 +171,7 @@ class Worker:
                 defaults = {**self.engine.defaults(body.model), "seed": seed}
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
                 work, encoder = await prepare(job)
-                cost = await self._estimate(work, body.model, terms.deadline)
+                cost = await self._estimate(work, body.model, terms)
                 left = max(terms.deadline - (time.monotonic() - began), 0.001)
                 return self.submit(work, job, replace(terms, deadline=left), cost), encoder
             except BaseException:
@@ -208,15 +208,15 @@ class Worker:
             raise TypeError("a job has a model and a seed")
         return Provenance(job.model, self.revisions[job.model], job.seed, parameters)
 
-    async def _estimate(self, work: Any, model: str | None, deadline: float) -> int | None:
+    async def _estimate(self, work: Any, model: str | None, terms: Terms) -> int | None:
         """Find out what a request will take, as long as its caller waits.
 
         Raises:
             DeadlineExceeded: that was too long.
         """
         try:
-            async with asyncio.timeout(deadline):
-                return await self.engine.estimate(work, model)
+            async with asyncio.timeout(terms.deadline):
+                return await self.engine.estimate(work, model, terms)
         except TimeoutError as error:
             raise DeadlineExceeded from error
 

@@ -171,6 +171,7 @@ PARTS_OF_ENGINES = {
     "services/text/linear.py",
     "services/text/rows.py",
     "services/text/prefixes.py",
+    "services/text/rules.py",
     "services/text/sampling.py",
     "services/text/grammar.py",
     "services/text/writing.py",

@@ -3,7 +3,6 @@
 Requests join and leave between two forwards. Those whose next forward is of the same kind share it.
 """
 
-import asyncio
 import contextlib
 import gc
 import logging
@@ -13,18 +12,18 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 from services.engine import memory
 from services.engine.batching import BatchSizer
+from services.engine.estimates import Estimates
 from services.engine.generation import Generation, Pace, Terms, restarting
 from services.engine.mail import together
 from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
-from services.engine.stepper import Stepper
+from services.engine.stepper import LEFT_OUT, Stepper
 from services.errors import (
     Cancelled,
     GenerationFailed,
@@ -149,7 +148,7 @@ class Engine:
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._num_estimating = 0  # requests that are not in the queue yet
-        self._estimates = ThreadPoolExecutor(1, "estimates")  # one thread: it shares the processor with the engine's
+        self._estimates = Estimates()
 
     def start(self) -> None:
         """Start the thread; it loads the preloaded models first."""
@@ -161,7 +160,7 @@ class Engine:
         Args:
             patience: seconds to wait for an iteration, or for a load, which nothing can interrupt.
         """
-        self._estimates.shutdown(wait=False, cancel_futures=True)
+        self._estimates.close()
         with self._wake:
             self._is_closing = True
             self._wake.notify()
@@ -225,8 +224,13 @@ class Engine:
             raise loading(name)
         return slot.stepper
 
-    async def estimate(self, request: Any, model: str | None) -> int | None:
+    async def estimate(self, request: Any, model: str | None, terms: Terms) -> int | None:
         """Find out what a request will take, beside the engine's thread: others' next steps do not wait for it.
+
+        Args:
+            request: as it will be submitted.
+            model: an id, or None for the default.
+            terms: whose turn it takes.
 
         Returns:
             Bytes; None while the model is not in memory.
@@ -242,7 +246,7 @@ class Engine:
             return None
         self._num_estimating += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._estimates, stepper.cost, request)
+            return await self._estimates.of(partial(stepper.cost, request), terms)
         finally:
             self._num_estimating -= 1
 
@@ -524,10 +528,11 @@ class Engine:
         sizer = self._sizer(kind, kinds[kind][0])
         always_shares = kinds[kind][0].stepper.always_shares
         limit = sizer.most if always_shares else sizer.limit(self._limits.step_seconds)
-        return kind, self._in_turn(kinds[kind])[:limit] if limit < len(kinds[kind]) else kinds[kind]
+        are_all = limit >= len(kinds[kind]) and not always_shares
+        return kind, kinds[kind] if are_all else self._in_turn(kinds[kind])[:limit]
 
     def _in_turn(self, actives: Sequence[Active]) -> list[Active]:
-        """Order who cannot all share a forward: by priority, then the callers in turn.
+        """Order who may not all have a part in a forward: by priority, then the callers in turn.
 
         Of a caller's own, the first that was sent is first; where everybody is to go on, who has waited longest is.
         """
@@ -555,7 +560,6 @@ class Engine:
         stepper = batch[0].stepper
         started = time.monotonic()
         for active in batch:
-            self._last_turns[active.generation.caller] = active.last_turn = self._num_forwards
             active.generation.begin(started, is_timed=active is batch[0])
         self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
         rows: Sequence[Any] | None = None
@@ -572,6 +576,9 @@ class Engine:
             return
         with together(active.generation.mail for active in batch):
             for active, row in zip(batch, rows, strict=True):
+                if row is LEFT_OUT:
+                    continue
+                self._last_turns[active.generation.caller] = active.last_turn = self._num_forwards
                 try:
                     self._advance(active, row)
                 except Exception as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from services.engine.generation import Run
 State = TypeVar("State")
 
 MAX_BATCH_SIZE = 8  # where the operator says nothing
+LEFT_OUT: Final = object()  # a row of who had no part in the forward, as the others filled it, and has the next turn
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Stepper(Protocol[State]):
         """Name what may share the next forward: the phase and the tensors' shapes; None: it runs alone."""
 
     def forward(self, states: Sequence[State]) -> Sequence[Any]:
-        """Run the model once for all of them and return a row for each; change no state."""
+        """Run the model once for all of them and return a row for each, or `LEFT_OUT`; change no state.
+
+        Who is first has the next turn.
+        """
 
     def advance(self, state: State, row: Any) -> Result | None:
         """Take the row in, tell `state`'s run what was made and of the iteration, and say when it is through.

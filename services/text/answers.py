@@ -81,20 +81,20 @@ class CompletionShape(Shape):
 
     prefix, document, chunk = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, echo: str = "") -> None:
-        """Begin an answer of `model`, with the prompt before it if that is wanted."""
+    def __init__(self, model: str) -> None:
+        """Begin an answer of `model`."""
         super().__init__(model)
-        self._echo = echo
-        self._offsets: dict[int, int] = defaultdict(lambda: len(echo))  # of the next tokens
+        self._offsets: dict[int, int] = defaultdict(int)  # of the next tokens
 
     def choice(self, piece: Piece, *, is_chunk: bool, is_first: bool) -> dict[str, Any]:
         """A text, or what is added to it."""
-        text = self._echo + piece.text if is_first else piece.text
         logprobs = None
         if piece.tokens:  # text may come later than they do: a stop string may have begun
             logprobs = completion_tokens(piece.tokens, self._offsets[piece.index])
             self._offsets[piece.index] += sum(len(token.text) for token in piece.tokens)
-        return {"index": piece.index, "text": text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
+        elif piece.is_prompt:
+            self._offsets[piece.index] += len(piece.text)
+        return {"index": piece.index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
 
 class DocumentEncoder:
@@ -208,7 +208,10 @@ def completion_tokens(tokens: Sequence[Token], offset: int) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [finite(token.logprob) for token in tokens],
-        "top_logprobs": [{key(one): finite(one.logprob) for one in (*token.likeliest, token)} for token in tokens],
+        "top_logprobs": [
+            None if token.logprob is None else {key(one): finite(one.logprob) for one in (*token.likeliest, token)}
+            for token in tokens
+        ],
         "text_offset": offsets,
     }
 
@@ -220,6 +223,6 @@ def key(token: Token) -> str:
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
-def finite(logprob: float) -> float:
+def finite(logprob: float | None) -> float | None:
     """JSON knows no infinity: what cannot be has the lowest number that OpenAI gives."""
-    return max(logprob, -9999.0)
+    return None if logprob is None else max(logprob, -9999.0)

@@ -1,8 +1,9 @@
 """Chat models by the token: every request at its own, all in one forward; knows no HTTP."""
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from services.engine.generation import Run
-from services.engine.stepper import Result
+from services.engine.stepper import LEFT_OUT, Result
 from services.engine.weights import open_weights
 from services.errors import InvalidRequest, ModelUnavailable
 from services.registry import Model
@@ -24,13 +25,16 @@ from services.text.network import Memory, Network
 from services.text.pieces import Call, Piece, Token
 from services.text.portions import Portions
 from services.text.prefixes import Prefixes, goes_along, names
-from services.text.prompts import Prompts
+from services.text.prompts import Prompts, too_long
 from services.text.rows import Row, spare
+from services.text.rules import Rules
 from services.text.sampling import Chosen, Sampler, Sampling, describe
-from services.text.schema import TextJob
+from services.text.schema import MAX_ANSWERS, CompletionJob, TextJob
 from services.text.writing import Vocabulary, Writer
 
 MAX_CHATS = 32  # in progress at once, where the operator says nothing
+MOST_SCORED = 128  # tokens of a prompt in a forward that scores each: their scores take memory
+MOST_ALONE = 2**27  # scores of a prompt that cannot be read in parts
 
 
 class Phase(StrEnum):
@@ -64,30 +68,24 @@ class Answer:
 
 
 @dataclass(eq=False)
-class Conversation:
-    """A request on its way.
+class Reading:
+    """A prompt, and the answers to it.
 
     Args:
+        number: of the request's prompts.
         limit: tokens that an answer may have.
         row: of the prompt.
         blocks: names of the prompt's blocks, but for the last token.
+        told: the prompt's own tokens with their probabilities, as far as they are wanted and known.
     """
 
-    job: TextJob
-    run: Run
-    seed: int
+    number: int
     prompt: Sequence[int]
     limit: int
     row: Memory
-    guide: Guide | None = None
     blocks: Sequence[bytes] = ()
+    told: list[Token] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
-    num_iterations: int = 0
-
-    @property
-    def phase(self) -> Phase:
-        """What the next forward is."""
-        return Phase.DECODE if self.answers else Phase.PREFILL
 
     @property
     def left(self) -> Sequence[int]:
@@ -99,12 +97,57 @@ class Conversation:
         """The answers that go on."""
         return [answer for answer in self.answers if answer.finish_reason is None]
 
+
+@dataclass(eq=False)
+class Conversation:
+    """A request on its way.
+
+    Args:
+        waiting: prompts that are not begun yet, and their numbers.
+        readings: prompts that are being read or answered: at most so many that `MAX_ANSWERS` are written at once.
+        reasons: why answers have ended.
+    """
+
+    job: TextJob
+    run: Run
+    seed: int
+    waiting: deque[tuple[int, Sequence[int]]]
+    guide: Guide | None = None
+    readings: list[Reading] = field(default_factory=list)
+    reasons: set[str | None] = field(default_factory=set)
+    num_iterations: int = 0
+
+    @property
+    def phase(self) -> Phase:
+        """What the next forward is."""
+        return Phase.PREFILL if self.unread else Phase.DECODE
+
+    @property
+    def unread(self) -> list[Reading]:
+        """The prompts that are being read."""
+        return [reading for reading in self.readings if not reading.answers]
+
+    @property
+    def open(self) -> list[tuple[Reading, Answer]]:
+        """The answers that go on."""
+        return [(reading, answer) for reading in self.readings for answer in reading.open]
+
     def advance(self, portion: int) -> None:
         """Tell of an iteration, where one reads so many tokens; raises when nobody waits any more."""
         self.num_iterations += 1
-        num_parts = -(-len(self.left) // portion)  # the last one gives the first token
-        num_tokens = max((answer.num_tokens for answer in self.answers), default=1)
-        self.run.advance(self.num_iterations, self.num_iterations + num_parts + self.limit - num_tokens)
+        left = max((self._left(reading, portion) for reading in self.readings), default=0)
+        num_rounds = -(-len(self.waiting) // num_together(self.job))
+        left += sum(-(-len(prompt) // portion) for _, prompt in self.waiting) + num_rounds * self.job.max_tokens
+        self.run.advance(self.num_iterations, self.num_iterations + left)
+
+    def _left(self, reading: Reading, portion: int) -> int:
+        num_parts = -(-len(reading.left) // portion)  # the last one gives the first token
+        return num_parts + reading.limit - max((answer.num_tokens for answer in reading.answers), default=1)
+
+
+def num_together(job: TextJob) -> int:
+    """Say how many of a request's prompts are answered at once."""
+    return max(1, MAX_ANSWERS // job.n)
 
 
 class TextStepper:
@@ -122,17 +165,17 @@ class TextStepper:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder)
         if not self._tokenizer.is_fast:
             raise ModelUnavailable(f"model '{model.id}' has no fast tokenizer (tokenizer.json), and none can be made")
-        self._prompts = Prompts(self._tokenizer)
         self._vocabulary = Vocabulary(self._tokenizer)
         self._network = Network(weights, choose_packing(settings, weights.device))
+        self._prompts = Prompts(self._tokenizer, self._network.context)
         self._portions = Portions()
         self._prefixes = Prefixes(settings.prefix_cache_mb * 1e6) if self._network.shares else None
         self.max_active = settings.max_batch_size or MAX_CHATS
         generation = self._network.generation
         self._ends = frozenset(as_list(generation.eos_token_id))
         self._missing = frozenset(self._vocabulary.missing(self._network.vocabulary_size))
-        self._banned = sorted({*as_list(generation.suppress_tokens), *self._missing})
-        self._repetition_penalty = float(generation.repetition_penalty or 1)
+        self._banned = sorted(self._missing)
+        self._rules = Rules(generation, sorted(self._ends))
 
     def cost(self, request: TextJob) -> int:
         """Estimate what the longest answers keep of themselves and of the prompt.
@@ -140,8 +183,9 @@ class TextStepper:
         Raises:
             InvalidRequest: the prompt does not fit into the model's context, or has words that it does not know.
         """
-        length = min(len(self._prompt(request)) + request.max_tokens, self._network.context)
-        return request.n * (length + spare(length)) * self._network.bytes_per_token
+        lengths = (min(len(prompt) + request.max_tokens, self._network.context) for prompt in self._read(request))
+        longest = sorted(lengths, reverse=True)[: num_together(request)]
+        return request.n * sum(length + spare(length) for length in longest) * self._network.bytes_per_token
 
     def admit(self, request: TextJob, seed: int, run: Run) -> Conversation:
         """Cut the prompt into tokens.
@@ -149,36 +193,54 @@ class TextStepper:
         Raises:
             InvalidRequest: it does not fit into the model's context, or names tokens that the model has not.
         """
-        prompt = self._prompt(request)
+        prompts = self._read(request)
         for token in request.logit_bias:
             if token >= self._network.vocabulary_size or token in self._missing:
                 raise InvalidRequest(f"logit_bias names token {token}, which the model has not", param="logit_bias")
-        limit = min(request.max_tokens, self._network.context - len(prompt))
-        guide = self._guide(request)
-        row = self._prefixes.begin(prompt) if self._prefixes else self._network.new_row()
-        run.count(prompt_tokens=row.length, cached_tokens=row.length)
-        return Conversation(request, run, seed, prompt, limit, row, guide, tuple(names(prompt[:-1])))
+        state = Conversation(request, run, seed, deque(enumerate(prompts)), self._guide(request))
+        self._begin_readings(state)
+        return state
 
-    def _prompt(self, job: TextJob) -> Sequence[int]:
-        """Return the prompt in tokens.
+    def _begin_readings(self, state: Conversation) -> None:
+        """Begin as many of the prompts as are answered at once."""
+        while state.waiting and len(state.readings) < num_together(state.job):
+            number, prompt = state.waiting.popleft()
+            limit = min(state.job.max_tokens, self._network.context - len(prompt))
+            if self._prefixes is not None and not state.job.scores_prompt:
+                row: Memory = self._prefixes.begin(prompt)
+            else:
+                row = self._network.new_row()
+            state.run.count(prompt_tokens=row.length, cached_tokens=row.length, completion_tokens=0)
+            state.readings.append(Reading(number, prompt, limit, row, tuple(names(prompt[:-1]))))
+
+    def _read(self, job: TextJob) -> Sequence[Sequence[int]]:
+        """Return the prompts in tokens.
 
         Raises:
-            InvalidRequest: it does not fit into the model's context, or has words that it does not know.
+            InvalidRequest: one does not fit into the model's context, or has words that it does not know.
         """
-        prompt = self._prompts.tokens(job)
-        if len(prompt) >= self._network.context:
-            raise InvalidRequest(
-                f"the prompt takes {len(prompt)} tokens with all that belongs to it, and the model's context holds "
-                f"{self._network.context}, the answer included; shorten it",
-                param=job.source,
-                code="context_length_exceeded",
-            )
-        if max(prompt, default=0) >= self._network.vocabulary_size:
-            raise InvalidRequest(
-                f"the model does not know '{self._vocabulary.text(max(prompt))}', though its tokenizer does",
-                param=job.source,
-            )
-        return prompt
+        if isinstance(job, CompletionJob) and job.scores_prompt and job.said:
+            message = "echo and logprobs do not go together where the operator's words surround every prompt"
+            raise InvalidRequest(message, param="logprobs")
+        prompts = self._prompts.tokens(job)
+        for prompt in prompts:
+            if not prompt:
+                raise InvalidRequest("the model's tokenizer finds nothing to read in it", param=job.source)
+            if len(prompt) >= self._network.context:
+                raise too_long(str(len(prompt)), self._network.context, job.source)
+            if (
+                not self._network.shares
+                and job.scores_prompt
+                and len(prompt) * self._network.vocabulary_size > MOST_ALONE
+            ):
+                message = "echo with logprobs of so long a prompt takes more memory than this model leaves; shorten it"
+                raise InvalidRequest(message, param=job.source)
+            unknown = max(prompt, default=0)
+            if unknown >= self._network.vocabulary_size:
+                word = self._vocabulary.text(unknown)
+                called = f"'{word}', though its tokenizer does" if word else f"token {unknown}"
+                raise InvalidRequest(f"the model does not know {called}", param=job.source)
+        return prompts
 
     def _guide(self, job: TextJob) -> Guide | None:
         """Return the grammar that the answer is held to.
@@ -214,33 +276,53 @@ class TextStepper:
             Cancelled: the caller left.
             DeadlineExceeded: the caller's deadline has passed.
         """
-        if row is None:  # the others' prompts filled the forward, or one of them is the same so far
+        if row is LEFT_OUT:
             return None
         if state.phase is Phase.PREFILL:
-            num_read, scores = row
-            state.row.length += num_read
-            state.run.count(prompt_tokens=num_read)
-            if self._prefixes is not None and isinstance(state.row, Row):
-                self._prefixes.keep(state.prompt[: state.row.length], state.row)
-            if not state.left:
-                self._begin(state, scores)
+            for reading, part, scores in row:
+                self._take_in(state, reading, part, scores)
         else:
-            for answer, scores in zip(state.open, row, strict=True):
+            for (reading, answer), scores in zip(state.open, row, strict=True):
                 answer.row.length += 1
-                self._take(state, answer, scores)
+                self._take(state, reading, answer, scores[-1])
+        state.reasons.update(answer.finish_reason for reading in state.readings for answer in reading.answers)
+        state.readings = [reading for reading in state.readings if not reading.answers or reading.open]
+        self._begin_readings(state)
         state.advance(self._portions.most)
-        if state.phase is Phase.PREFILL or state.open:
+        if state.readings:
             return None
-        reasons = {answer.finish_reason for answer in state.answers}
-        return Result(next(reason for reason in ("length", "tool_calls", "stop") if reason in reasons))
+        return Result(next(reason for reason in ("length", "tool_calls", "stop") if reason in state.reasons))
 
-    def _catch_up(self, prefixes: Prefixes, state: Conversation) -> None:
+    def _take_in(self, state: Conversation, reading: Reading, part: int, scores: torch.Tensor) -> None:
+        """Go on behind a part of a prompt that has been read.
+
+        Args:
+            state: whose prompt it is.
+            reading: the prompt.
+            part: how many tokens have been read.
+            scores: of the token behind the part, (1, vocabulary), or behind each of its tokens.
+        """
+        start = reading.row.length
+        reading.row.length += part
+        state.run.count(prompt_tokens=part)
+        if self._prefixes is not None and isinstance(reading.row, Row):
+            self._prefixes.keep(reading.prompt[: reading.row.length], reading.row)
+        if state.job.scores_prompt:
+            following = reading.prompt[start + 1 : reading.row.length + 1]
+            reading.told += [
+                self._told(describe(each, token, state.job.top_logprobs or 0))
+                for token, each in zip(following, scores, strict=False)  # nothing is known to follow the last
+            ]
+        if not reading.left:
+            self._begin(state, reading, scores[-1])
+
+    def _catch_up(self, prefixes: Prefixes, run: Run, reading: Reading) -> None:
         """Take over what others have read of the same prompt meanwhile: to do it twice changes nothing."""
-        row = prefixes.begin(state.prompt)
-        num_found = row.length - state.row.length
+        row = prefixes.begin(reading.prompt)
+        num_found = row.length - reading.row.length
         if num_found > 0:
-            state.row = row
-            state.run.count(prompt_tokens=num_found, cached_tokens=num_found)
+            reading.row = row
+            run.count(prompt_tokens=num_found, cached_tokens=num_found)
 
     def preview(self, state: Conversation) -> None:
         """Show nothing: the text itself comes as it is made."""
@@ -250,35 +332,46 @@ class TextStepper:
 
         Where sequences cannot share, a prompt is read whole: what the model remembers may depend on the parts.
         """
+        readings = [(state, reading) for state in states for reading in state.unread]
         if self._prefixes is not None:
-            sizes = self._portions.cut(self._lengths(self._prefixes, states))
+            sizes = self._portions.cut(self._lengths(self._prefixes, readings))
+            sizes = [
+                min(size, MOST_SCORED) if state.job.scores_prompt else size
+                for (state, _), size in zip(readings, sizes, strict=True)
+            ]
         else:
-            sizes = [len(state.left) for state in states]
-        parts = [state.left[:size] for state, size in zip(states, sizes, strict=True)]
-        feeds = [(state.row, part) for state, part in zip(states, parts, strict=True) if part]
+            readings = readings[:1]
+            sizes = [len(reading.left) for _, reading in readings]
+        chosen = [(*pair, size) for pair, size in zip(readings, sizes, strict=True) if size]
+        feeds = [(reading.row, reading.left[:size]) for _, reading, size in chosen]
+        whole = {place for place, (state, _, _) in enumerate(chosen) if state.job.scores_prompt}
         began = time.monotonic()
-        scores = iter(self._network.forward(feeds))
+        scores = self._network.forward(feeds, whole)
         self._portions.note_reading(sum(sizes), time.monotonic() - began)
-        return [(len(part), next(scores)) if part else None for part in parts]
+        parts: dict[int, list[Any]] = {id(state): [] for state in states}
+        for (state, reading, size), own in zip(chosen, scores, strict=True):
+            parts[id(state)].append((reading, size, own))
+        return [parts[id(state)] or LEFT_OUT for state in states]
 
-    def _lengths(self, prefixes: Prefixes, states: Sequence[Conversation]) -> list[int]:
+    def _lengths(self, prefixes: Prefixes, readings: Sequence[tuple[Conversation, Reading]]) -> list[int]:
         """Say how much of each prompt is left; nothing is read that another reads for it in the same forward."""
-        if not prefixes.keeps_some:
-            return [len(state.left) for state in states]
         lengths: list[int] = []
-        for place, state in enumerate(states):
-            is_read = any(
-                other.row.length >= state.row.length and goes_along(state.blocks, other.blocks, other.row.length)
-                for other, length in zip(states[:place], lengths, strict=True)
-                if length
-            )
-            if not is_read and prefixes.knows(state.blocks, state.row.length):
-                self._catch_up(prefixes, state)
-            lengths.append(0 if is_read else len(state.left))
+        for place, (state, reading) in enumerate(readings):
+            is_read = False
+            if prefixes.keeps_some and not state.job.scores_prompt:
+                is_read = any(
+                    other.row.length >= reading.row.length
+                    and goes_along(reading.blocks, other.blocks, other.row.length)
+                    for (_, other), length in zip(readings[:place], lengths, strict=True)
+                    if length
+                )
+                if not is_read and prefixes.knows(reading.blocks, reading.row.length):
+                    self._catch_up(prefixes, state.run, reading)
+            lengths.append(0 if is_read else len(reading.left))
         return lengths
 
     def _decode(self, states: Sequence[Conversation]) -> Sequence[list[torch.Tensor]]:
-        feeds = [(answer.row, [answer.token]) for state in states for answer in state.open]
+        feeds = [(answer.row, [answer.token]) for state in states for _, answer in state.open]
         began = time.monotonic()
         if self._network.shares:
             scores = iter(self._network.forward(feeds))
@@ -287,7 +380,7 @@ class TextStepper:
         self._portions.note_writing(time.monotonic() - began)
         return [[next(scores) for _ in state.open] for state in states]
 
-    def _begin(self, state: Conversation, scores: torch.Tensor) -> None:
+    def _begin(self, state: Conversation, reading: Reading, scores: torch.Tensor) -> None:
         """Take up as many answers as are wanted, all behind the same prompt."""
         job = state.job
         sampling = Sampling(
@@ -298,20 +391,39 @@ class TextStepper:
             frequency_penalty=job.frequency_penalty,
             logit_bias=job.logit_bias,
             banned=self._banned,
-            repetition_penalty=self._repetition_penalty,
         )
-        for index in range(job.n):
-            row = state.row if index == job.n - 1 else state.row.copy(state.row.length)
-            sampler = Sampler(sampling, (state.seed + index) % (MAX_SEED + 1), state.prompt)
+        for place in range(job.n):
+            row = reading.row if place == job.n - 1 else reading.row.copy(reading.row.length)
+            index = reading.number * job.n + place
+            rules = self._rules.begin(len(reading.prompt), reading.limit)
+            sampler = Sampler(sampling, (state.seed + index) % (MAX_SEED + 1), reading.prompt, rules)
             guide = state.guide.copy() if state.guide is not None else None
             calls = CallReader(job.callable) if job.callable else None
             stops = job.stop if not job.must_call else ()  # they end texts
-            writer = Writer(self._tokenizer, stops, state.prompt if job.goes_on else ())
-            state.answers.append(Answer(index, row, sampler, writer, guide, calls))
-        for answer in state.answers:
-            self._take(state, answer, scores)
+            writer = Writer(self._tokenizer, stops, reading.prompt if job.goes_on else ())
+            reading.answers.append(Answer(index, row, sampler, writer, guide, calls))
+        for answer in reading.answers:
+            if isinstance(job, CompletionJob) and job.echo:
+                self._echo(state, job, reading, answer)
+            if reading.limit == 0:
+                answer.finish_reason = "length"
+                self._emit(state.run, answer, "", is_parallel=False)
+            else:
+                self._take(state, reading, answer, scores)
 
-    def _take(self, state: Conversation, answer: Answer, scores: torch.Tensor) -> None:
+    def _echo(self, state: Conversation, job: CompletionJob, reading: Reading, answer: Answer) -> None:
+        """Let an answer begin with its prompt."""
+        given, first = (job.said or job.prompt)[reading.number], reading.prompt[0]
+        text = given if isinstance(given, str) else self._vocabulary.texts(given)
+        told: Sequence[Token] = ()
+        if job.top_logprobs is not None:
+            begin = self._token(first, None)
+            if isinstance(given, str) and first in self._vocabulary.special:  # put there by the tokenizer
+                begin = replace(begin, text="", bytes=[])
+            told = (begin, *reading.told)
+        state.run.emit(Piece(answer.index, text, told))
+
+    def _take(self, state: Conversation, reading: Reading, answer: Answer, scores: torch.Tensor) -> None:
         """Choose an answer's next token, and emit the text that is certain by it."""
         guide = answer.guide
         answer.token = answer.sampler.choose(scores, guide.allowed() if guide is not None else None)
@@ -329,7 +441,7 @@ class TextStepper:
                 guide.take(answer.token)
             if answer.writer.is_stopped or (guide is not None and guide.is_over):
                 answer.finish_reason = "stop"
-            elif answer.num_tokens == state.limit:
+            elif answer.num_tokens == reading.limit:
                 answer.finish_reason = "length"
         if answer.finish_reason is not None and not answer.writer.is_stopped:
             text += answer.writer.finish()
@@ -361,7 +473,7 @@ class TextStepper:
         likeliest = [self._token(token, logprob) for token, logprob in chosen.likeliest]
         return self._token(chosen.token, chosen.logprob, likeliest)
 
-    def _token(self, token: int, logprob: float, likeliest: Sequence[Token] = ()) -> Token:
+    def _token(self, token: int, logprob: float | None, likeliest: Sequence[Token] = ()) -> Token:
         return Token(self._vocabulary.text(token), self._vocabulary.bytes(token), logprob, likeliest)
 
 

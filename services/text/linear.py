@@ -28,8 +28,10 @@ class HalfLinear(nn.Module):
         """Map rows, float32 of shape (..., width), to (..., new width)."""
         flat = rows.reshape(-1, rows.shape[-1])
         missing = -len(flat) % ROWS
-        made: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(pad(flat, (0, 0, 0, missing)), self._packed)
-        return made[: len(flat)].reshape(*rows.shape[:-1], -1)
+        if missing:
+            flat = pad(flat, (0, 0, 0, missing))
+        made: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(flat, self._packed)
+        return (made[:-missing] if missing else made).reshape(*rows.shape[:-1], -1)
 
 
 class Rounding:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from services.engine.weights import Weights
 from services.errors import ModelUnavailable
-from services.text.linear import Packing, pack
+from services.text.linear import ROWS, Packing, pack
 from services.text.rows import ATTENTION, Feeds, Row, register
 
 PROBE = 9  # tokens of the forward by which a model is judged
@@ -68,6 +68,7 @@ class Network:
         self.generation: Any = self._network.generation_config
         self.context = int(getattr(self._config, "max_position_embeddings", UNBOUNDED))
         self.vocabulary_size = int(self._config.vocab_size)
+        self._multiple = ROWS if packing == "float16" else 1
         self.shares = self._can_share()
         reason = None if self.shares else self._why_not_at_all()
         if reason is not None and packing != "none":
@@ -87,39 +88,43 @@ class Network:
         return OwnCache({} if own else {"past_key_values": DynamicCache(config=self._config)})
 
     @torch.inference_mode()
-    def forward(self, feeds: Sequence[tuple[Any, Sequence[int]]]) -> list[torch.Tensor]:
-        """Return the scores of the token that follows each feed, float32 of shape (vocabulary,), on the CPU.
+    def forward(
+        self, feeds: Sequence[tuple[Any, Sequence[int]]], whole: Collection[int] = ()
+    ) -> Sequence[torch.Tensor]:
+        """Return the scores of the token that follows each feed, float32 of shape (1, vocabulary), on the CPU.
 
         Args:
             feeds: rows, and their next tokens; only one if rows cannot share. Their `length` stays as it is.
+            whole: places of feeds of which the scores behind each token are returned, (tokens, vocabulary).
         """
-        logits = self._run_rows(feeds) if self.shares else self._run_alone(*feeds[0])
-        return list(logits.float().cpu())
+        if not self.shares:
+            return [self._run_alone(*feeds[0], num_scored=len(feeds[0][1]) if whole else 1).float().cpu()]
+        laid_out = Feeds(feeds, whole, self._multiple)
+        return torch.split(self._run_rows(laid_out).float().cpu(), [len(scored) for scored in laid_out.scored])
 
-    def _run_rows(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> torch.Tensor:
-        laid_out = Feeds(feeds)
+    def _run_rows(self, laid_out: Feeds) -> torch.Tensor:
         scores: torch.Tensor = self._network(
             input_ids=self._tensor([laid_out.tokens]),
             position_ids=self._tensor([laid_out.positions]),
             attention_mask=torch.empty(1, 1, 1, 1, device=self._device),  # four axes: taken for ready, and ignored
             use_cache=False,
-            logits_to_keep=self._tensor(laid_out.lasts),
+            logits_to_keep=self._tensor([place for scored in laid_out.scored for place in scored]),
             feeds=laid_out,
         ).logits
         return scores[0]
 
-    def _run_alone(self, row: OwnCache, tokens: Sequence[int]) -> torch.Tensor:
+    def _run_alone(self, row: OwnCache, tokens: Sequence[int], num_scored: int = 1) -> torch.Tensor:
         positions = range(row.length, row.length + len(tokens))
         answer = self._network(
             input_ids=self._tensor([tokens]),
             position_ids=self._tensor([positions]),
             **row.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=num_scored,
         )
         if not row.cache:
             row.cache = {name: answer[name] for name in OWN_NAMES if answer.get(name) is not None}
-        scores: torch.Tensor = answer.logits[:, -1]
+        scores: torch.Tensor = answer.logits[0, -num_scored:]
         return scores
 
     def _tensor(self, values: Sequence[Any]) -> torch.Tensor:
@@ -162,11 +167,11 @@ class Network:
         expected = self._network(input_ids=self._tensor([tokens]), logits_to_keep=1).logits[0, 0]
         self._network.set_attn_implementation(ATTENTION)
         row, other = Row(), Row()
-        self._run_rows([(other, tokens[:2]), (row, tokens[:-2])])
+        self._run_rows(Feeds([(other, tokens[:2]), (row, tokens[:-2])]))
         row.length = PROBE - 2
-        self._run_rows([(row, tokens[-2:-1]), (other, tokens[:1])])
+        self._run_rows(Feeds([(row, tokens[-2:-1]), (other, tokens[:1])]))
         row.length += 1
-        return expected, self._run_rows([(other, tokens[:3]), (row, tokens[-1:])])[1]
+        return expected, self._run_rows(Feeds([(other, tokens[:3]), (row, tokens[-1:])]))[1]
 
     @torch.inference_mode()
     def _why_not_at_all(self) -> str | None:
@@ -196,7 +201,7 @@ class Network:
             width = getattr(self._config, "head_dim", None) or self._config.hidden_size // queries
             return int(2 * self._config.num_hidden_layers * heads * width * self._network.dtype.itemsize)
         row = Row()
-        self._run_rows([(row, [0])])
+        self._run_rows(Feeds([(row, [0])]))
         return sum(kept.shape[0] * kept.shape[2] * kept.itemsize for layer in row.layers for kept in layer)
 
 

@@ -10,13 +10,13 @@ class Token:
 
     Args:
         bytes: its UTF-8, whole or not; None where the tokenizer does not say.
-        logprob: natural logarithm of its probability.
+        logprob: natural logarithm of its probability; None of a prompt's first, which nothing is known about.
         likeliest: the same of the likeliest tokens at its place.
     """
 
     text: str
     bytes: list[int] | None
-    logprob: float
+    logprob: float | None
     likeliest: Sequence["Token"] = ()
 
 
@@ -37,10 +37,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text of one of the answers, whole calls, and why that one ended, if it did."""
+    """Some text of one of the answers, whole calls, and why that one ended, if it did.
+
+    Args:
+        is_prompt: whether the text is the prompt's, which an answer was to begin with.
+    """
 
     index: int
     text: str
     tokens: Sequence[Token] = ()
     calls: Sequence[Call] = ()
     finish_reason: str | None = None
+    is_prompt: bool = False

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from services.text.rows import STRIDE
+
 MOST = 512
-FEWEST = 3  # a forward of fewer takes as long
 FIRST = 32  # while nothing is known
 PATIENCE = 2.5  # how long a forward that reads may take, as a multiple of one that writes
 SLACK = 1.3  # rather a little more than a rest that needs a forward of its own
@@ -21,11 +22,11 @@ class Portions:
 
     @property
     def most(self) -> int:
-        """Tokens that the next forward may read."""
+        """Tokens that the next forward may read: a multiple of `STRIDE`, lest what is read depend on how it was cut."""
         if self._speed is None:
             return FIRST
         seconds = LONGEST if self._writing is None else PATIENCE * self._writing
-        return int(min(max(self._speed * seconds, FEWEST), MOST))
+        return min(max(round(self._speed * seconds / STRIDE), 1) * STRIDE, MOST)
 
     def note_writing(self, seconds: float) -> None:
         """Remember a forward that wrote."""
@@ -37,10 +38,13 @@ class Portions:
         self._writing = None
 
     def cut(self, lengths: Sequence[int]) -> list[int]:
-        """Say how many tokens the next forward reads of each prompt: the first come first."""
+        """Say how many tokens the next forward reads of each prompt, those first that come first.
+
+        What is not a prompt's rest is a multiple of `STRIDE`.
+        """
         room = self.most
         parts = []
         for length in lengths:
-            parts.append(length if length <= SLACK * room else room)
+            parts.append(length if length <= SLACK * room else room // STRIDE * STRIDE)
             room = max(0, room - parts[-1])
         return parts

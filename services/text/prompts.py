@@ -22,25 +22,98 @@ To call one, answer with its name and arguments as JSON between tags, and with n
 </tool_call>"""
 
 
+class Lengths:
+    """Refuses texts that no context holds before they are cut, which would take long.
+
+    No token has more characters than the longest has, spaces left aside: some tokenizers drop any number of them.
+    """
+
+    def __init__(self, tokenizer: Any, context: int) -> None:
+        """Measure the vocabulary; where one token may stand for any number of characters, nothing is refused."""
+        self._context = context
+        shrinking = may_shrink(json.loads(tokenizer.backend_tokenizer.to_str()))
+        longest = max((len(piece) for piece in tokenizer.get_vocab()), default=0)
+        self._most = None if shrinking is None else context * longest * shrinking
+
+    def check(self, text: str, source: str) -> None:
+        """Refuse a text that is too long whatever it says.
+
+        Raises:
+            InvalidRequest: it is.
+        """
+        if self._most is not None and len(text) > self._most and sum(map(len, text.split())) > self._most:
+            raise too_long(f"more than {self._context}", self._context, source)
+
+
+def too_long(length: str, context: int, source: str) -> InvalidRequest:
+    """Say that a prompt does not fit."""
+    return InvalidRequest(
+        f"the prompt takes {length} tokens with all that belongs to it, and the model's context holds {context}, "
+        "the answer included; shorten it",
+        param=source,
+        code="context_length_exceeded",
+    )
+
+
+def may_shrink(tokenizer: Mapping[str, Any]) -> int | None:
+    """Return how many characters may become one before they are cut, as far as a tokenizer's description says.
+
+    Returns:
+        None: any number, or nobody knows.
+    """
+    model, splitting = tokenizer["model"], json.dumps(tokenizer.get("pre_tokenizer"))
+    knows_bytes = model.get("byte_fallback") or '"ByteLevel"' in splitting
+    names_each = model.get("unk_token") is not None and not model.get("fuse_unk")
+    if model.get("type") != "BPE" or not (knows_bytes or names_each) or '"Removed"' in splitting:
+        return None
+    waiting, factor = [tokenizer.get("normalizer")], 1
+    while waiting:
+        part: Any = waiting.pop()
+        match part and part["type"]:
+            case None | "NFD" | "NFKD" | "Prepend" | "Lowercase":
+                pass
+            case "NFC" | "NFKC":  # no character is made of more
+                factor *= 4
+            case "Sequence":
+                waiting += part["normalizers"]
+            case "Replace" if len(part["pattern"].get("String", "")) in range(1, len(part["content"]) + 1):
+                pass
+            case _:
+                return None
+    return factor
+
+
 class Prompts:
     """Cuts jobs into tokens, each once."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Cut with the library's `tokenizer`."""
+    def __init__(self, tokenizer: Any, context: int) -> None:
+        """Cut with the library's `tokenizer`, for a model of so many tokens of context."""
         self._tokenizer = tokenizer
+        self._lengths = Lengths(tokenizer, context)
 
-    def tokens(self, job: TextJob) -> Sequence[int]:
-        """Return what the model reads of `job`."""
+    def tokens(self, job: TextJob) -> Sequence[Sequence[int]]:
+        """Return what the model reads of `job`: one prompt, or several.
+
+        Raises:
+            InvalidRequest: the template refuses what the caller said, or a text is longer than any context.
+        """
         return job.tokens(self._cut)
 
-    def _cut(self, job: TextJob) -> Sequence[int]:
+    def _cut(self, job: TextJob) -> Sequence[Sequence[int]]:
         match job:
             case ChatJob():
-                tokens: Sequence[int] = self._tokenizer(self._written(job), add_special_tokens=False)["input_ids"]
+                return [self._cut_text(self._written(job), job, add_special_tokens=False)]
             case CompletionJob():
-                tokens = self._tokenizer(job.prompt)["input_ids"]
+                return [
+                    self._cut_text(prompt, job, add_special_tokens=True) if isinstance(prompt, str) else prompt
+                    for prompt in job.prompt
+                ]
             case _:
                 raise TypeError(job)
+
+    def _cut_text(self, text: str, job: TextJob, *, add_special_tokens: bool) -> Sequence[int]:
+        self._lengths.check(text, job.source)
+        tokens: Sequence[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return tokens
 
     def _written(self, job: ChatJob) -> str:

@@ -3,7 +3,7 @@
 Plugs into the library's attention interface: to the model a forward is one sequence, and attention takes it apart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 ATTENTION = "atelier_rows"  # what a model's configuration calls it
 GROWTH = 128  # tokens that a row's memory grows by, at least
+STRIDE = 8  # tokens that look back together: always the same ones, so that it does not matter how a prompt is cut
 
 
 @dataclass(eq=False)
@@ -81,24 +82,37 @@ def grown(kept: torch.Tensor, length: int, needed: int) -> torch.Tensor:
 class Feeds:
     """New tokens of rows for the next forward."""
 
-    def __init__(self, feeds: Sequence[tuple[Row, Sequence[int]]]) -> None:
-        """Lay them out one after the other."""
+    def __init__(
+        self, feeds: Sequence[tuple[Row, Sequence[int]]], whole: Container[int] = (), multiple: int = 1
+    ) -> None:
+        """Lay them out one after the other.
+
+        Args:
+            feeds: rows, and their new tokens.
+            whole: the places of those of which every token is scored.
+            multiple: of how many tokens a forward is; tokens of no row are put behind the others.
+        """
         self._feeds = feeds
+        self._whole = whole
+        self._num_missing = -sum(len(tokens) for _, tokens in feeds) % multiple
 
     @property
     def tokens(self) -> list[int]:
         """All tokens."""
-        return [token for _, tokens in self._feeds for token in tokens]
+        return [token for _, tokens in self._feeds for token in tokens] + [0] * self._num_missing
 
     @property
     def positions(self) -> list[int]:
         """Each token's place in its row."""
-        return [row.length + index for row, tokens in self._feeds for index in range(len(tokens))]
+        found = [row.length + index for row, tokens in self._feeds for index in range(len(tokens))]
+        return found + [0] * self._num_missing
 
     @property
-    def lasts(self) -> list[int]:
-        """Where each feed's last token lies."""
-        return [end - 1 for _, _, end in self.spans()]
+    def scored(self) -> list[range]:
+        """Where of each feed the tokens lie whose next one is scored: the last, or all."""
+        return [
+            range(start if place in self._whole else end - 1, end) for place, (_, start, end) in enumerate(self.spans())
+        ]
 
     def spans(self) -> Iterator[tuple[Row, int, int]]:
         """Yield each row, and from where to where its new tokens lie."""
@@ -135,25 +149,46 @@ def attend(
     if softcap is not None:
         raise NotImplementedError("attention with a soft cap")
     num_heads, num_tokens = query.shape[1:3]
-    attended = query.new_empty(1, num_tokens, num_heads, value.shape[-1])
+    attended = query.new_zeros(1, num_tokens, num_heads, value.shape[-1])
     for row, start, end in feeds.spans():
         keys, values = row.write(module.layer_idx, key[0, :, start:end], value[0, :, start:end])
-        attended[:, start:end] = seen(query[:, :, start:end], keys[None], values[None], scaling).transpose(1, 2)
+        length = row.length + end - start
+        for first, last in strides(row.length, length) if query.device.type == "cpu" else [(row.length, length)]:
+            place = slice(start + first - row.length, start + last - row.length)
+            attended[:, place] = seen(query[:, :, place], keys[None, :, :last], values[None, :, :last], scaling)
     return attended, None
 
 
+def strides(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut the tokens from `start` to `end` of a row where it has a multiple of `STRIDE`."""
+    while start < end:
+        following = min((start // STRIDE + 1) * STRIDE, end)
+        yield start, following
+        start = following
+
+
 def seen(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None) -> torch.Tensor:
-    """Attend from the last tokens to all, (1, heads, n, width); several heads of `query` may share one of `keys`."""
+    """Attend from the last tokens to all before them.
+
+    Args:
+        query: (1, heads, n, width).
+        keys: (1, heads, all, width); several heads of `query` may share one of these.
+        values: the same.
+        scaling: of the scores; None: by the width.
+
+    Returns:
+        (1, n, heads, width).
+    """
     num_heads, num_new, width = query.shape[1:]
-    num_shared = num_heads // keys.shape[1]
-    if num_new == 1:  # heads that share keys are to attention what tokens are that see the same
-        packed = query.reshape(1, keys.shape[1], num_shared, width)
-        return scaled_dot_product_attention(packed, keys, values, scale=scaling).reshape(1, num_heads, 1, -1)
+    num_shared, length = num_heads // keys.shape[1], keys.shape[2]
     mask = None
-    if keys.shape[2] > num_new:
-        mask = torch.ones(num_new, keys.shape[2], dtype=torch.bool, device=query.device).tril(keys.shape[2] - num_new)
-    keys, values = (kept.repeat_interleave(num_shared, dim=1) for kept in (keys, values))
-    return scaled_dot_product_attention(query, keys, values, mask, is_causal=mask is None, scale=scaling)
+    if num_new > 1:
+        mask = torch.ones(num_new, length, dtype=torch.bool, device=query.device).tril(length - num_new)
+        mask = mask.repeat(num_shared, 1)
+    # Heads that share keys are to attention what more tokens are.
+    packed = query.reshape(1, keys.shape[1], num_shared * num_new, width)
+    found = scaled_dot_product_attention(packed, keys, values, mask, scale=scaling)
+    return found.reshape(1, num_heads, num_new, -1).transpose(1, 2)
 
 
 def register() -> None:

@@ -1,12 +1,14 @@
 """Which token is next: from a model's scores, by a request's own parameters and random numbers; knows no batch."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from services.engine.outputs import overflowed
+
+Rule = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of all tokens so far and their scores, (1, n) and (1, v)
 
 COLDEST = 1e-3  # below this temperature the likeliest token is as good as certain, and dividing by it overflows
 
@@ -23,8 +25,6 @@ class Sampling:
         frequency_penalty: off it for each time that it is there.
         logit_bias: onto the scores of tokens.
         banned: tokens that are never chosen.
-        repetition_penalty: what the model's makers set: the scores of tokens that the prompt or the answer has are
-            divided by it, or multiplied where negative. Source: Keskar et al., CTRL, 2019.
     """
 
     temperature: float = 1.0
@@ -34,7 +34,6 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     banned: Sequence[int] = ()
-    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ class Chosen:
 class Sampler:
     """Chooses the tokens of one answer."""
 
-    def __init__(self, sampling: Sampling, seed: int, prompt: Sequence[int]) -> None:
-        """Begin with a seed, behind `prompt`."""
+    def __init__(self, sampling: Sampling, seed: int, prompt: Sequence[int] = (), rules: Rule | None = None) -> None:
+        """Begin with a seed, behind `prompt`; `rules` are the checkpoint's own, and come before the caller's."""
         self._sampling = sampling
+        self._rules = rules
+        self._tokens = list(prompt) if rules else []
         self._generator = torch.Generator().manual_seed(seed)
         self._counts: Counter[int] = Counter()
-        self._prompt = frozenset(prompt) if sampling.repetition_penalty != 1 else frozenset()
         self._banned = torch.tensor(sampling.banned, dtype=torch.long)
         self._biased = torch.tensor(list(sampling.logit_bias), dtype=torch.long)
         self._bias = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
@@ -77,26 +77,25 @@ class Sampler:
             raise overflowed()
         token = self._draw(self._adjusted(scores, allowed))
         self._counts[token] += 1
+        if self._rules:
+            self._tokens.append(token)
         return token
 
     def _adjusted(self, scores: torch.Tensor, allowed: torch.Tensor | None) -> torch.Tensor:
         sampling = self._sampling
-        scores = scores.clone()
-        if sampling.repetition_penalty != 1:
-            seen = torch.tensor(sorted(self._prompt | self._counts.keys()), dtype=torch.long)
-            was = scores[seen]
-            scores[seen] = torch.where(was < 0, was * sampling.repetition_penalty, was / sampling.repetition_penalty)
+        own, scores = scores, scores.clone()
+        if self._rules:
+            scores = self._rules(torch.tensor([self._tokens]), scores[None])[0]
         if self._counts and (sampling.presence_penalty or sampling.frequency_penalty):
             counted = torch.tensor(list(self._counts), dtype=torch.long)
             counts = torch.tensor(list(self._counts.values()), dtype=torch.float32)
             scores[counted] -= sampling.presence_penalty + sampling.frequency_penalty * counts
         scores[self._biased] += self._bias
-        if allowed is None:
-            scores[self._banned] = -torch.inf
-            return scores
-        usable = allowed.clone()
-        usable[self._banned] = False
-        scores[~(usable if usable.any() else allowed)] = -torch.inf  # where only banned tokens go on, they must do
+        scores[self._banned] = -torch.inf
+        if allowed is not None:
+            scores[~allowed] = -torch.inf
+            if scores.max() == -torch.inf:  # where only banned tokens go on, they must do
+                scores = own.masked_fill(~allowed, -torch.inf)
         return scores
 
     def _draw(self, scores: torch.Tensor) -> int:

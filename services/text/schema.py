@@ -7,7 +7,7 @@ by its name.
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,9 @@ from pydantic import (
 
 from services.schema import Body, GenerationRequest, ModelId, check_is_clean, check_is_text
 
-MAX_CHARACTERS = 128_000  # of all messages together
+MAX_CHARACTERS = 128_000  # of all messages together, and of all prompts
+MAX_PROMPTS = 256  # of a request
+MAX_CHOICES = 256  # answers to all of them
 MAX_MESSAGES = 256
 MAX_SCHEMA_CHARACTERS = 64_000  # of a document, or of all tools
 MAX_ANSWERS = 8
@@ -345,20 +347,52 @@ class ChatRequest(TextRequest):
         return number
 
 
+def as_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """Read one prompt or several, of text or of tokens, as a tuple of prompts.
+
+    Raises:
+        ValueError: it is none of these, or too much.
+    """
+    given = [value] if isinstance(value, str) or is_tokens(value) else value
+    if not isinstance(given, list | tuple) or not 1 <= len(given) <= MAX_PROMPTS:
+        raise ValueError(f"must be a text, a list of numbers of tokens, or a list of 1 to {MAX_PROMPTS} of these")
+    prompts: list[str | tuple[int, ...]] = []
+    for prompt in given:
+        if isinstance(prompt, str):
+            prompts.append(check_is_text(prompt))
+        elif is_tokens(prompt):
+            prompts.append(tuple(prompt))
+        else:
+            raise ValueError("must have prompts of text, or of numbers of tokens, that are not empty")
+    if sum(map(len, prompts)) > MAX_CHARACTERS:
+        raise ValueError(f"must have at most {MAX_CHARACTERS} characters or tokens together")
+    return tuple(prompts)
+
+
+def is_tokens(value: Any) -> TypeGuard[Sequence[int]]:
+    """Whether it is a list of numbers of tokens, and not empty."""
+    return isinstance(value, list | tuple) and bool(value) and all(type(one) is int and one >= 0 for one in value)
+
+
 class CompletionRequest(TextRequest):
     """Body of `POST /v1/completions`."""
 
-    prompt: Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(check_is_text)]
+    prompt: Annotated[
+        tuple[str | tuple[int, ...], ...],
+        BeforeValidator(as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+        Field(description="one or several, each a text or a list of numbers of tokens; choices are in their order"),
+    ]
+    max_tokens: Annotated[int, Field(ge=0, le=131_072)] | None = None
     echo: bool | None = None
-    logprobs: Likeliest | None = None
+    logprobs: Annotated[Likeliest | None, Field(description="with echo, of the prompt's tokens as well")] = None
 
-    @field_validator("logprobs")
+    @field_validator("prompt")
     @classmethod
-    def check_logprobs(cls, number: int | None, others: ValidationInfo) -> int | None:
-        """Refuse the prompt's own: they are not kept."""
-        if number is not None and others.data.get("echo"):
-            raise ValueError("and echo do not go together here")
-        return number
+    def check_choices(cls, prompts: Any, others: ValidationInfo) -> Any:
+        """Refuse more answers than a request may have."""
+        if len(prompts) * (others.data.get("n") or 1) > MAX_CHOICES:
+            raise ValueError(f"and n make more than {MAX_CHOICES} answers together; send several requests")
+        return prompts
 
 
 class InputPart(Body):
@@ -558,7 +592,7 @@ class TextJob(GenerationRequest):
     goes_on: ClassVar[bool] = False
 
     model: ModelId
-    max_tokens: Annotated[int, Field(ge=1)]
+    max_tokens: Annotated[int, Field(ge=0)]
     temperature: Temperature
     top_p: float
     top_k: int
@@ -569,7 +603,8 @@ class TextJob(GenerationRequest):
     logit_bias: dict[int, float] = Field(default_factory=dict)
     top_logprobs: int | None = None  # None: no probabilities at all
     parallel_tool_calls: bool = True
-    _tokens: Sequence[int] | None = PrivateAttr(None)
+    echo: bool = False  # whether an answer begins with its prompt
+    _tokens: Sequence[Sequence[int]] | None = PrivateAttr(None)
 
     @property
     def callable(self) -> Collection[str]:
@@ -591,8 +626,13 @@ class TextJob(GenerationRequest):
         """The JSON schema that the answer must keep to, if any."""
         return None
 
-    def tokens(self, cut: "Callable[[TextJob], Sequence[int]]") -> Sequence[int]:
-        """Return the prompt in tokens; it is cut once."""
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether probabilities of the prompt's own tokens are wanted."""
+        return self.echo and self.top_logprobs is not None
+
+    def tokens(self, cut: "Callable[[TextJob], Sequence[Sequence[int]]]") -> Sequence[Sequence[int]]:
+        """Return the prompts in tokens; they are cut once."""
         if self._tokens is None:
             self._tokens = cut(self)
         return self._tokens
@@ -652,7 +692,8 @@ class CompletionJob(TextJob):
     source: ClassVar[str] = "prompt"
     goes_on: ClassVar[bool] = True
 
-    prompt: str
+    said: tuple[str, ...] = ()  # the prompts without the operator's words, where there are some
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(as_prompts)]
 
     @model_validator(mode="before")
     @classmethod

@@ -77,8 +77,7 @@ class TextService(Worker):
         """Continue a text, in the same forms."""
 
         async def prepare(job: CompletionJob) -> tuple[CompletionJob, Encoder]:
-            shape = CompletionShape(job.model, body.prompt if body.echo else "")
-            return job, encoder(ctx.request, body, job, shape)
+            return job, encoder(ctx.request, body, job, CompletionShape(job.model))
 
         return await self.answer_api(ctx, body, CompletionJob, prepare)
 
@@ -111,7 +110,7 @@ def encoder(request: Request, body: TextRequest, job: TextJob, shape: Shape) -> 
     if isinstance(chosen, DocumentEncoder):
         return chosen
     unfit = {"n": job.n > 1, "logprobs": job.top_logprobs is not None, "tools": bool(job.callable)}
-    for field, is_unfit in {**unfit, "echo": isinstance(body, CompletionRequest) and body.echo}.items():
+    for field, is_unfit in {**unfit, "prompt": isinstance(job, CompletionJob) and len(job.prompt) > 1}.items():
         if is_unfit:
             raise InvalidRequest(f"bare text has no room for this; leave {field} out, or accept JSON", param=field)
     return chosen

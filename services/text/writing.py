@@ -84,6 +84,7 @@ class Vocabulary:
         """Read the tokenizer's alphabet."""
         self._tokenizer = tokenizer
         self._numbers = frozenset(tokenizer.get_vocab().values())
+        self.special = frozenset(tokenizer.all_special_ids)  # what the tokenizer may put around texts
 
     def missing(self, size: int) -> Sequence[int]:
         """Return the numbers below `size` that are no token: models have scores for them where theirs are padded."""
@@ -97,6 +98,10 @@ class Vocabulary:
         if SPACE in piece:  # at the beginning of a text, decoding would drop it
             return str(piece).replace(SPACE, " ")
         return str(self._tokenizer.decode([token]))
+
+    def texts(self, tokens: Sequence[int]) -> str:
+        """Many, as they follow each other; none is left out."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
     def bytes(self, token: int) -> list[int] | None:
         """Its UTF-8, whole or not; None where the tokenizer does not say."""

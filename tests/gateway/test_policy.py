@@ -58,6 +58,8 @@ ASKED: list[tuple[str, dict[str, Any] | None]] = [
         {"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "swordfish"}]},
     ),
     ("/v1/completions", {"prompt": "a swordfish"}),
+    ("/v1/completions", {"prompt": ["a lighthouse", "a swordfish"]}),
+    ("/v1/completions", {"prompt": [1, 2, 3]}),  # which nobody here can read
     ("/v1/responses", {"input": "a swordfish"}),
 ]
 
@@ -211,6 +213,7 @@ class TestModeration:
         (VideoRequest(prompt="one", negative_prompt="two"), ["one", "two"]),
         (VideoRequest(), []),
         (CompletionRequest(prompt="one"), ["one"]),
+        (CompletionRequest.model_validate({"prompt": ["one", "two"]}), ["one", "two"]),
         (
             ChatRequest.model_validate(
                 {

@@ -44,6 +44,8 @@ def test_every_answer_may_be_as_long_as_it_is_allowed_to() -> None:
     assert most(ResponseRequest(input="hello", max_output_tokens=5000), {"max_tokens": 256}) >= 5000
     assert most(CompletionRequest(prompt="hello"), {"max_tokens": 100}) in range(105, 300)
     assert most(CompletionRequest(prompt="hello"), {}) >= 131_072
+    assert most(CompletionRequest.model_validate({"prompt": ["a", [1, 2]], "n": 3}), {"max_tokens": 100}) >= 600
+    assert most(CompletionRequest(prompt="hello", max_tokens=0, echo=True), {"max_tokens": 1000}) in range(5, 200)
 
 
 @given(

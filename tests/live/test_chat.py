@@ -65,6 +65,44 @@ def test_a_completion_goes_on_from_the_prompt(client: openai.OpenAI) -> None:
     assert (made.object, choice.finish_reason) == ("text_completion", "length")
 
 
+def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI) -> None:
+    prompts = ["the quick", "a lazy dog", "the quick"]
+    given: Any = {"model": MODEL, "max_tokens": 6, "seed": 4, "temperature": 1.0, "n": 2}
+    whole = client.completions.create(prompt=prompts, **given)
+    texts = dict.fromkeys(range(6), "")
+    chunks = list(
+        client.completions.create(prompt=prompts, **given, stream=True, stream_options={"include_usage": True})
+    )
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    lone = client.completions.create(prompt=prompts[2], **{**given, "seed": 8})
+
+    assert [choice.text for choice in whole.choices] == list(texts.values())
+    assert [choice.index for choice in whole.choices] == list(range(6))
+    assert [choice.text for choice in lone.choices] == [choice.text for choice in whole.choices[4:]]
+    assert whole.usage is not None
+    assert chunks[-1].usage is not None
+    assert lone.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens > lone.usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens > 2 * lone.usage.prompt_tokens
+
+
+def test_prompts_of_tokens_are_scored_as_evaluations_ask_for(client: openai.OpenAI) -> None:
+    prompts = [[1, 20, 30, 40], [1, 50]]
+    made = client.completions.create(model=MODEL, prompt=prompts, max_tokens=0, echo=True, logprobs=1, temperature=0)
+
+    assert [len(choice.logprobs.tokens or []) for choice in made.choices if choice.logprobs] == [4, 2]
+    for choice in made.choices:
+        assert choice.logprobs is not None
+        first, *others = choice.logprobs.token_logprobs or []
+        assert first is None
+        assert all(one < 0 for one in others)
+        assert (choice.logprobs.top_logprobs or [])[0] is None
+    assert made.usage is not None
+    assert (made.usage.prompt_tokens, made.usage.completion_tokens) == (6, 0)
+
+
 def test_probabilities_come_with_their_bytes(client: openai.OpenAI) -> None:
     made = client.chat.completions.create(
         model=MODEL, messages=HELLO, max_tokens=5, logprobs=True, top_logprobs=3, temperature=0

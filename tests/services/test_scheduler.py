@@ -23,13 +23,14 @@ from services.engine.events import Done, Event, Output, Preview, Progress, Queue
 from services.engine.generation import Generation, Pace, Run, Terms
 from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
-from services.engine.stepper import Result
+from services.engine.stepper import LEFT_OUT, Result
 from services.errors import DeadlineExceeded, GenerationFailed, ModelLoading, ModelUnavailable, QueueFull
 from tests.services.conftest import LONG, Bench, Gate, MakeBench, Scripted
 
 pytestmark = pytest.mark.anyio
 
 NEVER = -1
+TERMS = Terms(deadline=LONG)
 
 
 @dataclass(eq=False)
@@ -53,6 +54,7 @@ class Walker:
     max_active: int = 4
     always_shares: bool = False
     largest: int = 100  # batch that memory suffices for
+    room: int = 100  # how many have a part in a forward
     forwards: list[tuple[str, ...]] = field(default_factory=list)
     gates: dict[int, Gate] = field(default_factory=dict)  # by the number of the forward
     threads: set[str] = field(default_factory=set)
@@ -67,9 +69,9 @@ class Walker:
     def key(self, state: Walk) -> str | None:
         return state.kind or None
 
-    def forward(self, states: Sequence[Walk]) -> list[str]:
+    def forward(self, states: Sequence[Walk]) -> list[Any]:
         self.threads.add(threading.current_thread().name)
-        self.forwards.append(tuple(state.name for state in states))
+        self.forwards.append(tuple(state.name for state in states[: self.room]))
         gate = self.gates.get(len(self.forwards))
         if gate is not None:
             gate()
@@ -77,7 +79,7 @@ class Walker:
             raise MemoryError
         if any(state.breaks_forward for state in states):
             raise ZeroDivisionError
-        return [f"{state.name}{state.step}" for state in states]
+        return [f"{state.name}{state.step}" if place < self.room else LEFT_OUT for place, state in enumerate(states)]
 
     def advance(self, state: Walk, row: str) -> Result | None:
         assert state.run is not None
@@ -325,13 +327,29 @@ async def test_callers_in_progress_take_turns_where_not_all_can_share(
     ]
 
 
+async def test_who_had_no_part_in_a_forward_has_the_next(bench: Bench, walker: Walker) -> None:
+    walker.room, walker.max_active, walker.always_shares = 1, 5, True
+    gate = walker.gates[1] = Gate()
+    generations = [submit(bench, Walk("first", 1))]
+    await reach(gate)
+    generations += [submit(bench, Walk(f"greedy{number}", 2), caller="greedy") for number in range(2)]
+    generations += [submit(bench, Walk("modest", 2), caller="modest")]
+    gate.opened.set()
+    told = await asyncio.gather(*map(follow, generations))
+
+    assert walker.forwards[1:] == [
+        ("greedy0",), ("modest",), ("greedy1",), ("modest",), ("greedy0",), ("greedy1",),
+    ]  # fmt: skip
+    assert made(told[1]) == ["greedy00", "greedy01"]
+
+
 async def test_what_a_request_will_take_is_found_out_while_the_model_works(bench: Bench, walker: Walker) -> None:
-    assert await bench.engine.estimate(Walk("early"), None) is None  # nothing is loaded yet
+    assert await bench.engine.estimate(Walk("early"), None, TERMS) is None  # nothing is loaded yet
     gate = walker.gates[1] = Gate()
     busy = submit(bench, Walk("busy", 1))
     await reach(gate)
 
-    assert await bench.engine.estimate(Walk("other", cost=7), None) == 7
+    assert await bench.engine.estimate(Walk("other", cost=7), None, TERMS) == 7
     gate.opened.set()
     await follow(busy)
 

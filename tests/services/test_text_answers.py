@@ -73,19 +73,19 @@ def test_a_chat_completion_is_openais_shape() -> None:
 
 
 def test_a_completion_is_openais_shape() -> None:
-    document = json.loads(encoded(DocumentEncoder(CompletionShape("tiny", "Say: ")), *PIECES))
+    document = json.loads(encoded(DocumentEncoder(CompletionShape("tiny")), *PIECES))
     logprobs = {
         "tokens": ["Hel"],
         "token_logprobs": [-0.5],
         "top_logprobs": [{"Hel": -0.5, "bytes:\\xf0": -9999.0}],
-        "text_offset": [5],
+        "text_offset": [0],
     }
 
     assert document["id"].startswith("cmpl-")
     assert (document["object"], document["usage"]) == ("text_completion", USAGE)
     assert document["choices"] == [
-        {"index": 0, "text": "Say: Hello", "logprobs": logprobs, "finish_reason": "stop"},
-        {"index": 1, "text": "Say: 世", "logprobs": None, "finish_reason": "length"},
+        {"index": 0, "text": "Hello", "logprobs": logprobs, "finish_reason": "stop"},
+        {"index": 1, "text": "世", "logprobs": None, "finish_reason": "length"},
     ]
 
 
@@ -109,9 +109,22 @@ def test_chunks_of_a_chat_put_together_are_the_messages() -> None:
 
 def test_chunks_of_a_completion_put_together_are_the_text() -> None:
     pieces = [Piece(0, "Hel"), Piece(1, "x"), Piece(0, "p")]
-    chunks = events(encoded(ChunkEncoder(CompletionShape("tiny", "Say: "), includes_usage=False), *pieces))
+    chunks = events(encoded(ChunkEncoder(CompletionShape("tiny"), includes_usage=False), *pieces))
 
-    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Say: Hel", "Say: x", "p"]
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["Hel", "x", "p"]
+
+
+def test_nothing_is_known_about_the_first_token_of_a_prompt() -> None:
+    pieces = [Piece(0, "Hello", [Token("He", [72, 101], None), Token("llo", [108, 108, 111], -1.0)]), Piece(0, "!", [])]
+    document = json.loads(encoded(DocumentEncoder(CompletionShape("tiny")), *pieces))
+
+    assert document["choices"][0]["text"] == "Hello!"
+    assert document["choices"][0]["logprobs"] == {
+        "tokens": ["He", "llo"],
+        "token_logprobs": [None, -1.0],
+        "top_logprobs": [None, {"llo": -1.0}],
+        "text_offset": [0, 2],
+    }
 
 
 def test_tokens_begin_at_the_same_place_in_a_stream_and_in_the_whole_text() -> None:

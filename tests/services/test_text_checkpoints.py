@@ -14,7 +14,7 @@ from services.errors import ModelUnavailable
 from services.registry import load_models
 from services.schema import complete
 from services.settings import Settings
-from services.text.engine import TextStepper
+from services.text.engine import TextStepper, as_list
 from services.text.schema import CompletionJob, CompletionRequest
 from tests.services.stepping import Arrival, Recorder, alone, run
 
@@ -76,7 +76,10 @@ def generated(folder: Path, prompt: str) -> str:
     tokens = tokenizer(prompt)["input_ids"]
     network: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     made = network.generate(torch.tensor([tokens]), max_new_tokens=20, max_length=None, do_sample=False)
-    return str(tokenizer.decode(made[0, len(tokens) :], skip_special_tokens=True))
+    written = made[0, len(tokens) :].tolist()
+    if written[-1] in as_list(network.generation_config.eos_token_id):
+        written.pop()
+    return str(tokenizer.decode(written, skip_special_tokens=True))
 
 
 @pytest.mark.parametrize("packing", ["none", "float16"])
@@ -91,6 +94,43 @@ def test_models_that_remember_in_their_own_way_write_what_generate_writes(
 
     assert "sequences run one at a time" in caplog.text
     assert [text_of(one) for one in both] == [generated(folder, prompt) for prompt in ("hi", LONG)]
+
+
+RULES: list[dict[str, Any]] = [
+    {"no_repeat_ngram_size": 1},
+    {"repetition_penalty": 1.7},
+    {"bad_words_ids": [[30], [40, 41]], "suppress_tokens": list(range(50, 200))},
+    {"sequence_bias": [[[60], 9.0], [[61, 62], 5.0]]},
+    {"eos_token_id": list(range(3, 200)), "min_new_tokens": 7},
+    {"eos_token_id": list(range(3, 200)), "min_length": 9, "begin_suppress_tokens": [210, 211]},
+    {"eos_token_id": 70, "exponential_decay_length_penalty": [3, 1.8]},
+    {"eos_token_id": 2, "forced_eos_token_id": 2, "no_repeat_ngram_size": 1, "repetition_penalty": 0.7},
+]
+
+
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: next(reversed(rules)))
+def test_what_a_checkpoints_makers_set_is_kept_to_as_by_generate(
+    data_dir: Path, tmp_path: Path, rules: dict[str, Any]
+) -> None:
+    folder = checkpoint(data_dir, tmp_path, "llama")
+    prompts = "hi hi hi", LONG
+    plain = [generated(folder, prompt) for prompt in prompts]
+    (folder / "tiny" / "text" / "generation_config.json").write_text(json.dumps(rules))
+    made = TextStepper(MODEL, Settings(data_dir=folder, text_packing="none"))
+    both, _ = run(made, [Arrival(completion(prompt), tick=2 * number) for number, prompt in enumerate(prompts)])
+
+    assert [text_of(one) for one in both] == [generated(folder, prompt) for prompt in prompts] != plain
+
+
+def test_what_is_not_served_of_what_they_set_is_logged(
+    data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = checkpoint(data_dir, tmp_path, "llama")
+    rules = {"num_beams": 4, "min_p": 0.1, "typical_p": 1.0, "temperature": 0.6, "top_k": 20}
+    (folder / "tiny" / "text" / "generation_config.json").write_text(json.dumps(rules))
+    TextStepper(MODEL, Settings(data_dir=folder, text_packing="none"))
+
+    assert "generation_config.json: num_beams, min_p: not served" in caplog.text
 
 
 def test_where_positions_depend_on_the_longest_nobody_has_company(data_dir: Path, tmp_path: Path) -> None:

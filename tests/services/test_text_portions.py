@@ -2,7 +2,8 @@
 
 import pytest
 
-from services.text.portions import FEWEST, FIRST, LONGEST, MOST, PATIENCE, Portions
+from services.text.portions import FIRST, LONGEST, MOST, PATIENCE, Portions
+from services.text.rows import STRIDE
 
 
 @pytest.fixture
@@ -26,17 +27,17 @@ def test_nothing_is_known_at_first(portions: Portions) -> None:
 
 def test_while_nobody_writes_a_forward_takes_a_second(portions: Portions) -> None:
     read(portions, speed=100)
-    assert portions.most == pytest.approx(100 * LONGEST, abs=1)
+    assert portions.most == pytest.approx(100 * LONGEST, abs=STRIDE / 2)
 
 
 def test_who_writes_waits_for_so_many_of_his_own_forwards(portions: Portions) -> None:
     read(portions, speed=100, writing=0.1)
-    assert portions.most == pytest.approx(100 * 0.1 * PATIENCE, abs=1)
+    assert portions.most == pytest.approx(100 * 0.1 * PATIENCE, abs=STRIDE / 2)
 
 
 def test_what_a_forward_takes_whatever_its_size_counts(portions: Portions) -> None:
     read(portions, speed=100, fixed=0.1, writing=0.1, rounds=100)
-    assert portions.most == pytest.approx(100 * (0.1 * PATIENCE - 0.1), abs=1.5)
+    assert portions.most == pytest.approx(100 * (0.1 * PATIENCE - 0.1), abs=STRIDE)
 
 
 def test_a_short_prompt_does_not_make_the_next_ones_portions_small(portions: Portions) -> None:
@@ -44,12 +45,12 @@ def test_a_short_prompt_does_not_make_the_next_ones_portions_small(portions: Por
     usual = portions.most
     portions.note_reading(1, 0.1)
     portions.note_writing(0.1)
-    assert portions.most >= 0.9 * usual - 1
+    assert portions.most >= usual - STRIDE
 
 
 def test_there_are_always_some(portions: Portions) -> None:
     read(portions, speed=100, fixed=5.0, writing=0.001, rounds=200)
-    assert portions.most == FEWEST
+    assert portions.most == STRIDE
     read(portions, speed=1e9)
     assert portions.most == MOST
 
@@ -60,7 +61,8 @@ def test_there_are_always_some(portions: Portions) -> None:
         ((10, 10), [10, 10]),
         ((40,), [40]),  # a rest of 8 would need a forward of its own
         ((50,), [32]),
-        ((20, 20), [20, 12]),
+        ((20, 20), [20, 8]),
+        ((20, 40, 9), [20, 8, 0]),
         ((20, 15), [20, 15]),
         ((32, 5), [32, 0]),
         ((40, 5), [40, 0]),

@@ -177,9 +177,16 @@ def test_what_would_change_a_chat_is_refused_by_its_name(fields: dict[str, Any],
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"echo": True, "logprobs": 0}, "logprobs"),
-        ({"prompt": ["the", "a"]}, "prompt"),
-        ({"prompt": [1, 2, 3]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ["the", ""]}, "prompt"),
+        ({"prompt": ["the", 3]}, "prompt"),
+        ({"prompt": [[1], []]}, "prompt"),
+        ({"prompt": [1, -2]}, "prompt"),
+        ({"prompt": [1, True]}, "prompt"),
+        ({"prompt": ["the"] * 257}, "prompt"),
+        ({"prompt": ["the"] * 33, "n": 8}, "prompt"),
+        ({"prompt": ["x" * 65_000] * 2}, "prompt"),
+        ({"prompt": None}, "prompt"),
     ],
 )
 def test_what_a_completion_cannot_have_is_refused_by_its_name(fields: dict[str, Any], name: str) -> None:
@@ -187,6 +194,19 @@ def test_what_a_completion_cannot_have_is_refused_by_its_name(fields: dict[str, 
         CompletionRequest.model_validate({"prompt": "the", **fields})
 
     assert refusal.value.errors()[0]["loc"] == (name,)
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [
+        ("the", ("the",)),
+        (["the", "a"], ("the", "a")),
+        ([1, 2, 3], ((1, 2, 3),)),
+        ([[1, 2], [3]], ((1, 2), (3,))),
+    ],
+)
+def test_a_completion_may_have_one_prompt_or_several_of_text_or_of_tokens(given: Any, prompts: Any) -> None:
+    assert CompletionRequest.model_validate({"prompt": given}).prompt == prompts
 
 
 def test_what_else_a_response_might_include_is_refused_by_its_name() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import json
 import random
 import re
@@ -29,14 +30,14 @@ from services.settings import Settings
 from services.templates import worded
 from services.text import network as network_module
 from services.text.calls import CallReader
-from services.text.engine import Phase, TextStepper, choose_packing
+from services.text.engine import Conversation, Phase, Reading, TextStepper, choose_packing
 from services.text.linear import is_supported
 from services.text.network import Network
 from services.text.pieces import Call, Piece, Token
 from services.text.portions import Portions
 from services.text.prefixes import BLOCK
-from services.text.prompts import Prompts
-from services.text.rows import Feeds, Row
+from services.text.prompts import Prompts, may_shrink
+from services.text.rows import STRIDE, Feeds, Row
 from services.text.sampling import Sampler
 from services.text.schema import ChatJob, ChatRequest, CompletionJob, CompletionRequest, Function, Message
 from tests.services.stepping import Arrival, Recorder, alone, run
@@ -44,6 +45,7 @@ from tests.services.stepping import Arrival, Recorder, alone, run
 MODEL = next(model for model in load_models() if model.id == "tinyllama-1.1b-chat")
 DEFAULTS = {"model": MODEL.id, **MODEL.defaults_in("tiny")}
 GREEDY = {"temperature": 0}
+CONTEXT = 2048
 
 
 def quickly(max_examples: int) -> examples:
@@ -58,7 +60,7 @@ def chat(*turns: str | Message, **fields: Any) -> ChatJob:
     return complete(ChatJob, ChatRequest(messages=messages, **{"max_tokens": 12, **fields}), DEFAULTS)
 
 
-def completion(prompt: str, **fields: Any) -> CompletionJob:
+def completion(prompt: str | list[Any], **fields: Any) -> CompletionJob:
     return complete(CompletionJob, CompletionRequest(prompt=prompt, **{"max_tokens": 12, **fields}), DEFAULTS)
 
 
@@ -73,6 +75,11 @@ def reason_of(made: Recorder, index: int = 0) -> str | None:
 
 def tokens_of(made: Recorder, index: int = 0) -> list[Token]:
     return [token for piece in made.outputs if piece.index == index for token in piece.tokens]
+
+
+def prompt_of(made: Recorder) -> Sequence[int]:
+    (prompt,) = made.state.job.tokens(lambda _: ())
+    return list(prompt)
 
 
 def result_of(made: Recorder) -> Result:
@@ -123,7 +130,8 @@ class Llama:
     network: Any
 
     def cut(self, job: ChatJob | CompletionJob) -> Sequence[int]:
-        return Prompts(self.tokenizer).tokens(job)
+        (prompt,) = Prompts(self.tokenizer, CONTEXT).tokens(job)
+        return prompt
 
     def answer(self, job: ChatJob | CompletionJob, **arguments: Any) -> tuple[int, str]:
         """Its greedy answer: how many tokens, and the text."""
@@ -399,21 +407,32 @@ def test_probabilities_of_what_a_stop_string_cut_off_are_not_told(stepper: TextS
         assert text_of(made).startswith("".join(shown[:-1]))  # the last one may go on into the stop string
 
 
-def test_two_hundred_who_leave_take_their_rows_with_them(stepper: TextStepper) -> None:
+def test_two_hundred_who_leave_take_their_rows_with_them(worker_settings: Settings) -> None:
+    made = TextStepper(MODEL, worker_settings.model_copy(update={"prefix_cache_mb": 1}))
     dice = random.Random(0)
     arrivals = [
         Arrival(
-            chat("the quick brown fox " * dice.randint(1, 40), n=dice.randint(1, 3)), tick=5 * number, stop_after=stop
+            completion(
+                [f"{dice.randint(0, 9)} the quick brown fox " * dice.randint(1, 40) for _ in range(dice.randint(1, 3))],
+                n=dice.randint(1, 3),
+                logit_bias={"2": -100},
+            ),
+            tick=5 * number,
+            stop_after=stop,
         )
         for number, stop in enumerate(dice.randint(1, 10) for _ in range(200))
     ]
-    made, _ = run(stepper, arrivals)
-    num_left = sum(isinstance(one.error, Cancelled) for one in made)
-    del made
+    recorders, _ = run(made, arrivals)
+    num_left = sum(isinstance(one.error, Cancelled) for one in recorders)
+    kept = made._prefixes
+    del recorders
 
     gc.collect()
     assert num_left == 200
-    assert not [one for one in gc.get_objects() if type(one) is Row]
+    assert not [one for one in gc.get_objects() if type(one) in (Row, Reading, Conversation)]
+    assert kept is not None
+    held = [tensor for block in kept._blocks.values() for layer in block for tensor in layer]
+    assert 0 < sum(tensor.untyped_storage().nbytes() for tensor in held) <= 1e6
 
 
 @pytest.mark.parametrize(("dtype", "shares"), [("float32", False), ("bfloat16", True)])
@@ -431,6 +450,85 @@ def test_half_precision_may_round_in_the_trial(
     _, forwards = run(made, [Arrival(chat("Hello")), Arrival(chat("you"))])
 
     assert all(len(forward.members) == 2 for forward in forwards) == shares
+
+
+# --- several prompts, and what is known of their own tokens ---
+
+
+def test_several_prompts_are_answered_as_each_would_be_by_itself(either: TextStepper) -> None:
+    texts = ["the quick", "a", "the quick", *(f"the {number} " * 9 for number in range(7))]
+    fields: dict[str, Any] = {"n": 2, "max_tokens": 9, "temperature": 1.0, "logprobs": 1}
+    together = alone(either, completion(texts, **fields), seed=5)
+    for number, text in enumerate(texts):
+        one = alone(either, completion(text, **fields), seed=5 + 2 * number)
+        for place in range(2):
+            assert text_of(together, 2 * number + place) == text_of(one, place)
+            assert reason_of(together, 2 * number + place) == reason_of(one, place)
+
+    assert text_of(together, 0) != text_of(together, 4)  # the same prompt
+    assert counted(together)[0] == sum(len(prompt) for prompt in together.state.job.tokens(lambda _: ()))
+
+
+def test_so_many_prompts_take_no_more_memory_than_so_many_answers(stepper: TextStepper) -> None:
+    few, many = completion(["a"] * 8, max_tokens=4), completion(["a"] * 100, max_tokens=4)
+    (made,), _ = run(stepper, [Arrival(many)])
+
+    assert stepper.cost(few) == stepper.cost(many) == stepper.cost(completion("a", max_tokens=4, n=8))
+    assert {reason_of(made, index) for index in range(100)} <= {"length", "stop"}
+
+
+def test_a_prompt_may_be_numbers_of_tokens(stepper: TextStepper, llama: Llama) -> None:
+    tokens = llama.tokenizer("the quick brown fox")["input_ids"]
+    made = alone(stepper, completion([tokens, tokens[1:]], echo=True, **GREEDY))
+    as_text = alone(stepper, completion("the quick brown fox", **GREEDY))
+
+    assert text_of(made, 0) == llama.tokenizer.decode(tokens) + text_of(as_text)
+    assert counted(made)[0] == 2 * len(tokens) - 1
+    with pytest.raises(InvalidRequest, match="does not know token 99999"):
+        alone(stepper, completion([1, 99_999]))
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_the_prompts_own_probabilities_are_the_models(either: TextStepper, llama: Llama, max_tokens: int) -> None:
+    text = "the quick brown fox " * 40  # which is read in parts
+    alone(either, completion(text, max_tokens=1))  # and is known already
+    job = completion(text, echo=True, logprobs=2, max_tokens=max_tokens, **GREEDY)
+    made = alone(either, job)
+    prompt = llama.tokenizer(text)["input_ids"]
+    shown = tokens_of(made)
+    with torch.inference_mode():
+        expected = llama.network(torch.tensor([prompt])).logits[0].log_softmax(-1)
+
+    assert text_of(made) == "".join(token.text for token in shown)
+    assert text_of(made).startswith(text)
+    assert made.made == {"prompt_tokens": len(prompt), "cached_tokens": 0, "completion_tokens": max_tokens}
+    assert len(shown) == len(prompt) + max_tokens
+    assert (shown[0].text, shown[0].logprob, shown[0].likeliest) == ("", None, ())
+    for place, token in enumerate(shown[1 : len(prompt)]):
+        assert token.logprob == pytest.approx(float(expected[place, prompt[place + 1]]), abs=1e-3)
+        assert token.likeliest[0].logprob == pytest.approx(float(expected[place].max()), abs=1e-3)
+    assert reason_of(made) == "length"
+
+
+@quickly(25)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=40), length=st.integers(1, 150))
+def test_a_packed_prompt_is_read_the_same_however_it_is_cut(
+    pair: tuple[TextStepper, TextStepper], sizes: list[int], length: int
+) -> None:
+    network = pair[0]._network
+    prompt = [3 + 7 * place % 250 for place in range(length)]
+    (expected,) = network.forward([(network.new_row(), prompt)])
+    row: Any = network.new_row()
+    other: Any = network.new_row()
+    for size in itertools.cycle(sizes):
+        part = prompt[row.length : row.length + STRIDE * size]
+        found, _ = network.forward([(row, part), (other, [5] * size)])
+        row.length += len(part)
+        if row.length == length:
+            break
+
+    is_packed = not any(type(layer) is torch.nn.Linear for layer in network._network.modules())
+    assert torch.equal(expected, found) if is_packed else torch.allclose(expected, found, rtol=1e-3, atol=1e-3)
 
 
 # --- prompts that begin alike ---
@@ -460,12 +558,12 @@ def test_those_who_come_together_read_what_their_prompts_share_once(worker_setti
     assert [text_of(one) for one in together] == expected
     first, second, third = (one.made["cached_tokens"] for one in together)
     assert first == 0
-    prompts = [one.state.prompt for one in together]
+    prompts = [prompt_of(one) for one in together]
     num_shared = next(place for place, pair in enumerate(zip(*prompts[:2], strict=False)) if pair[0] != pair[1])
     assert num_shared > 4 * BLOCK
     assert second == num_shared // BLOCK * BLOCK
     assert third == (len(prompts[2]) - 1) // BLOCK * BLOCK
-    assert [one.made["prompt_tokens"] for one in together] == [len(one.state.prompt) for one in together]
+    assert [one.made["prompt_tokens"] for one in together] == [len(prompt_of(one)) for one in together]
 
 
 def test_a_prompt_that_is_known_whole_is_still_read_to_its_last_token(worker_settings: Settings, llama: Llama) -> None:
@@ -896,7 +994,7 @@ def test_a_template_without_a_systems_turn_is_told_of_tools_in_the_users_first(
         Message(role="tool", tool_call_id="call_1", content="rain"),
     ]
     job = chat(*turns, tools=[WEATHER], tool_choice=choice, max_tokens=200)
-    told = strict._tokenizer.decode(strict._prompts.tokens(job))
+    told = strict._tokenizer.decode(strict._prompts.tokens(job)[0])
 
     assert told.startswith("<user>You may call functions.")
     assert told.count('"name": "weather", "description"') == 1
@@ -918,6 +1016,52 @@ def test_text_ends_where_it_was_told_to_or_by_itself(stepper: TextStepper, data_
     curt = alone(TextStepper(MODEL, Settings(data_dir=tmp_path)), chat("Hello"))
     assert (curt.made["completion_tokens"], result_of(curt).finish_reason) == (1, "stop")
     assert (text_of(curt), reason_of(curt)) == ("", "stop")
+
+
+def test_a_text_that_no_context_holds_is_refused_before_it_is_cut(
+    stepper: TextStepper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepper._prompts, "_tokenizer", None)
+    with pytest.raises(InvalidRequest) as refusal:
+        stepper.cost(completion("x" * 127_999))
+
+    assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "factor"),
+    [
+        ({"model": {"type": "BPE", "byte_fallback": True}, "normalizer": None}, 1),
+        ({"model": {"type": "BPE"}, "pre_tokenizer": {"type": "ByteLevel"}, "normalizer": {"type": "NFC"}}, 4),
+        ({"model": {"type": "BPE", "unk_token": "?", "fuse_unk": True}}, None),
+        ({"model": {"type": "BPE"}}, None),
+        ({"model": {"type": "Unigram"}}, None),
+        ({"model": {"type": "WordPiece"}}, None),
+        ({"model": {"type": "BPE", "byte_fallback": True}, "normalizer": {"type": "StripAccents"}}, None),
+        (
+            {
+                "model": {"type": "BPE", "byte_fallback": True},
+                "normalizer": {
+                    "type": "Sequence",
+                    "normalizers": [
+                        {"type": "Prepend", "prepend": "_"},
+                        {"type": "Replace", "pattern": {"String": " "}, "content": "_"},
+                    ],
+                },
+            },
+            1,
+        ),
+        (
+            {
+                "model": {"type": "BPE", "byte_fallback": True},
+                "normalizer": {"type": "Replace", "pattern": {"Regex": " +"}, "content": "_"},
+            },
+            None,
+        ),
+    ],
+)
+def test_how_much_a_tokenizer_may_shrink_a_text_is_known_or_not_assumed(tokenizer: Any, factor: int | None) -> None:
+    assert may_shrink(tokenizer) == factor
 
 
 def test_a_chat_beyond_the_context_is_refused_by_naming_messages(stepper: TextStepper) -> None:
@@ -1018,12 +1162,24 @@ def test_the_operators_words_come_first_and_count(stepper: TextStepper, llama: L
         assert alone(stepper, written).made["prompt_tokens"] == alone(stepper, job).made["prompt_tokens"] + more
 
 
+def test_the_operators_words_surround_every_prompt_that_is_text(stepper: TextStepper) -> None:
+    template = Template(prefix="<", suffix=">")
+    numbers = complete(CompletionJob, CompletionRequest.model_validate({"prompt": [1, 2]}), DEFAULTS)
+
+    assert worded(completion(["a", "b"]), template).prompt == ("<a>", "<b>")
+    assert text_of(alone(stepper, worded(completion("a", echo=True, max_tokens=0), template))) == "a"
+    with pytest.raises(InvalidRequest, match="operator's words"):
+        stepper.cost(worded(completion("a", echo=True, logprobs=1), template))
+    with pytest.raises(InvalidRequest, match="send text"):
+        worded(numbers, template)
+
+
 def test_the_operators_words_are_said_where_the_model_knows_no_system(llama: Llama) -> None:
     refusal = "{% if turn.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
     tokenizer = copy.deepcopy(llama.tokenizer)
     tokenizer.chat_template = f"{{% for turn in messages %}}{refusal}{{{{ turn.content }}}}{{% endfor %}}"
     job = worded(chat("Hello", "Again"), Template(system="Never say never."))
-    text = tokenizer.decode(Prompts(tokenizer).tokens(job))
+    text = tokenizer.decode(Prompts(tokenizer, CONTEXT).tokens(job)[0])
     assert text == f"Never say never.\n\n{job.system_prompt}\n\nHelloAgain"
 
 
