@@ -21,18 +21,20 @@ from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
+from gateway.jobs.webhooks import Webhooks
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
+from gateway.outside import Guard, open_outside
 from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage
+from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage, webhooks
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
@@ -91,6 +93,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
+            open_outside(Guard(settings.allowed_networks)) as outside,
             Catalog(
                 settings.workers,
                 models,
@@ -108,7 +111,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
-            signer = Signer(settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file))
+            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
+            signer = Signer(secret)
             app.state.wired = State(
                 catalog=catalog,
                 relay=Relay(
@@ -136,6 +140,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 limits=limits,
                 budgets=budgets,
                 prices=prices,
+                webhooks=Webhooks(outside, secret),
                 models=models,
                 profile=settings.profile,
             )
@@ -155,6 +160,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(generate.router)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
+    app.include_router(webhooks.router)
     app.include_router(summary.router)
     app.include_router(internal.router)
     app.include_router(keys.router)

@@ -10,6 +10,7 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.drain import Drain
+from gateway.jobs.webhooks import Webhooks
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
@@ -40,6 +41,7 @@ class State:
     limits: Limits
     budgets: Budgets
     prices: Prices
+    webhooks: Webhooks
     models: tuple[Model, ...]
     profile: Profile
 
