@@ -20,20 +20,21 @@ up: install ## serve all five modalities on this machine until Ctrl-C
 down: ## end a `make up` that runs in another terminal
 	@$(BIN)/python -m cli down
 
-test: install ## run all tests, those with live workers too
-	@$(BIN)/python -m pytest -m "not fresh"
+test: install ## run all tests: the fast ones on two cores, then those with live workers
+	@$(BIN)/python -m pytest -m "not live and not fresh" --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "live"
 
-test-all: install ## run all tests, and install and build from nothing (minutes)
-	@$(BIN)/python -m pytest
+test-all: test ## run all tests, and install and build from nothing (minutes)
+	@$(BIN)/python -m pytest -m "fresh"
 
-check: install ## format, lint, types, layers and the fast tests
+check: install ## format, lint, types, layers, and that the docs are true
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 	@$(BIN)/mypy deploy
-	@$(BIN)/python -m pytest -m "not live and not fresh"
+	@$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py
 
-bench: install ## measure the start, the scheduler, batching against two peers, text against three, and the gateway against two (hours)
+bench: install ## measure the start, the scheduler, batching against two peers, text against three, the gateway against two, first sounds and sketches (hours)
 	@$(BIN)/python -m benchmarks.start
 	@$(BIN)/python -m benchmarks.batching --overhead
 	@$(BIN)/python -m benchmarks.batching --equal --model middle
@@ -41,6 +42,7 @@ bench: install ## measure the start, the scheduler, batching against two peers, 
 	@$(BIN)/python -m benchmarks.text
 	@$(BIN)/python -m benchmarks.text --latency
 	@$(BIN)/python -m benchmarks.exactness
+	@$(BIN)/python -m benchmarks.media
 	@$(BIN)/python -m benchmarks.gateway
 	@$(BIN)/python -m benchmarks.gateway --soak 100000
 

@@ -20,12 +20,8 @@ PORT = 18_000
 
 def start_once(data_dir: Path) -> tuple[float, float, float]:
     """Return seconds until ready, CPU seconds spent until then, and megabytes held (shared pages counted once)."""
-    ports = {
-        f"ATELIER_{task}_PORT": str(PORT + n) for n, task in enumerate(("TEXT", "AUDIO", "IMAGE", "VIDEO", "MESH"), 1)
-    }
-    environment = {**os.environ, **ports, "ATELIER_PORT": str(PORT), "ATELIER_DATA_DIR": str(data_dir)}
     began = time.monotonic()
-    up = subprocess.Popen([sys.executable, "-m", "cli", "up"], env=environment, stdout=subprocess.DEVNULL)
+    up = subprocess.Popen([sys.executable, "-m", "cli", "up"], env=environment_of(data_dir), stdout=subprocess.DEVNULL)
     try:
         while not is_ready():
             if up.poll() is not None:
@@ -39,6 +35,14 @@ def start_once(data_dir: Path) -> tuple[float, float, float]:
     finally:
         up.send_signal(signal.SIGINT)
         up.wait()
+
+
+def environment_of(data_dir: Path) -> dict[str, str]:
+    """Keep out of the way of an Atelier that runs already."""
+    ports = {
+        f"ATELIER_{task}_PORT": str(PORT + n) for n, task in enumerate(("TEXT", "AUDIO", "IMAGE", "VIDEO", "MESH"), 1)
+    }
+    return {**os.environ, **ports, "ATELIER_PORT": str(PORT), "ATELIER_DATA_DIR": str(data_dir)}
 
 
 def is_ready() -> bool:

@@ -13,7 +13,7 @@ LIMITS = {"requests_per_minute": "a minute", "concurrent_streams": "at once"}
 BUDGET = re.compile(r"(\w+):(\w+)=([\d.e+-]+)")
 PAGE_KEYS = 1000
 
-app = typer.Typer(help="Make, list and revoke keys; needs an admin's in ATELIER_API_KEY.", no_args_is_help=True)
+app = typer.Typer(help="Make, list, change and revoke keys; needs an admin's in ATELIER_API_KEY.", no_args_is_help=True)
 
 
 @app.command()
@@ -27,6 +27,9 @@ def create(
     rpm: Annotated[int | None, typer.Option(min=1, help="Generations that may be begun in a minute.")] = None,
     streams: Annotated[int | None, typer.Option(min=1, help="Generations that may be under way at once.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="As day:tokens=100000 or month:money=20; repeat.")] = None,
+    log_content: Annotated[
+        str | None, typer.Option(help="What the usage log keeps of prompts and answers: none, prompts or all.")
+    ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Make a key, and print it: this once."""
@@ -38,6 +41,7 @@ def create(
         "requests_per_minute": rpm,
         "concurrent_streams": streams,
         "budgets": _budgets(budget or ()),
+        "log_content": log_content,
     }
     body = {name: value for name, value in asked_for.items() if value}
     made = answer("POST", url, "/v1/keys", json=body)
@@ -49,6 +53,51 @@ def create(
 def list_keys(url: Url = DEFAULT_URL) -> None:
     """List the keys, newest first, revoked ones too."""
     for line in table([COLUMNS, *map(_row, _keys(url))]):
+        typer.echo(line)
+
+
+@app.command()
+def change(
+    key_id: Annotated[str, typer.Argument(help="As the list shows it.")],
+    owner: Annotated[str | None, typer.Option(help="Whose key it is.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="A modality, or admin. Repeat: all that it shall have.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that may be used. Repeat: all of them; 'all': any.")
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="Until when, as 2027-01-31T12:00; UTC; 'never'.")] = None,
+    rpm: Annotated[
+        int | None, typer.Option(min=0, help="Generations that may be begun in a minute; 0: any number.")
+    ] = None,
+    streams: Annotated[
+        int | None, typer.Option(min=0, help="Generations that may be under way at once; 0: any number.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="As day:tokens=100000. Repeat: all of them; 'none': no limit.")
+    ] = None,
+    log_content: Annotated[
+        str | None, typer.Option(help="none, prompts or all; 'default': what the usage log keeps of everybody's.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Change what a key may; what is not named stays."""
+    asked_for = {
+        "owner": owner,
+        "scopes": scope,
+        "models": None if model == ["all"] else model,
+        "expires_at": None if expires == "never" else expires,
+        "requests_per_minute": rpm or None,
+        "concurrent_streams": streams or None,
+        "budgets": {} if budget == ["none"] else _budgets(budget or ()),
+        "log_content": None if log_content == "default" else log_content,
+    }
+    given = (owner, scope, model, expires, rpm, streams, budget, log_content)
+    body = {name: value for (name, value), option in zip(asked_for.items(), given, strict=True) if option is not None}
+    if not body:
+        raise typer.BadParameter("name what shall change, such as --rpm 60")
+    changed = answer("PATCH", url, f"/v1/keys/{key_id}", json=body)
+    for line in table([COLUMNS, _row(changed)]):
         typer.echo(line)
 
 

@@ -61,7 +61,10 @@ def usage(
     until: Annotated[str | None, typer.Option(help="End of the time, itself not included.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Requests at most, the newest.")] = None,
     by: Annotated[str, typer.Option(help="Totals of each caller, owner, model or modality; several with commas.")] = "",
-    per: Annotated[str, typer.Option(help="Totals of each day (1d) or month (1mo); of 30 days without --since.")] = "",
+    per: Annotated[
+        str,
+        typer.Option(help="Totals of each hour (1h), day (1d) or month (1mo); of 30 days (24 hours) without --since."),
+    ] = "",
     url: Url = DEFAULT_URL,
 ) -> None:
     """Show who asked for what and how it went, newest first; or what it comes to."""

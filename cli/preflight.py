@@ -17,7 +17,7 @@ from services.registry import Model, Task, load_models, models_of
 
 LIBRARIES: dict[Task, tuple[str, ...]] = {
     "text": ("bentoml", "torch", "transformers"),
-    "audio": ("bentoml", "torch", "transformers", "soundfile"),
+    "audio": ("bentoml", "torch", "transformers", "av"),
     "image": ("bentoml", "torch", "transformers", "diffusers", "PIL"),
     "video": ("bentoml", "torch", "transformers", "diffusers", "PIL", "av"),
     "mesh": ("bentoml", "torch", "transformers", "diffusers", "PIL"),

@@ -58,11 +58,12 @@ def _print_rows(rows: list[tuple[str, ...]]) -> None:
 
 
 def _total(bucket: Mapping[str, Any], total: Mapping[str, Any], groups: Sequence[str]) -> tuple[str, ...]:
-    """Show a group; its stretch of time with its last day."""
-    last_day = date.fromisoformat(bucket["end"]) - timedelta(days=1)
+    """Show a group; its stretch of time with its last day, or the end of its hour."""
+    begin, end = (str(bucket[name]) for name in ("start", "end"))
+    last = end[:16] if "T" in end else str(date.fromisoformat(end) - timedelta(days=1))
     made = ", ".join(f"{round(number, 1):,} {unit.replace('_', ' ')}" for unit, number in total["units"].items())
     numbers = (f"{total['requests']:,}", f"{total['failures']:,}", f"{total['response_seconds']:,.1f}")
-    return (bucket["start"], str(last_day), *(total[group] or "-" for group in groups), *numbers, made)
+    return (begin[:16], last, *(total[group] or "-" for group in groups), *numbers, made)
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:

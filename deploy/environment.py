@@ -30,6 +30,11 @@ FAILURES = (  # what pip says, and what we make of it; the first that fits, as o
         rf"No matching distribution found for {re.escape(TORCH)}",
         f"there is no {TORCH} for this system there; ATELIER_TORCH_INDEX or ATELIER_TORCH_WHEELS name another source",
     ),
+    (
+        rf"Cannot install {re.escape(TORCH)} because",  # pip's words where it has constraints
+        f"there is no {TORCH} for this system there, or pip's constraints (pip config list) exclude it; "
+        "ATELIER_TORCH_INDEX or ATELIER_TORCH_WHEELS name another source",
+    ),
     (r"No matching distribution found for (\S+)", r"the package index has no \1 for this Python and system"),
 )
 

@@ -13,7 +13,7 @@ from gateway.errors import Misconfigured
 from gateway.keys.first import check_keys
 from gateway.server import Server
 from gateway.settings import Settings
-from services.logs import LogFormat, write_json
+from services.logs import LogFormat, write_logs
 
 
 def main() -> None:
@@ -37,8 +37,7 @@ def show_logs(form: LogFormat) -> None:
     """Write all log lines, the server's too, to the standard error stream in one form."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each probe helps nobody, and URLs hold prompts
-    if form == "json":
-        write_json(logging.getLogger().handlers)
+    write_logs(logging.getLogger().handlers, form)
 
 
 async def check(settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """What every generation has to pass before a worker hears of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -8,15 +8,15 @@ from starlette.types import Scope
 
 from gateway.auth import check_scope
 from gateway.callers import Caller
-from gateway.catalog import Target
+from gateway.catalog import Ours, Target
 from gateway.errors import ModelNotAllowed
-from gateway.prompts import all_texts, prompts_of
+from gateway.prompts import Passage, outside_prompts, prompts_of
 from gateway.state import State
 from services.registry import Task, models_of
 from services.schema import GenerationRequest
 from services.units import UNITS, most, most_outside
 
-Estimate = Callable[[Mapping[str, Any]], float]  # units, by the model's defaults
+Estimate = Callable[[], Iterable[tuple[str, float]]]  # each model that may answer, and the units it can use at most
 
 
 async def admit(request: Request, state: State, task: Task, body: GenerationRequest, model: str | None = None) -> None:
@@ -66,7 +66,11 @@ async def pass_ours(
         GatewayError: as `admit`.
     """
     chosen = body.model or model or models_of(task, state.models)[0].id
-    await _pass(request, state, task, chosen, prompts_of(body), lambda defaults: most(body, defaults))
+
+    def estimate() -> Iterator[tuple[str, float]]:
+        yield chosen, most(body, defaults_of(state, task, chosen))
+
+    await _pass(request, state, task, chosen, prompts_of(body), estimate)
 
 
 async def pass_outside(request: Request, state: State, task: Task, model: str, body: Mapping[str, Any]) -> None:
@@ -75,11 +79,46 @@ async def pass_outside(request: Request, state: State, task: Task, model: str, b
     Raises:
         GatewayError: as `admit`.
     """
-    await _pass(request, state, task, model, all_texts(body), lambda _: most_outside(body))
+    await _pass(request, state, task, model, outside_prompts(body), lambda: [(model, most_outside(task, body))])
+
+
+async def pass_chain(
+    request: Request,
+    state: State,
+    task: Task,
+    targets: Sequence[Target],
+    body: Mapping[str, Any],
+    ours: GenerationRequest | None,
+) -> None:
+    """`pass_ours` where some of `targets` are providers: what any of them may read and use counts.
+
+    Args:
+        request: the caller's.
+        state: of the application.
+        task: what is asked for.
+        targets: who is asked, one after the other.
+        body: as it came.
+        ours: as the workers' contract has it; None: none of them is asked.
+
+    Raises:
+        GatewayError: as `admit`.
+    """
+    default = models_of(task, state.models)[0].id
+
+    def estimate() -> Iterator[tuple[str, float]]:
+        for target in targets:
+            if isinstance(target, Ours) and ours is not None:
+                model = target.id or ours.model or default
+                yield model, most(ours, defaults_of(state, task, model))
+            else:
+                yield target.id, most_outside(task, body)
+
+    asked_for = targets[0].id or (ours.model if ours is not None else None) or default
+    await _pass(request, state, task, asked_for, outside_prompts(body), estimate)
 
 
 async def _pass(
-    request: Request, state: State, task: Task, model: str, prompts: Sequence[str], estimate: Estimate
+    request: Request, state: State, task: Task, model: str, prompts: Sequence[Passage], estimate: Estimate
 ) -> None:
     caller: Caller = request.scope["caller"]
     request.scope["asked"] = task, model
@@ -89,12 +128,18 @@ async def _pass(
         await reserve(request.scope, state, task, model, estimate)
 
 
+def defaults_of(state: State, task: Task, model: str) -> Mapping[str, Any]:
+    """What a model of ours takes for what a body leaves out."""
+    known = models_of(task, state.models)
+    return next((each for each in known if each.id == model), known[0]).defaults_in(state.profile)
+
+
 async def reserve(scope: Scope, state: State, task: Task, model: str, estimate: Estimate) -> None:
     """Reserve the most that the request can use, to be given back at its end where nothing was made."""
-    known = models_of(task, state.models)
-    defaults = next((each for each in known if each.id == model), known[0]).defaults_in(state.profile)
-    units, price, request_id = estimate(defaults), state.prices.of(task, model), scope["request_id"]
-    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price):
+    estimates = [(units, units * state.prices.of(task, each)) for each, units in estimate()]
+    units, money = (max(numbers) for numbers in zip(*estimates, strict=True))
+    price, request_id = state.prices.of(task, model), scope["request_id"]
+    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, money):
 
         async def release() -> None:
             if scope.get("nothing_was_made"):

@@ -19,6 +19,7 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import read_prices
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
+from gateway.direct import serve_directly
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
 from gateway.jobs.webhooks import Webhooks
@@ -30,11 +31,25 @@ from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
 from gateway.outside import Guard, open_outside
 from gateway.policy import Policy, read_policies
-from gateway.provider_file import Entry, load_entries
+from gateway.provider_file import Entries, Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
+from gateway.receipts import Receipts
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage, webhooks
+from gateway.routes import (
+    audio,
+    chat,
+    generate,
+    health,
+    images,
+    internal,
+    keys,
+    models,
+    signed_urls,
+    summary,
+    usage,
+    webhooks,
+)
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
@@ -59,6 +74,7 @@ OWN_HEADERS = [
     *RUN_HEADERS,
     "content-disposition",
     "retry-after",
+    "x-should-retry",
     *RATE_HEADERS,
 ]
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -75,8 +91,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
-    models = load_models()
-    entries = provider_entries(settings, models)
+    registered = load_models()
+    outside = provider_entries(settings, registered)
     metrics = Metrics()
     internal_token = settings.internal_token.get_secret_value()
     under_way = UnderWay()
@@ -93,11 +109,12 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
-            open_outside(Guard(settings.allowed_networks)) as outside,
+            open_outside(Guard(settings.allowed_networks)) as named_urls,
             Catalog(
                 settings.workers,
-                models,
-                [Provider(entry, work, settings.connect_timeout) for entry in entries],
+                registered,
+                [Provider(entry, work, settings.connect_timeout) for entry in outside.models],
+                outside.fallbacks,
                 settings.openai_model,
                 probes,
                 settings.probe_interval,
@@ -108,6 +125,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             Keyring.open(database, settings.key_cache_seconds) as keyring,
             open_limits(settings.redis_url.get_secret_value(), settings.redis_down) as limits,
             Budgets.open(database, settings.deadline) as budgets,
+            Receipts.open(log, budgets, prices) as receipts,
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
@@ -119,6 +137,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                     work,
                     Pulse(pulses, settings.probe_interval),
                     metrics,
+                    receipts.write,
                     connect_timeout=settings.connect_timeout,
                     deadline=settings.deadline,
                     idle_timeout=settings.idle_timeout,
@@ -139,9 +158,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 ),
                 limits=limits,
                 budgets=budgets,
+                receipts=receipts,
                 prices=prices,
-                webhooks=Webhooks(outside, secret),
-                models=models,
+                webhooks=Webhooks(named_urls, secret),
+                models=registered,
                 profile=settings.profile,
             )
             yield
@@ -154,10 +174,14 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         summary="Generative models of every modality behind one HTTP API.",
         lifespan=lifespan,
         responses=ERRORS,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own, in workers too
     )
     app.state.drain = drain
-    app.include_router(chat.router)  # first, as it is asked most: routes are tried one after the other
+    app.include_router(chat.router)
+    app.include_router(images.router)
+    app.include_router(audio.router)
     app.include_router(generate.router)
+    app.include_router(models.router)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
     app.include_router(webhooks.router)
@@ -171,24 +195,25 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     add_middleware(app, settings, metrics, under_way, drain)
     if tracer is not None:
         app.add_middleware(ServerSpans, tracer=tracer, trusts_callers=settings.trust_traceparent)
+    serve_directly(app, chat.router)
     document(app)
     return app
 
 
-def provider_entries(settings: Settings, models: Sequence[Model]) -> tuple[Entry, ...]:
+def provider_entries(settings: Settings, models: Sequence[Model]) -> Entries:
     """The outside models: those of the file, and the one that settings describe.
 
     Raises:
         Misconfigured: the file cannot be read, or something in it does not fit.
     """
-    entries: tuple[Entry, ...] = ()
+    found = Entries()
     if settings.providers_file:
         with told_of("ATELIER_PROVIDERS_FILE", settings.providers_file):
-            entries = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
-    if not settings.openai_base_url or settings.openai_model in {entry.id for entry in entries}:
-        return entries
+            found = load_entries(settings.providers_file, {model.id: model.task for model in models}, os.environ)
+    if not settings.openai_base_url or settings.openai_model in {entry.id for entry in found.models}:
+        return found
     one = Entry(id=settings.openai_model, base_url=settings.openai_base_url, key=settings.openai_api_key)
-    return (*entries, one)
+    return found.model_copy(update={"models": (*found.models, one)})
 
 
 def sender(
@@ -237,7 +262,8 @@ def document(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-            document["components"]["schemas"].update(chat.schemas())
+            contracts = (*chat.CONTRACTS, *images.CONTRACTS, *audio.CONTRACTS)
+            document["components"]["schemas"].update(chat.schemas(*contracts))
             for schema in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(schema, None)
         return built()

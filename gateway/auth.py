@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection
 from ipaddress import ip_address
 from secrets import token_hex
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.callers import Caller
 from gateway.errors import GatewayError, InsufficientScope, InvalidKey, WrongHost, render
+from gateway.headers import header
 from gateway.keys.keyring import Keyring
 from gateway.signing import Signer
 from services.logs import request_id
@@ -51,18 +51,18 @@ class Door:
             InsufficientScope: the metrics are for admins.
             KeysUnavailable: the database does not answer.
         """
-        path, headers = scope["path"], Headers(scope=scope)
+        path = scope["path"]
         if path in PROBES:
             return NOBODY
         signed_by = self._signer.verify(scope)
         if self._is_loopback and not await self._keyring.is_used():
-            self._check_host(headers.get("host", ""))
+            self._check_host(header(scope, b"host"))
             return Caller()
         if path in self._open or path.startswith(OPEN_BELOW):
             return NOBODY
         if signed_by is not None:
             return (await self._keyring.holder(signed_by)).caller
-        caller = (await self._keyring.find(offered(headers))).caller
+        caller = (await self._keyring.find(offered(scope))).caller
         if path == METRICS:
             check_scope(caller, "admin")
         return caller
@@ -95,24 +95,26 @@ class Authentication:
         except GatewayError as error:
             await render(error)(scope, receive, send)
             return
-        if scope["caller"].id and Headers(scope=scope).get("x-request-id") == scope["request_id"]:
+        if scope["caller"].log_content is not None:
+            scope["content"].kept = scope["caller"].log_content
+        if scope["caller"].id and header(scope, b"x-request-id") == scope["request_id"]:
             # Receipts and reservations go by it: nobody may choose another's.
             scope["request_id"] += f"-{token_hex(8)}"
             request_id.set(scope["request_id"])
         await self._app(scope, receive, send)
 
 
-def offered(headers: Headers) -> str:
+def offered(scope: Scope) -> str:
     """Return the key that a request carries.
 
     Raises:
         InvalidKey: it carries none.
     """
-    scheme, _, key = headers.get("authorization", "").partition(" ")
+    scheme, _, key = header(scope, b"authorization").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
-    if "x-api-key" in headers:
-        return headers["x-api-key"].strip()
+    if key := header(scope, b"x-api-key").strip():
+        return key
     raise InvalidKey("a key is needed: send it as 'Authorization: Bearer atl_...' or as 'x-api-key'")
 
 

@@ -66,6 +66,8 @@ class Replicas:
 
     def in_order(self) -> list[Replica]:
         """Those to be tried, one after the other; where none is well, all: they say best themselves what is wrong."""
+        if len(self.all) == 1:
+            return list(self.all)
         usable = [replica for replica in self.all if replica.is_usable] or list(self.all)
         random.shuffle(usable)  # who is equally busy takes turns
         return sorted(usable, key=lambda replica: replica.num_outstanding)

@@ -8,10 +8,14 @@ import pydantic_core
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from gateway.errors import PayloadTooLarge
+
 Contract = TypeVar("Contract", bound=BaseModel)
 
 DECODER = json.JSONDecoder()
 SPACE = " \t\n\r"
+MAX_COMMAS = 500_000  # of a body; each may part two values, and a value takes up to 1 us to read
+MAX_VALUES = 20_000  # of a body that a contract is held against; a value that does not fit takes 5 us
 
 
 def read_object(content: bytes, media_type: str) -> dict[str, Any]:
@@ -19,11 +23,14 @@ def read_object(content: bytes, media_type: str) -> dict[str, Any]:
 
     Raises:
         RequestValidationError: it is none.
+        PayloadTooLarge: it has so many parts that reading it would hold up everybody else.
     """
     named = media_type.partition(";")[0].strip().lower()
     if named != "application/json" and not named.endswith("+json"):
         raise invalid("model_attributes_type")
     try:
+        if content.count(b",") > MAX_COMMAS:
+            raise PayloadTooLarge("the body has too many parts")
         found = pydantic_core.from_json(content)
     except ValueError as error:
         raise invalid("json_invalid") from error
@@ -42,7 +49,10 @@ def checked(body: Mapping[str, Any], contract: type[Contract]) -> Contract:
 
     Raises:
         RequestValidationError: a field does not fit.
+        PayloadTooLarge: it has more values than any that fits: each would be complained about.
     """
+    if has_more(body, MAX_VALUES):
+        raise PayloadTooLarge(f"the body has more than {MAX_VALUES} values")
     try:
         return contract.model_validate(body)
     except ValidationError as error:
@@ -50,15 +60,38 @@ def checked(body: Mapping[str, Any], contract: type[Contract]) -> Contract:
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from error
 
 
-def with_model(content: bytes, model: str) -> bytes:
-    """Name another model in a JSON object, and leave every other byte as it is."""
+def has_more(body: Mapping[str, Any], num_values: int) -> bool:
+    """Whether there are more than `num_values` in JSON that has been read, at all depths together."""
+    waiting: list[Any] = [body]
+    for each in waiting:  # which grows meanwhile
+        if isinstance(each, dict | list) and each:
+            waiting += each.values() if isinstance(each, dict) else each
+            if len(waiting) > num_values:
+                return True
+    return False
+
+
+def with_members(content: bytes, changes: Mapping[str, Any]) -> bytes:
+    """Give members of a JSON object other values, put those first that are not there, and leave every other byte."""
     text = content.decode()
-    pieces, copied = [], 0
-    for key, start, end in members(text):
-        if key == "model":
-            pieces += [text[copied:start], json.dumps(model)]
+    pieces, copied, missing = [], 0, dict(changes)
+    found = members(text)
+    for key, start, end in found:
+        if key in changes:
+            pieces += [text[copied:start], json.dumps(changes[key])]
             copied = end
-    return "".join([*pieces, text[copied:]]).encode()
+            missing.pop(key, None)
+    pieces.append(text[copied:])
+    if missing:
+        before, brace, after = "".join(pieces).partition("{")
+        new = json.dumps(missing)[1:-1]
+        pieces = [before, brace, new, ", " if found else "", after]
+    return "".join(pieces).encode()
+
+
+def form_with_model(form: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Name another model in a form, given as httpx takes it."""
+    return {**form, "data": {**form["data"], "model": model}}
 
 
 def members(text: str) -> list[tuple[str, int, int]]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from gateway.usage.content import Kept
 from services.registry import Task
 from services.units import Unit
 
@@ -33,6 +34,7 @@ class Caller:
         requests_per_minute: generations that may be asked for in a minute; None: any number.
         concurrent_streams: generations that may be under way at once; None: any number.
         budgets: none: as much as there is.
+        log_content: what the usage log keeps of what is asked and answered; None: what it keeps of everybody's.
     """
 
     id: str = ""
@@ -42,3 +44,4 @@ class Caller:
     requests_per_minute: int | None = None
     concurrent_streams: int | None = None
     budgets: tuple[Budget, ...] = ()
+    log_content: Kept | None = None

@@ -2,18 +2,24 @@
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from gateway.balance import Replica, Replicas, State
-from gateway.errors import NoProvider, NotServed, UnknownModel
+from gateway.errors import GatewayError, NoProvider, NotServed, UnknownModel, WorkerUnreachable
 from gateway.providers import Provider
+from gateway.refusals import refusal
 from services.registry import Model, Task
 
 PROBE_SECONDS = 2.0
+ASK_SECONDS = 5.0
+ModelState = Literal["loaded", "loading", "not_loaded", "failed", "unreachable", "external"]
 FAILED = b'"model_unavailable"'  # a model that the operator has to do something about
 JITTER = (0.75, 1.25)  # of the interval: several gateways shall not all ask at once
 
@@ -34,6 +40,19 @@ class Ours:
 Target = Ours | Provider
 
 
+class ListedModel(BaseModel):
+    """A model, as a worker tells of it."""
+
+    id: str
+    state: ModelState
+
+
+class Listed(BaseModel):
+    """What a worker serves."""
+
+    data: list[ListedModel]
+
+
 @dataclass(frozen=True)
 class Health:
     """Of the replicas of a task."""
@@ -51,6 +70,7 @@ class Catalog:
         workers: Mapping[Task, Sequence[str]],
         models: Sequence[Model],
         providers: Sequence[Provider],
+        fallbacks: Mapping[str, Sequence[str]],
         outside: str,
         http: httpx.AsyncClient,
         interval: float,
@@ -61,6 +81,7 @@ class Catalog:
             workers: base URLs of replicas.
             models: what our workers serve.
             providers: an id that our workers serve as well is theirs.
+            fallbacks: of models of ours.
             outside: id of the provider's model that is asked where nobody names one.
             http: to ask workers for their health with.
             interval: how often, in seconds.
@@ -69,6 +90,8 @@ class Catalog:
         self._tasks = {model.id: model.task for model in models}
         self._outside = outside
         self._providers = {provider.id: provider for provider in providers}
+        self.created = int(time.time())
+        self._fallbacks = {**{provider.id: provider.fallbacks for provider in providers}, **fallbacks}
         self._http = http
         self._interval = interval
         self._look: asyncio.Task[None] | None = None
@@ -94,17 +117,20 @@ class Catalog:
             NotServed: our worker does, and there is none.
         """
         if model is None or self._tasks.get(model) == task:
-            return self.worker(task)
+            asked_for = model or next((ours for ours, of in self._tasks.items() if of == task), "")
+            return (*self.worker(task), *self._instead(task, asked_for))
         provider = self._providers.get(model)
         if provider is None or provider.task != task:
             served = ", ".join(self.models(task))
             raise UnknownModel(f"model '{model[:200]}' is not served here; choose one of: {served}")
-        others = [
+        return (provider, *self._instead(task, model))
+
+    def _instead(self, task: Task, model: str) -> tuple[Target, ...]:
+        return tuple(
             self._ours(task, other) if other in self._tasks else self._providers[other]
-            for other in provider.fallbacks
+            for other in self._fallbacks.get(model, ())
             if other in self._providers or task in self._workers
-        ]
-        return (provider, *others)
+        )
 
     def models(self, task: Task) -> list[str]:
         """The ids of all models for `task`."""
@@ -126,6 +152,39 @@ class Catalog:
         if self._outside not in self._providers:
             raise NoProvider("no provider is configured; the operator sets ATELIER_OPENAI_BASE_URL")
         return (self._providers[self._outside],)
+
+    async def ask(self, task: Task, path: str, **query: str) -> bytes:
+        """Return what our worker for `task` says under `path`, which costs it next to nothing.
+
+        Raises:
+            NotServed: the operator has configured none.
+            WorkerUnreachable: none answers.
+            WorkerRefused: the one that does says anything but a success.
+        """
+        for replica in self._ours(task).replicas.in_order():
+            question = self._http.build_request("GET", f"{replica.url}{path}", params=query, timeout=ASK_SECONDS)
+            with suppress(httpx.RequestError):
+                answer = await self._http.send(question, stream=True)
+                if not answer.is_success:
+                    raise await refusal(answer, {})
+                try:
+                    return await answer.aread()
+                finally:
+                    await answer.aclose()
+        raise WorkerUnreachable("the worker for this does not answer; it may be starting")
+
+    async def states(self, tasks: Collection[Task]) -> dict[str, ModelState]:
+        """Which of our models for `tasks` are in memory, by id."""
+        served = [task for task in tasks if task in self._workers]
+        found = await asyncio.gather(*map(self._states_of, served))
+        return {model: state for states in found for model, state in states.items()}
+
+    async def _states_of(self, task: Task) -> dict[str, ModelState]:
+        states: dict[str, ModelState] = {model: "unreachable" for model, of in self._tasks.items() if of == task}
+        with suppress(GatewayError, ValidationError):
+            listed = Listed.model_validate_json(await self.ask(task, "/v1/models")).data
+            states.update({each.id: each.state for each in listed if each.id in states})
+        return states
 
     async def health(self) -> dict[Task, Health]:
         """Ask all replicas at once; who asks meanwhile hears what comes of it too."""

@@ -9,8 +9,9 @@ GatewayError
 ├── InvalidKey         401  send a key that is valid
 ├── InsufficientScope  403  ask the operator for a key with this scope
 ├── ModelNotAllowed    403  choose a model that the key may use
-├── NoSuchKey          404  choose another key to look at or to revoke
+├── NoSuchKey          404  choose another key to look at, to change or to revoke
 ├── NoSuchArtefact     404  nothing: the file has been deleted
+├── KeyRevoked         409  make another key: this one has ended for good
 ├── RangeNotSatisfiable 416  ask for a part that there is
 ├── WrongHost          421  call the gateway by its own name
 ├── InsufficientQuota  429  ask for less, or come back after `retry_after`: in the next day or month
@@ -54,7 +55,10 @@ from starlette.types import Receive, Scope, Send
 
 from services.schema import envelope, explain
 
-FILE_FIELDS = {"/generate/video": "image"}  # what an upload that cannot be read is named by
+FILE_FIELDS = {
+    "/generate/video": "image",
+    "/v1/images/edits": "image",
+}  # what an upload that cannot be read is named by
 
 
 class GatewayError(Exception):
@@ -118,6 +122,12 @@ class NoSuchKey(GatewayError):
     """There is no key of that id."""
 
     status, code = 404, "key_not_found"
+
+
+class KeyRevoked(GatewayError):
+    """What has ended is not changed."""
+
+    status, code = 409, "key_revoked"
 
 
 class WrongHost(GatewayError):

@@ -1,7 +1,7 @@
 """The gateway's Prometheus series: one registry an application, so that several can live in a process."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from contextlib import AsyncExitStack
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -33,11 +33,11 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._models = frozenset(model.id for model in load_models())
         labels = ("method", "route")
-        self.requests = Counter("atelier_requests", "Requests ended", (*labels, "status", "ending"), registry=registry)
-        self.response_seconds = Histogram(
+        self._requests = Counter("atelier_requests", "Requests ended", (*labels, "status", "ending"), registry=registry)
+        self._response_seconds = Histogram(
             "atelier_response_seconds", "From arrival to the last byte", labels, buckets=SECONDS, registry=registry
         )
-        self.first_byte_seconds = Histogram(
+        self._first_byte_seconds = Histogram(
             "atelier_first_byte_seconds", "From arrival to the headers", labels, buckets=SECONDS, registry=registry
         )
         self.in_progress = Gauge("atelier_requests_in_progress", "Requests under way", registry=registry)
@@ -60,13 +60,33 @@ class Metrics:
             "atelier_usage_records_dropped", "Usage records that were never written", registry=registry
         )
         ProcessCollector(registry=registry)
+        self._of: dict[tuple[str, str, str, str], tuple[Counter, Histogram, Histogram]] = {}
 
-    @contextmanager
-    def upstream(self, path: str) -> Iterator[None]:
+    def of(self, method: str, route: str, status: int, ending: str) -> tuple[Counter, Histogram, Histogram]:
+        """Return the series of requests like this one: their number, and seconds to the last and to the first byte.
+
+        They are kept, as finding them takes longer than counting; there are as many as there are series.
+        """
+        labels = method, route, str(status), ending
+        if (found := self._of.get(labels)) is None:
+            found = self._of[labels] = (
+                self._requests.labels(*labels),
+                self._response_seconds.labels(method, route),
+                self._first_byte_seconds.labels(method, route),
+            )
+        return found
+
+    def upstream(self, path: str, until: AsyncExitStack) -> None:
         """Count and time what a worker's route is asked for, until the request has ended."""
         in_progress, seconds = self._upstream[TASKS.get(path, OTHER)]
-        with in_progress.track_inprogress(), seconds.time():
-            yield
+        began = time.perf_counter()
+
+        def end() -> None:
+            in_progress.dec()
+            seconds.observe(time.perf_counter() - began)
+
+        in_progress.inc()
+        until.callback(end)
 
     def count_answer(self, model: str, ending: str) -> None:
         """Count an answer that a model gave."""

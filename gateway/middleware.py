@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from secrets import token_hex
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.callers import Caller
 from gateway.errors import FILE_FIELDS, GatewayError, PayloadTooLarge, Restarting, render
+from gateway.headers import header, put_headers
 from gateway.metrics import Metrics
 from gateway.usage.content import Content, ContentPolicy
 from gateway.usage.schema import Ending, Record
@@ -39,7 +39,7 @@ class Exchange:
         self._send = send
         self._began = time.perf_counter()
         self._started_at = datetime.now(UTC)
-        offered = Headers(scope=scope).get("x-request-id", "")
+        offered = header(scope, b"x-request-id")
         scope["request_id"] = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
         self.status = 500
         self.model = ""  # that answered, if one did
@@ -67,10 +67,14 @@ class Exchange:
         if message["type"] == "http.response.start":
             seconds = time.perf_counter() - self._began
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            self.model = headers.get("x-model", "")
-            headers["x-request-id"] = headers["x-api-request-id"] = self.request_id
-            headers["x-response-time"] = f"{seconds:.6f}"
+            self.model = header(message, b"x-model")
+            request_id = self.request_id.encode()
+            put_headers(
+                message,
+                (b"x-request-id", request_id),
+                (b"x-api-request-id", request_id),
+                (b"x-response-time", b"%.6f" % seconds),
+            )
             if not self._has_left:
                 self.first_byte_seconds = seconds
         elif not self._has_left:
@@ -177,16 +181,18 @@ class Accounting:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send, Content(self._policy))
+        content = Content(self._policy)
+        exchange = Exchange(scope, receive, send, content)
         request_id.set(exchange.request_id)  # for the log lines; the server gives each request a context of its own
-        scope["caller"] = Caller()
+        scope["caller"], scope["content"] = Caller(), content
         with self._under_way:
+            self._metrics.in_progress.inc()
             try:
-                with self._metrics.in_progress.track_inprogress():
-                    async with AsyncExitStack() as leases:
-                        scope["leases"] = leases
-                        await self._app(scope, exchange.receive, exchange.send)
+                async with AsyncExitStack() as leases:
+                    scope["leases"] = leases
+                    await self._app(scope, exchange.receive, exchange.send)
             finally:
+                self._metrics.in_progress.dec()
                 self._keep(exchange)
 
     def _keep(self, exchange: Exchange) -> None:
@@ -197,11 +203,14 @@ class Accounting:
             self._metrics.count_answer(exchange.model, record.ending)
         if exchange.refusal:
             self._metrics.refusals.labels(exchange.refusal).inc()
-        labels = (record.method if record.method in METHODS else "other", exchange.route)
-        self._metrics.requests.labels(*labels, record.status, record.ending).inc()
-        self._metrics.response_seconds.labels(*labels).observe(record.response_seconds)
+        method = record.method if record.method in METHODS else "other"
+        requests, response_seconds, first_byte_seconds = self._metrics.of(
+            method, exchange.route, record.status, record.ending
+        )
+        requests.inc()
+        response_seconds.observe(record.response_seconds)
         if record.first_byte_seconds is not None:
-            self._metrics.first_byte_seconds.labels(*labels).observe(record.first_byte_seconds)
+            first_byte_seconds.observe(record.first_byte_seconds)
 
 
 class LastResort:
@@ -232,7 +241,7 @@ class LastResort:
         except Exception:
             if has_started:
                 raise  # the server closes the connection: half an answer must not look whole
-            logger.exception("request %s failed", scope.get("request_id"))
+            logger.exception("a request failed")
             await render(GatewayError("the gateway failed; its log says why"))(scope, receive, send)
 
 
@@ -249,7 +258,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "0")
+        declared = header(scope, b"content-length")
         if declared.isdecimal() and int(declared) > self._max_bytes:
             await self._refuse(scope, receive, send)
             return

@@ -1,5 +1,6 @@
 """What may be asked for, by patterns and by an outside moderation, for all and by key; knows prompts, and no route."""
 
+import asyncio
 import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from gateway.callers import Caller
 from gateway.errors import ContentRefused, told_of
 from gateway.keys.schema import ID
 from gateway.moderation import REFUSAL, Moderation, Moderator
+from gateway.prompts import Passage
 
 PROGRAM_BYTES = 64 << 20  # that the patterns of a section may take when compiled
 KeyId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
@@ -21,6 +23,12 @@ UNSEEN = (
     r"[\p{Cf}\x{34F}\x{115F}\x{1160}\x{17B4}\x{17B5}\x{180B}-\x{180F}\x{3164}\x{FE00}-\x{FE0F}\x{FFA0}"
     r"\x{E0000}-\x{E0FFF}]+"
 )
+PILES = r"([\p{M}\x{FF9E}\x{FF9F}]{30})[\p{M}\x{FF9E}\x{FF9F}]+"  # source: Unicode's Stream-Safe Text Format
+PORTION = 16_384  # characters that are rewritten in one go
+SEAM = 128  # characters; no letter has more marks
+MAX_GROWTH = 3  # times the length
+IN_TOKENS = "numbers of tokens cannot be held against the content policy here; send the prompt as text"
+GROWN = "this prompt cannot be held against the content policy: its characters stand for too many others"
 
 
 def compiled(patterns: Sequence[str]) -> Any:
@@ -96,11 +104,11 @@ class Filter:
         """Whether there is anything to look for."""
         return self._deny is not None or self._allow is not None
 
-    def passes(self, text: str) -> bool:
-        """Whether the patterns let a prompt pass."""
-        if self._deny is not None and self._deny.search(text):
+    def passes(self, passage: Passage, texts: Sequence[str]) -> bool:
+        """Whether the patterns let a passage pass, whose `texts` are written as its reader sees them."""
+        if self._deny is not None and any(map(self._deny.search, texts)):
             return False
-        return self._allow is None or bool(self._allow.search(text))
+        return self._allow is None or not passage.is_prose or any(map(self._allow.search, texts))
 
 
 class Policy:
@@ -114,24 +122,47 @@ class Policy:
         self._moderation_of_keys = {key: rules.moderation for key, rules in policies.keys.items() if rules.moderation}
         self._moderator = moderator
 
-    async def check(self, prompts: Sequence[str], caller: Caller) -> None:
+    async def check(self, prompts: Sequence[Passage], caller: Caller) -> None:
         """Refuse prompts that this caller may not send.
 
         Raises:
-            ContentRefused: one of them is against the policy.
+            ContentRefused: one of them is against the policy, or nobody can tell what it says.
             ModerationUnavailable: nobody can tell right now.
         """
         own = self._of_keys.get(caller.id)
         filters = [each for each in (self._everyone, own) if each is not None and each.is_needed]
-        texts = map(as_seen, prompts) if filters else ()
-        if not all(each.passes(text) for text in texts for each in filters):
-            raise ContentRefused(REFUSAL)
         moderation = self._moderation_of_keys.get(caller.id, self._moderation)
-        if moderation is not None and prompts:
-            await self._moderator.check(moderation, prompts)
+        if (filters or moderation) and not all(passage.is_readable for passage in prompts):
+            raise ContentRefused(IN_TOKENS)
+        for passage in prompts if filters else ():
+            texts = [await as_seen(text) for text in passage.texts]
+            if not all(each.passes(passage, texts) for each in filters):
+                raise ContentRefused(REFUSAL)
+        judged = ["\n".join(passage.texts) for passage in prompts if passage.is_prose]
+        if moderation is not None and judged:
+            await self._moderator.check(moderation, judged)
 
 
-def as_seen(prompt: str) -> str:
-    """Write a prompt as its reader sees it: one form for each letter, and nothing between them."""
-    seen: str = re2.sub(UNSEEN, "", unicodedata.normalize("NFKC", prompt))
-    return seen
+async def as_seen(prompt: str) -> str:
+    """Write a prompt as its reader sees it: one form for each letter, and nothing between them.
+
+    It is done in portions, between which others get their turn: a character may become eighteen, and a pile of marks on
+    one letter takes time squared.
+
+    Raises:
+        ContentRefused: it grows as no language does.
+    """
+    if prompt.isascii():
+        return prompt
+    piled: str = re2.sub(PILES, r"\1", re2.sub(UNSEEN, "", prompt))
+    room = MAX_GROWTH * len(piled) + PORTION
+    seen, seam = [], ""  # a letter and its marks may lie in two portions
+    for start in range(0, len(piled), PORTION):
+        portion = unicodedata.normalize("NFKC", seam + piled[start : start + PORTION])
+        room -= len(portion) - len(seam)
+        if room < 0:
+            raise ContentRefused(GROWN)
+        seen.append(portion[:-SEAM])
+        seam = portion[-SEAM:]
+        await asyncio.sleep(0)
+    return str(re2.sub(UNSEEN, "", "".join((*seen, seam))))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 
 from services.registry import Task
 
-Id = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]{1,200}$")]
+Id = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]+$", max_length=200)]  # a count in the pattern takes 20 MB
 
 
 class Entry(BaseModel):
@@ -26,6 +26,7 @@ class Entry(BaseModel):
     api_key_env: str = ""
     api_key_file: Path | None = None
     fallbacks: tuple[str, ...] = ()
+    asks_for_usage: bool = True  # of streams whose callers do not; False: for servers that know no such option
     key: Annotated[SecretStr, Field(exclude=True)] = SecretStr("")  # never in the file
 
     @model_validator(mode="after")
@@ -44,14 +45,15 @@ class Entry(BaseModel):
 
 
 class Entries(BaseModel):
-    """The file."""
+    """The file; `fallbacks` are those of our own models."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     models: tuple[Entry, ...] = ()
+    fallbacks: Mapping[str, tuple[str, ...]] = {}
 
 
-def load_entries(file: Path, ours: Mapping[str, Task], environment: Mapping[str, str]) -> tuple[Entry, ...]:
+def load_entries(file: Path, ours: Mapping[str, Task], environment: Mapping[str, str]) -> Entries:
     """Read the file, and the keys that it names.
 
     Args:
@@ -63,20 +65,22 @@ def load_entries(file: Path, ours: Mapping[str, Task], environment: Mapping[str,
         ValueError: the file is no TOML, an entry does not fit, or a key is missing; the message names it.
         OSError: the file, or that of a key, cannot be read.
     """
-    found = Entries.model_validate(tomllib.loads(file.read_text(encoding="utf-8"))).models
-    if any(entry.key.get_secret_value() for entry in found):
+    found = Entries.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    if any(entry.key.get_secret_value() for entry in found.models):
         raise ValueError(f"{file.name}: a key is named by api_key_env or api_key_file, and never in the file")
-    entries = tuple(with_key(entry, environment) for entry in found)
+    entries = tuple(with_key(entry, environment) for entry in found.models)
     tasks = {**ours, **{entry.id: entry.task for entry in entries}}
     if len(tasks) < len(ours) + len(entries):
         raise ValueError(f"{file.name}: a model id appears twice, or is one of ours")
-    for entry in entries:
-        for other in entry.fallbacks:
-            if tasks.get(other) != entry.task or other == entry.id:
+    for model, others in {**found.fallbacks, **{entry.id: entry.fallbacks for entry in entries}}.items():
+        if model in found.fallbacks and model not in ours:
+            raise ValueError(f"{file.name}: [fallbacks] names '{model}', which is none of our models")
+        for other in others:
+            if tasks.get(other) != tasks[model] or other == model:
                 raise ValueError(
-                    f"{file.name}: '{entry.id}' falls back on '{other}', which is no other {entry.task} model"
+                    f"{file.name}: '{model}' falls back on '{other}', which is no other {tasks[model]} model"
                 )
-    return entries
+    return found.model_copy(update={"models": entries})
 
 
 def with_key(entry: Entry, environment: Mapping[str, str]) -> Entry:

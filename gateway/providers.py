@@ -1,11 +1,13 @@
 """Outside model servers: OpenAI, Azure OpenAI, and whatever else speaks OpenAI's HTTP. Our key goes to them alone."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import httpx
+import pydantic_core
 from pydantic import BaseModel, ValidationError
 
-from gateway.bodies import with_model
+from gateway.bodies import form_with_model, with_members
 from gateway.breaker import Breaker
 from gateway.errand import Declined, Errand
 from gateway.errors import GatewayError, ProviderBusy, ProviderFailed, ProviderResting, WorkerRefused
@@ -15,6 +17,8 @@ from gateway.waiting import Patience
 
 CALLERS_FAULT = frozenset({400, 413, 415, 422})  # what a provider says about the body, the caller may read
 WITHOUT_DEPLOYMENT = frozenset({"/responses"})  # of Azure's routes
+TELL_IF_ASKED = frozenset({"/chat/completions", "/completions"})  # what a stream took
+ADDED_USAGE = "atelier.added_usage"  # extension of a response: the caller did not ask for it
 
 
 class Provider:
@@ -43,7 +47,9 @@ class Provider:
         try:
             async with Patience(errand.seconds_left, late) as patience:
                 patience.unless(errand.left)
-                upstream = await self._transport.handle_async_request(self._request(errand))
+                request, adds_usage = self._request(errand)
+                upstream = await self._transport.handle_async_request(request)
+                upstream.extensions[ADDED_USAGE] = adds_usage
                 refused = None if upstream.is_success else await self._refused(upstream, errand.renamed)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             if not isinstance(
@@ -62,7 +68,8 @@ class Provider:
         self._breaker.succeeded()
         return upstream
 
-    def _request(self, errand: Errand) -> httpx.Request:
+    def _request(self, errand: Errand) -> tuple[httpx.Request, bool]:
+        """What is sent, and whether it asks for the usage where the caller does not."""
         path = errand.path.removeprefix("/v1")
         entry = self._entry
         url = f"{entry.base_url.rstrip('/')}{path}"
@@ -72,11 +79,26 @@ class Provider:
         headers = [
             (b"accept", errand.accept.encode("latin-1")),
             (b"accept-encoding", b"identity"),
-            (b"content-type", b"application/json"),
             *self._credentials(),
         ]
-        content = with_model(errand.body["content"], entry.upstream)
-        return httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions)
+        if "content" not in errand.body:
+            form = form_with_model(errand.body, entry.upstream)
+            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **form), False
+        content, adds_usage = self._content(errand)
+        headers.append((b"content-type", b"application/json"))
+        request = httpx.Request("POST", url, headers=headers, content=content, extensions=self._extensions)
+        return request, adds_usage
+
+    def _content(self, errand: Errand) -> tuple[bytes, bool]:
+        """The caller's body with the server's name of the model, and whether it asks for the usage besides."""
+        content: bytes = errand.body["content"]
+        changes: dict[str, Any] = {"model": self._entry.upstream}
+        if self._entry.asks_for_usage and errand.path.removeprefix("/v1") in TELL_IF_ASKED and b'"stream"' in content:
+            body = pydantic_core.from_json(content)
+            options = body.get("stream_options") or {}
+            if body.get("stream") is True and isinstance(options, dict) and options.get("include_usage") is not True:
+                changes["stream_options"] = {**options, "include_usage": True}
+        return with_members(content, changes), "stream_options" in changes
 
     def _credentials(self) -> list[tuple[bytes, bytes]]:
         key = self._entry.key.get_secret_value().encode()

@@ -2,25 +2,26 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import anyio
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.balance import Replica
-from gateway.bodies import with_model
+from gateway.bodies import form_with_model, with_members
 from gateway.catalog import Ours, Target
 from gateway.errand import Declined, Errand
 from gateway.errors import CallerLeft, GatewayError, ProviderFailed, WorkerDied, WorkerTimedOut, WorkerUnreachable
+from gateway.meter import Meter
 from gateway.metrics import Metrics
-from gateway.providers import Provider
+from gateway.providers import ADDED_USAGE, Provider
 from gateway.pulse import Pulse
 from gateway.refusals import refusal
 from gateway.waiting import Patience, Reason, departure
+from services.registry import Task
 from services.schema import ATTEMPT_HEADER, CALLER_HEADER, DEADLINE_HEADER, RUN_HEADERS, TOKEN_HEADER
 
 logger = logging.getLogger("atelier.gateway")
@@ -49,6 +50,7 @@ class RelayResponse(Response):
         idle_timeout: float,
         headers: Mapping[str, str],
         passed_on: frozenset[bytes] = PASSED_ON,
+        meter: Meter | None = None,
     ) -> None:
         """Own `upstream`, whose body has not been read.
 
@@ -58,27 +60,28 @@ class RelayResponse(Response):
             idle_timeout: seconds between two chunks.
             headers: of the answer.
             passed_on: names of headers that are taken over from `upstream`.
+            meter: sees what passes, and may keep some of it from the caller.
         """
         self._upstream = upstream
         self._left = left
         self._idle_timeout = idle_timeout
+        self._meter = meter
         self.status_code = upstream.status_code
         self.background = None
-        self.init_headers(headers)
+        own = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         # As bytes: a header that is not latin-1 cannot fail here.
-        self.raw_headers += [(name, value) for name, value in lowered(upstream) if name in passed_on]
+        self.raw_headers = own + [(name, value) for name, value in lowered(upstream) if name in passed_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; close. A body that breaks off is left unfinished, and the server closes the connection."""
         try:
             await self._stream(send)
         except httpx.HTTPError as error:
-            logger.warning("request %s: the worker broke off: %s", scope.get("request_id"), type(error).__name__)
+            logger.warning("the worker broke off: %s", type(error).__name__)
         except CallerLeft:
             pass  # the usage log has it
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._upstream.aclose()
+            await self._upstream.aclose()
 
     async def _stream(self, send: Send) -> None:
         chunks = self._upstream.stream  # as they come: httpx would only count them
@@ -86,16 +89,21 @@ class RelayResponse(Response):
         async with Patience(late=httpx.ReadTimeout("nothing came for too long")) as patience:
             patience.unless(self._left)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            num_missing = int(self._upstream.headers.get("content-length", "-1"))
+            num_missing = int(dict(self.raw_headers).get(b"content-length", -1))
             patience.wait(self._idle_timeout)
             async for chunk in chunks:
                 patience.wait(None)
                 num_missing -= len(chunk)
+                if self._meter is not None:
+                    chunk = self._meter.watch(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": num_missing != 0})
                 if not num_missing:
+                    if self._meter is not None:
+                        self._meter.end()
                     return  # with the last piece, and not in a piece of its own
                 patience.wait(self._idle_timeout)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            rest = self._meter.end() if self._meter is not None else b""
+            await send({"type": "http.response.body", "body": rest, "more_body": False})
 
 
 class Relay:
@@ -106,6 +114,7 @@ class Relay:
         transport: httpx.AsyncBaseTransport,
         pulse: Pulse,
         metrics: Metrics,
+        write_receipt: Callable[[str, int, Task, str, Meter], None],
         *,
         connect_timeout: float,
         deadline: float,
@@ -119,6 +128,7 @@ class Relay:
                 one caller for the next.
             pulse: tells when a worker that has not answered yet is gone.
             metrics: where its requests are counted and timed.
+            write_receipt: told of what a provider has answered, when the request has ended.
             connect_timeout: until there is a connection.
             deadline: until a worker's first byte.
             idle_timeout: between two chunks.
@@ -126,6 +136,7 @@ class Relay:
         """
         self._transport = transport
         self._metrics = metrics
+        self._write_receipt = write_receipt
         self._token = [(TOKEN_HEADER.encode(), token.encode())] if token else []
         self._extensions = {"timeout": {"connect": connect_timeout, "pool": connect_timeout}}
         self._pulse = pulse
@@ -165,10 +176,11 @@ class Relay:
             CallerLeft: the client left before the answer.
         """
         errand = self._errand(request, path, accept, body, renamed or {})
-        target, upstream = await self._first_to_take(targets, errand)
+        attempt, target, upstream = await self._first_to_take(targets, errand)
         if isinstance(target, Provider):
             named = {**(headers or {}), "x-model": target.id}
-            return RelayResponse(upstream, errand.left, self._idle_timeout, named, MEDIA_HEADERS)
+            meter = self._metered(errand, attempt, target, upstream)
+            return RelayResponse(upstream, errand.left, self._idle_timeout, named, MEDIA_HEADERS, meter)
         return RelayResponse(upstream, errand.left, self._idle_timeout, headers or {})
 
     async def read(self, request: Request, targets: Sequence[Target], path: str, **body: Any) -> bytes:
@@ -178,11 +190,14 @@ class Relay:
             GatewayError: as `send`; also where the answer breaks off, or is too long to be one.
         """
         errand = self._errand(request, path, "application/json", body, {"messages": "prompt"})
-        _, upstream = await self._first_to_take(targets, errand)
+        attempt, target, upstream = await self._first_to_take(targets, errand)
+        meter = self._metered(errand, attempt, target, upstream)
         try:
             async with Patience(errand.seconds_left, ProviderFailed("the provider does not answer")) as patience:
                 patience.unless(errand.left)
-                return await whole(upstream)
+                meter.watch(found := await whole(upstream))
+                meter.end()
+                return found
         finally:
             await upstream.aclose()
 
@@ -192,17 +207,25 @@ class Relay:
         ends_at = asyncio.get_running_loop().time() + self._deadline
         return Errand(request, path, accept, body, renamed, departure(request), ends_at)
 
-    async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[Target, httpx.Response]:
+    async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[int, Target, httpx.Response]:
         """Ask one after the other until one takes it on: what comes then, comes from that one."""
         error: GatewayError = WorkerUnreachable("there is nobody to ask")
-        errand.request.scope["leases"].enter_context(self._metrics.upstream(errand.path))
+        self._metrics.upstream(errand.path, errand.request.scope["leases"])
         for attempt, target in enumerate(targets, start=1):
             try:
                 opening = target.open(errand) if isinstance(target, Provider) else self._open(target, errand, attempt)
-                return target, await opening
+                return attempt, target, await opening
             except Declined as declined:
                 error = declined.error
         raise error
+
+    def _metered(self, errand: Errand, attempt: int, target: Target, upstream: httpx.Response) -> Meter:
+        """See what the answer takes, and write a receipt when the request has ended, however it does."""
+        meter = Meter(hides=bool(upstream.extensions.get(ADDED_USAGE)) and is_stream(upstream))
+        scope = errand.request.scope
+        task, _ = scope["asked"]
+        scope["leases"].callback(self._write_receipt, scope["request_id"], attempt, task, target.id, meter)
+        return meter
 
     async def _open(self, target: Ours, errand: Errand, attempt: int) -> httpx.Response:
         """Ask one replica after the other until one takes a connection.
@@ -265,8 +288,9 @@ class Relay:
         ]
         url = self._url(replica.url + errand.path)
         if "content" not in errand.body:
-            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **errand.body)
-        content = with_model(errand.body["content"], model) if model else errand.body["content"]
+            form = form_with_model(errand.body, model) if model else errand.body
+            return httpx.Request("POST", url, headers=headers, extensions=self._extensions, **form)
+        content = with_members(errand.body["content"], {"model": model}) if model else errand.body["content"]
         stream = httpx.ByteStream(content)  # which httpx adds no headers for: the transport frames it
         sent = httpx.Request("POST", url, headers=[*headers, JSON], extensions=self._extensions, stream=stream)
         sent.read()
@@ -288,6 +312,12 @@ async def whole(upstream: httpx.Response) -> bytes:
     except httpx.HTTPError as error:
         raise ProviderFailed("the provider's answer broke off") from error
     return body
+
+
+def is_stream(upstream: httpx.Response) -> bool:
+    """Whether events come whose number nobody has said."""
+    headers = upstream.headers
+    return headers.get("content-type", "").startswith("text/event-stream") and "content-length" not in headers
 
 
 def lowered(upstream: httpx.Response) -> list[tuple[bytes, bytes]]:

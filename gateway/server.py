@@ -1,5 +1,6 @@
 """The server of one gateway: signals, and what becomes of requests when it stops."""
 
+import gc
 import socket
 from types import FrameType
 
@@ -7,6 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gateway.drain import Drain
+from gateway.protocol import BoundedProtocol
 
 LAST_SECONDS = 1  # for what still runs when our own patience has ended: it is cut then, and its usage row is written
 
@@ -21,6 +23,7 @@ class Server(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
+                http=BoundedProtocol,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=LAST_SECONDS,
                 proxy_headers=False,  # nobody may choose the address in the usage log
@@ -32,6 +35,12 @@ class Server(uvicorn.Server):
         )
         self._drain: Drain = app.state.drain
         self._is_in_a_hurry = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open; what is there by then stays, and the collector need not go through it again and again."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second signal waits for nothing under way, a third SIGINT not even for the usage log."""

@@ -68,6 +68,8 @@ class Signer:
             InvalidSignature: it is another link's, has ended, or the method is not GET or HEAD.
         """
         asked: bytes = scope["query_string"]
+        if not asked:
+            return None
         query = parse_qsl(asked.decode("latin-1"), keep_blank_values=True)
         if not any(name == "signature" for name, _ in query):
             return None

@@ -15,6 +15,7 @@ from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.policy import Policy
+from gateway.receipts import Receipts
 from gateway.relay import Relay
 from gateway.signing import Signer
 from services.registry import Model, Profile
@@ -26,7 +27,6 @@ class State:
 
     Args:
         internal_token: what workers prove themselves by; empty: none can.
-        settle: told of every receipt that comes: request id, attempt, and what was made. A receipt may come twice.
     """
 
     catalog: Catalog
@@ -40,6 +40,7 @@ class State:
     door: Door
     limits: Limits
     budgets: Budgets
+    receipts: Receipts
     prices: Prices
     webhooks: Webhooks
     models: tuple[Model, ...]

@@ -21,9 +21,12 @@ class Patience:
 
     def __init__(self, seconds: float | None = None, late: Exception | None = None) -> None:
         """Have patience for `seconds`, and raise `late` then; None: without end."""
-        self._timeout = asyncio.timeout(seconds)
+        self._timeout = asyncio.timeout(None)
+        self._seconds = seconds
         self._error = late or TimeoutError()
         self._is_over = False
+        self._waits_until: float | None = None
+        self._look: asyncio.TimerHandle | None = None  # at whether that has passed
         self._reasons: list[Reason] = []
         self._own: list[Reason] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -31,14 +34,16 @@ class Patience:
     async def __aenter__(self) -> Self:
         """Begin."""
         await self._timeout.__aenter__()
+        self.wait(self._seconds)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End, and leave no reason running that was begun here."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._look):
+            if timer is not None:
+                timer.cancel()
         for reason in self._reasons:
             reason.remove_done_callback(self._give_up)
         for reason in self._own:
@@ -63,9 +68,28 @@ class Patience:
         self._timer = asyncio.get_running_loop().call_later(seconds, begin)
 
     def wait(self, seconds: float | None) -> None:
-        """Have patience for `seconds` from now on."""
-        if not (self._is_over or self._timeout.expired()):
-            self._timeout.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+        """Have patience for `seconds` from now on; None: without end.
+
+        The many waits of a stream share a timer: what was set for an earlier one finds that there is time left.
+        """
+        self._waits_until = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        if self._waits_until is not None and (self._look is None or self._waits_until < self._look.when()):
+            self._look_at(self._waits_until)
+
+    def _look_at(self, instant: float) -> None:
+        if self._look is not None:
+            self._look.cancel()
+        self._look = asyncio.get_running_loop().call_at(instant, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        if self._waits_until is None or self._is_over or self._timeout.expired():
+            return
+        if asyncio.get_running_loop().time() < self._waits_until:
+            self._look_at(self._waits_until)
+            return
+        self._is_over = True
+        self._timeout.reschedule(0)
 
     def _give_up(self, reason: Reason) -> None:
         if not (self._is_over or reason.cancelled() or self._timeout.expired()):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from services.engine.events import Done, Event, Preview, Progress, Queued, Started
 from services.errors import ServiceError
-from services.media import glb, jpeg, mp4, obj, ply, png, turntable, wav
+from services.media import glb, jpeg, mp4, obj, ply, turntable
 from services.schema import envelope
 
 
@@ -56,34 +56,24 @@ class EventStream(ABC):
         """Free what is held."""
 
 
-class PngEncoder:
-    """One picture, uint8 of shape (height, width, 3)."""
+class ObjEncoder:
+    """One mesh with vertex colours, as Wavefront OBJ."""
 
-    media_type, streams = "image/png", False
+    media_type, streams = "model/obj", False
 
     def add(self, data: Any) -> bytes:
-        """Take the picture."""
-        return png.encode(data)
+        """Take a `Mesh`."""
+        return obj.encode(data.vertices, data.faces, data.colours)
 
     def close(self, done: Done) -> bytes:
-        """Return nothing: the picture is whole."""
+        """Return nothing: the mesh is whole."""
         return b""
 
     def abort(self) -> None:
         """Hold nothing."""
 
 
-class ObjEncoder(PngEncoder):
-    """One mesh with vertex colours, as Wavefront OBJ."""
-
-    media_type = "model/obj"
-
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return obj.encode(data.vertices, data.faces, data.colours)
-
-
-class GlbEncoder(PngEncoder):
+class GlbEncoder(ObjEncoder):
     """One mesh, as binary glTF."""
 
     media_type = "model/gltf-binary"
@@ -93,7 +83,7 @@ class GlbEncoder(PngEncoder):
         return glb.encode(data.vertices, data.faces, data.colours)
 
 
-class PlyEncoder(PngEncoder):
+class PlyEncoder(ObjEncoder):
     """One mesh, as binary PLY."""
 
     media_type = "model/ply"
@@ -103,7 +93,7 @@ class PlyEncoder(PngEncoder):
         return ply.encode(data.vertices, data.faces, data.colours)
 
 
-class GifEncoder(PngEncoder):
+class GifEncoder(ObjEncoder):
     """One mesh that turns, as GIF."""
 
     media_type = "image/gif"
@@ -111,26 +101,6 @@ class GifEncoder(PngEncoder):
     def add(self, data: Any) -> bytes:
         """Take a `Mesh`."""
         return turntable.encode(data.vertices, data.faces, data.colours)
-
-
-class WavEncoder:
-    """Sound, as WAV of a length that is not known yet."""
-
-    media_type, streams = "audio/wav", True
-
-    _encoder: wav.Encoder | None = None
-
-    def add(self, data: Any) -> bytes:
-        """Take a `Sound`; the first one's sample rate is the file's."""
-        self._encoder = self._encoder or wav.Encoder(data.sample_rate)
-        return self._encoder.add(data.samples)
-
-    def close(self, done: Done) -> bytes:
-        """Return the rest."""
-        return self._encoder.close() if self._encoder else b""
-
-    def abort(self) -> None:
-        """Hold nothing."""
 
 
 class Mp4Encoder:

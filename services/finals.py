@@ -172,27 +172,32 @@ class MeshFiles:
 
 
 class SoundFiles:
-    """Sound as WAV with its true sizes."""
+    """Sound as the file that another encoder streams; a WAV with its true sizes. It does not grow in memory."""
 
-    def __init__(self) -> None:
-        """Expect sounds of one sample rate."""
+    def __init__(self, encoder: Encoder) -> None:
+        """Keep what `encoder` makes."""
+        self._encoder = encoder
         self._file = Scratch()
-        self._sample_rate = 0
 
     def add(self, data: Sound) -> None:
         """Take the next sound."""
-        self._sample_rate = self._sample_rate or data.sample_rate
-        self._file.write(wav.pcm(data.samples))
+        self._file.write(self._encoder.add(data))
 
     def close(self, done: Done) -> Iterator[File]:
         """Yield the sound, if there was any."""
-        if self._sample_rate:
-            head = wav.header(self._sample_rate, self._file.num_bytes)
-            yield File("audio", "audio/wav", self._file.pieces(head))
+        self._file.write(self._encoder.close(done))
+        if self._file.num_bytes:
+            yield File("audio", self._encoder.media_type, self._pieces())
 
     def abort(self) -> None:
-        """Free the disk."""
+        """Free the codec and the disk."""
+        self._encoder.abort()
         self._file.close()
+
+    def _pieces(self) -> Iterator[bytes]:
+        for number, piece in enumerate(self._file.pieces()):
+            is_head = number == 0 and self._encoder.media_type == wav.MEDIA_TYPE
+            yield wav.sized(piece, self._file.num_bytes) if is_head else piece
 
 
 class Scratch:
@@ -214,9 +219,8 @@ class Scratch:
         self._file.flush()
         return os.fstat(self._file.fileno()).st_size
 
-    def pieces(self, head: bytes = b"") -> Iterator[bytes]:
-        """Yield `head`, then what is in the file."""
-        yield head
+    def pieces(self) -> Iterator[bytes]:
+        """Yield what is in it."""
         self._file.seek(0)
         while piece := self._file.read(PIECE):
             yield piece

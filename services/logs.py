@@ -1,4 +1,4 @@
-"""Log lines as JSON, each with the request that it is about; the gateway and the workers share it."""
+"""Log lines, each with the request that it is about, as text or as JSON; the gateway and the workers share it."""
 
 import json
 import logging
@@ -35,8 +35,27 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def write_json(handlers: Iterable[logging.Handler]) -> None:
-    """Let `handlers` write JSON, and Python's warnings go to them too."""
-    logging.captureWarnings(True)
+class NamingFormatter(logging.Formatter):
+    """Writes a record as another formatter does, and behind its first line the request."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        """Leave the rest to `inner`."""
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write `record`, with the id of the request where there is one."""
+        line, end, rest = self._inner.format(record).partition("\n")
+        served = request_id.get()
+        return f"{line} (request {served}){end}{rest}" if served else f"{line}{end}{rest}"
+
+
+def write_logs(handlers: Iterable[logging.Handler], form: LogFormat) -> None:
+    """Let `handlers` write in one form; as JSON, Python's warnings go to them too."""
+    if form == "json":
+        logging.captureWarnings(True)
     for handler in handlers:
-        handler.setFormatter(JsonFormatter())
+        if form == "json":
+            handler.setFormatter(JsonFormatter())
+        elif not isinstance(handler.formatter, NamingFormatter):  # loggers share handlers
+            handler.setFormatter(NamingFormatter(handler.formatter or logging.Formatter()))

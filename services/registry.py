@@ -123,6 +123,10 @@ class Model(BaseModel):
         """The request defaults under `profile`; a tiny checkpoint may override the real model's."""
         return {**self.defaults, **self.tiny.defaults} if profile == "tiny" else self.defaults
 
+    def revision_in(self, profile: Profile) -> str:
+        """What its weights are under `profile`: a commit of the hub's, or the recipe that a tiny one is built by."""
+        return f"tiny:{self.tiny.recipe}" if profile == "tiny" else f"{self.hub.repository}@{self.hub.revision}"
+
     def is_preloaded_in(self, profile: Profile) -> bool:
         """Whether a worker loads this model when it starts, and not when it is first asked for."""
         return profile == "tiny" or self.hub.strategy == "preload"

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.encoders import Encoder, EventEncoder, EventStream
 from services.engine.events import Done, Event, Output
-from services.engine.generation import Generation, Tally, Terms, untold
+from services.engine.generation import Followed, Tally, Terms, untold
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ServiceError, render
 from services.finals import Files, FinalEvents
 from services.schema import CALLER_HEADER, DEADLINE_HEADER, FINAL_EVENTS, MAX_PRIORITY, PRIORITY_HEADER
@@ -31,7 +31,7 @@ logger = logging.getLogger("atelier.responses")
 class Delivery:
     """A generation on its way to its caller as bytes. Close it however that ends."""
 
-    def __init__(self, generation: Generation, encoder: Encoder) -> None:
+    def __init__(self, generation: Followed, encoder: Encoder) -> None:
         """Encode `generation` with `encoder`, and own both."""
         self._generation = generation
         self._encoder = encoder
@@ -139,7 +139,7 @@ async def chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes
         yield piece
 
 
-async def respond(request: Request, start: Callable[[], Awaitable[tuple[Generation, Encoder]]]) -> Response:
+async def respond(request: Request, start: Callable[[], Awaitable[tuple[Followed, Encoder]]]) -> Response:
     """Start a generation and answer with its encoded outputs.
 
     The first bytes are made before the response exists, so that what fails at once answers with a status. Until then,

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from services.audio.schema import SpeechRequest
 from services.image.schema import ImageRequest
-from services.schema import GenerationRequest, parse_size
+from services.schema import SIZE, GenerationRequest, parse_size
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest, TextRequest
 from services.video.schema import VideoRequest
 
@@ -16,6 +16,8 @@ UNITS: Final[Mapping[str, Unit]] = MappingProxyType(
     {"text": "tokens", "audio": "audio_seconds", "image": "pixel_steps", "video": "frames", "mesh": "meshes"}
 )
 MAX_ANSWERS = 128  # that a provider gives at once
+OUTSIDE_SIZE, OUTSIDE_STEPS = "1024x1024", 50  # of a provider's picture, where the request does not say
+OUTSIDE_NUMBERS = frozenset(map(str, range(1, 11)))  # of pictures
 MAX_OUTSIDE_TOKENS = 16_384  # of an answer whose length neither the caller nor we know the end of
 TEMPLATE_BYTES = 64  # of a chat template, beyond what the messages' own JSON takes
 PIECE_SECONDS = 16.0  # Bark says no more in one go: 768 tokens at 49.9 a second
@@ -39,14 +41,36 @@ def most(body: GenerationRequest, defaults: Mapping[str, Any]) -> float:
             return audio_seconds(body)
         case ImageRequest():
             width, height = parse_size(body.size or defaults.get("size", MAX_SIZE))
-            return width * height * (body.num_inference_steps or defaults.get("num_inference_steps", MAX_STEPS))
+            num_steps: int = body.num_inference_steps or defaults.get("num_inference_steps", MAX_STEPS)
+            return (body.n or 1) * width * height * num_steps
         case VideoRequest():
             return body.num_frames or defaults.get("num_frames", MAX_FRAMES)
     return 1  # one mesh
 
 
-def most_outside(body: Mapping[str, Any]) -> int:
-    """Return the most tokens that a provider's model can use, whose contract is its own: at least a byte each."""
+def most_outside(task: str, body: Mapping[str, Any]) -> float:
+    """Return the most that a provider's model can use, whose contract is its own, in the task's unit.
+
+    What a provider makes of a picture or a text nobody tells: that counts as if a model of ours had done it.
+    """
+    match task:
+        case "image":
+            return pixel_steps_outside(body)
+        case "audio":
+            text = body.get("input")
+            return pieces(text if isinstance(text, str) else "") * PIECE_SECONDS
+    return tokens_outside(body)
+
+
+def pixel_steps_outside(body: Mapping[str, Any]) -> int:
+    """Return the pixels of all pictures, times the steps that are usual."""
+    size, n = body.get("size"), str(body.get("n", 1))  # a form has texts
+    width, height = parse_size(size if isinstance(size, str) and SIZE.fullmatch(size) else OUTSIDE_SIZE)
+    return width * height * OUTSIDE_STEPS * (int(n) if n in OUTSIDE_NUMBERS else 1)
+
+
+def tokens_outside(body: Mapping[str, Any]) -> int:
+    """Return the most tokens that it can use: at least a byte each."""
     limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
     given = [min(limit, MAX_TOKENS) for limit in limits if isinstance(limit, int) and limit > 0]
     prompts, wanted = body.get("prompt"), [body.get("n"), body.get("best_of")]
@@ -72,5 +96,9 @@ def tokens(body: TextRequest | ResponseRequest, defaults: Mapping[str, Any]) -> 
 
 def audio_seconds(body: SpeechRequest) -> float:
     """Seconds of speech: those of a piece, for as many pieces as the text can be cut into."""
-    num_pieces = 1 + len(body.input) // PIECE_CHARACTERS + sum(character in PIECE_ENDS for character in body.input)
-    return num_pieces * PIECE_SECONDS
+    return pieces(body.input) * PIECE_SECONDS
+
+
+def pieces(text: str) -> int:
+    """Return how many pieces a text can be cut into."""
+    return 1 + len(text) // PIECE_CHARACTERS + sum(character in PIECE_ENDS for character in text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers, UploadFile
@@ -15,8 +16,11 @@ from services.schema import explain
 FIELDS_ALLOWANCE = 64_000  # bytes for what surrounds the file
 
 
+MAX_IN_LIST = 16  # files of one field that are taken in, so that it can be said that they are too many
+
+
 async def read_form(
-    request: Request, file_fields: Sequence[str], max_bytes: int
+    request: Request, file_fields: Sequence[str], max_bytes: int, lists: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
     """Return the files that came, by field, and the other fields.
 
@@ -24,26 +28,31 @@ async def read_form(
         request: whose body is a multipart form.
         file_fields: which fields are files, the most important first.
         max_bytes: all files together.
+        lists: other names of file fields, under which clients send a list of files: it may have one.
 
     Raises:
         PayloadTooLarge: the body is longer than `max_bytes` and a little; no more of it than that is read, and nothing
             where its length is announced.
-        InvalidRequest: no multipart body, or a file field that is no file.
+        InvalidRequest: no multipart body, a file field that is no file, or several files where one is wanted.
         ClientDisconnect: the caller left.
     """
     receive = limited(request, max_bytes + FIELDS_ALLOWANCE, file_fields[0])
     try:
         async with Request(request.scope, receive).form(
-            max_files=len(file_fields), max_part_size=FIELDS_ALLOWANCE
+            max_files=len(file_fields) + MAX_IN_LIST, max_part_size=FIELDS_ALLOWANCE
         ) as form:
+            names = {**{field: field for field in file_fields}, **lists}
             files: dict[str, bytes] = {}
-            for field in file_fields:
-                upload = form.get(field)
-                if isinstance(upload, UploadFile):
-                    files[field] = await upload.read()
-                elif upload is not None:
+            for name, upload in form.multi_items():
+                field = names.get(name)
+                if field is None:
+                    continue
+                if not isinstance(upload, UploadFile):
                     raise InvalidRequest(f"{field}: must be a file; give the part a filename", param=field)
-            return files, {name: text_of(value) for name, value in form.items() if name not in file_fields}
+                if field in files:
+                    raise InvalidRequest(f"{field}: one file is all that the models here work on", param=field)
+                files[field] = await upload.read()
+            return files, {name: text_of(value) for name, value in form.items() if name not in names}
     except HTTPException as error:
         raise InvalidRequest(f"the multipart form cannot be read: {error.detail}", param=file_fields[0]) from error
 

@@ -2,29 +2,33 @@
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import bentoml
 from opentelemetry import trace
 from PIL.Image import Image
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from services.encoders import Encoder
 from services.engine.assembly import Make, build_engine
-from services.engine.generation import Generation, Tally
+from services.engine.generation import Followed, Tally, Terms
 from services.engine.metrics import Ending
 from services.errors import DeadlineExceeded, InvalidRequest, ServiceError
-from services.logs import LogFormat, write_json
+from services.logs import LogFormat, write_logs
 from services.media import picture
+from services.provenance import Provenance
 from services.receipts import Receipts
 from services.registry import Task, load_models, models_of
 from services.responses import rendered, respond, terms_of
-from services.schema import GenerationRequest, Job, complete, envelope
+from services.schema import MAX_SEED, GenerationRequest, Job, complete, envelope
 from services.settings import Settings
 from services.templates import worded
 from services.tracing import open_provider
@@ -42,9 +46,23 @@ def show_logs(form: LogFormat) -> None:
     ours.setLevel(logging.INFO)
     ours.handlers = logging.getLogger("bentoml").handlers
     ours.propagate = False
-    if form == "json":
-        for name in ("bentoml", "uvicorn.error", "circus", None):
-            write_json(logging.getLogger(name).handlers)
+    for name in ("bentoml", "uvicorn.error", "circus", None):
+        write_logs(logging.getLogger(name).handlers, form)
+
+
+async def list_models(request: Request) -> JSONResponse:
+    """Say which models this worker serves, in the order of the registry, and which are in memory."""
+    worker: Worker = request.app.state.worker
+    models = [{"id": name, "object": "model", "state": worker.engine.state(name)} for name in worker.revisions]
+    return JSONResponse({"object": "list", "data": models})
+
+
+def routes_with(*routes: Route) -> Starlette:
+    """The routes that BentoML's own parsing would get in the way of: those that every worker has, and `routes`.
+
+    Its `state.worker` is the service.
+    """
+    return Starlette(routes=[Route("/v1/models", list_models), *routes])
 
 
 class Worker:
@@ -60,7 +78,9 @@ class Worker:
         if provider is not None:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
-        self.templates = {model.id: model.template for model in models_of(task, load_models())}
+        models = models_of(task, load_models())
+        self.templates = {model.id: model.template for model in models}
+        self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}
         self.receipts = Receipts(task, self.settings)
 
     @bentoml.on_deployment
@@ -141,23 +161,52 @@ class Worker:
             Cancelled: the caller left.
         """
 
-        async def start() -> tuple[Generation, Encoder]:
+        async def start() -> tuple[Followed, Encoder]:
             began = time.monotonic()
             tell = self.receipts.teller(request)
             try:
-                terms = terms_of(request, self.longest, tell)
+                terms = self.terms(request, body, tell)
                 self.engine.check_for_place()  # before a picture is decoded for nothing
-                defaults = self.engine.defaults(body.model)
+                seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED + 1)
+                defaults = {**self.engine.defaults(body.model), "seed": seed}
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
                 work, encoder = await prepare(job)
                 cost = await self._estimate(work, body.model, terms.deadline)
                 left = max(terms.deadline - (time.monotonic() - began), 0.001)
-                return self.engine.submit(work, body.model, body.seed, replace(terms, deadline=left), cost), encoder
+                return self.submit(work, job, replace(terms, deadline=left), cost), encoder
             except BaseException:
                 tell(Tally("", Ending.FAILED))
                 raise
 
         return await respond(request, start)
+
+    def terms(self, request: Request, body: GenerationRequest, tell: Callable[[Tally], None]) -> Terms:
+        """On what terms the caller waits.
+
+        Raises:
+            InvalidRequest: a header is not what it should be; it is named.
+        """
+        return terms_of(request, self.longest, tell)
+
+    def submit(self, work: Any, job: GenerationRequest, terms: Terms, cost: int | None) -> Followed:
+        """Hand `work` to the engine.
+
+        Args:
+            work: what the model takes.
+            job: what was asked for, with nothing left out.
+            terms: on what terms the caller waits; nobody has been told anything if this raises.
+            cost: in bytes, if it is known.
+
+        Raises:
+            ServiceError: there is no place for it.
+        """
+        return self.engine.submit(work, job.model, job.seed, terms, cost)
+
+    def provenance(self, job: GenerationRequest, parameters: Mapping[str, Any]) -> Provenance:
+        """What a file says that was made of `job`, a request with nothing left out."""
+        if job.model is None or job.seed is None:
+            raise TypeError("a job has a model and a seed")
+        return Provenance(job.model, self.revisions[job.model], job.seed, parameters)
 
     async def _estimate(self, work: Any, model: str | None, deadline: float) -> int | None:
         """Find out what a request will take, as long as its caller waits.

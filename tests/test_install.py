@@ -217,7 +217,10 @@ def test_a_disk_without_room_is_refused_before_anything_comes(project: Project) 
 
 def test_a_folder_without_the_right_torch_is_one_line(project: Project, tmp_path: Path) -> None:
     write_wheel(tmp_path / "old", "torch", "2.12.0")
-    assert "there is no torch==2.13.0" in project.refusal(ATELIER_TORCH_WHEELS=str(tmp_path / "old"))
+    (tmp_path / "limits.txt").write_text("torch<=2.14.1")
+    for limits in ("", str(tmp_path / "limits.txt")):
+        said = project.refusal(ATELIER_TORCH_WHEELS=str(tmp_path / "old"), PIP_CONSTRAINT=limits)
+        assert "there is no torch==2.13.0" in said
 
 
 def test_no_network_is_one_line(project: Project) -> None:

@@ -20,17 +20,26 @@ from services.units import Unit
 logger = logging.getLogger("atelier.gateway")
 
 SWEEP_SECONDS = 30.0  # between two looks for reservations whose deadline has passed
+KEPT_DAYS = 62  # that what was spent is kept; the usage log has it for good
 RECEIPT_SECONDS = 60.0  # that a receipt may take after the deadline
 AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a receipt says of an attempt at a request: the units of its modality that were made."""
+    """What a receipt says of an attempt at a request.
+
+    Args:
+        request_id: the request.
+        attempt: which one; it was another model's, maybe.
+        units: of the modality that were made.
+        price: of a unit; None: that of the model that was asked for.
+    """
 
     request_id: str
     attempt: int
     units: float
+    price: float | None = None
 
 
 class Budgets:
@@ -57,7 +66,9 @@ class Budgets:
             sweeping.cancel()
             await asyncio.wait({sweeping})
 
-    async def reserve(self, caller: Caller, request_id: str, unit: Unit, units: float, price: float) -> bool:
+    async def reserve(
+        self, caller: Caller, request_id: str, unit: Unit, units: float, price: float, money: float
+    ) -> bool:
         """Reserve for a request; whether there is anything to settle.
 
         Args:
@@ -65,14 +76,15 @@ class Budgets:
             request_id: what the receipt will name.
             unit: the modality's.
             units: that the request can use at most.
-            price: of a unit.
+            price: of a unit, where the receipt's model has none.
+            money: that it can cost at most.
 
         Raises:
             InsufficientQuota: a budget does not allow it.
             BudgetsUnavailable: the database does not answer.
         """
         now = datetime.now(UTC)
-        needs: dict[Counted, float] = {unit: units, "money": units * price}
+        needs: dict[Counted, float] = {unit: units, "money": money}
         budgets = {
             Hold(name_of(budget.period, now), budget.unit, scaled(budget.unit, needs[budget.unit])): budget
             for budget in caller.budgets
@@ -97,14 +109,14 @@ class Budgets:
         reserved = await ledger.reserved(self._database, {receipt.request_id for receipt in receipts})
         for receipt in receipts:
             if receipt.request_id in reserved:
-                await ledger.settle(self._database, receipt.request_id, receipt.attempt, receipt.units)
+                await ledger.settle(self._database, receipt.request_id, receipt.attempt, receipt.units, receipt.price)
 
     async def release(self, request_id: str) -> None:
         """Give back what a request reserved that came to nothing; its deadline does not, where the database is away."""
         try:
             await ledger.release(self._database, request_id)
         except AWAY as error:
-            logger.warning("request %s: nothing is given back: %s", request_id, type(error).__name__)
+            logger.warning("nothing is given back: %s", type(error).__name__)
 
     async def used(self, caller: Caller) -> list[Budget]:
         """The caller's budgets, and as their limits what is spent and reserved of them now."""
@@ -118,8 +130,12 @@ class Budgets:
         ]
 
     async def _keep_sweeping(self) -> None:
+        forgotten_on = None
         while True:
             try:
+                if forgotten_on != (today := datetime.now(UTC).date()):
+                    await ledger.forget(self._database, today - timedelta(days=KEPT_DAYS))
+                    forgotten_on = today
                 while await ledger.expire(self._database, datetime.now(UTC)) == ledger.BATCH_ROWS:
                     pass
             except AWAY as error:

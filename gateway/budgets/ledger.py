@@ -5,7 +5,7 @@ A reservation is open, until a receipt settles it, or its deadline: then all of 
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Self
 
 from sqlalchemy import ColumnElement, delete, insert, select, update
@@ -66,11 +66,13 @@ async def reserve(
                 raise Spent(hold)
 
 
-async def settle(database: AsyncEngine, request_id: str, attempt: int, units: float) -> bool:
+async def settle(
+    database: AsyncEngine, request_id: str, attempt: int, units: float, price: float | None = None
+) -> bool:
     """Count what was really made; whether that was news.
 
     The same receipt may come twice. One of a later attempt adds to what is settled. Whether it is more than was
-    reserved is not asked: it has been made.
+    reserved is not asked: it has been made. `price` is that of a unit, where it is not the reservation's.
     """
     if units < 0:
         raise ValueError("nobody makes less than nothing")
@@ -80,7 +82,7 @@ async def settle(database: AsyncEngine, request_id: str, attempt: int, units: fl
         if row is None:
             return False
         for hold in row.holds:
-            amount = units * row.price if hold.unit == "money" else units
+            amount = units * (row.price if price is None else price) if hold.unit == "money" else units
             await _move(connection, row.key_id, hold, scaled(hold.unit, amount), freed=hold.need if first else 0)
         return True
 
@@ -110,6 +112,12 @@ async def expire(database: AsyncEngine, now: datetime) -> int:
                 for hold in row.holds if row.attempt is None else ():
                     await _move(connection, row.key_id, hold, hold.need, freed=hold.need)
     return len(late)
+
+
+async def forget(database: AsyncEngine, day: date) -> None:
+    """Delete what was spent in days and months that had ended before `day`; `2026-09` sorts before all its days."""
+    async with database.begin() as connection:
+        await connection.execute(delete(Spending).where(Spending.period < day.isoformat(), Spending.reserved == 0))
 
 
 async def spending(database: AsyncEngine, key_id: str, periods: Iterable[str]) -> dict[tuple[str, Counted], int]:

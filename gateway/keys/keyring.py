@@ -4,16 +4,17 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from hmac import compare_digest
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.errors import InvalidKey, KeysUnavailable, NoSuchKey
+from gateway.errors import InvalidKey, KeyRevoked, KeysUnavailable, NoSuchKey
 from gateway.keys import store
 from gateway.keys.schema import ID, Grant, Key, KeyText
 
@@ -29,7 +30,7 @@ AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
 class Keyring:
     """Finds who asks.
 
-    A key that another gateway revokes is found out within `fresh_seconds`; one that this gateway revokes, at once.
+    What another gateway changes or revokes is found out within `fresh_seconds`; what this gateway does, at once.
 
     Args:
         database: with the keys.
@@ -53,7 +54,7 @@ class Keyring:
         self._known: OrderedDict[str, tuple[float, Key]] = OrderedDict()  # by id, with the time they go stale
         self._unknown: OrderedDict[str, tuple[float, None]] = OrderedDict()  # apart: guesses push no key out
         self._used: set[str] = set()  # since the database was last told
-        self._num_revoked = 0  # by this gateway
+        self._num_changed = 0  # or revoked, by this gateway
         self._exist = False
         self._exist_asked_at = -fresh_seconds
 
@@ -141,6 +142,24 @@ class Keyring:
         with unavailable():
             return await store.page(self._database, num_keys, after)
 
+    async def change(self, key_id: str, changes: Mapping[str, Any]) -> Key:
+        """Let a key be for something else from now on; what it has used stays used.
+
+        Args:
+            key_id: of the key.
+            changes: fields of its grant.
+
+        Raises:
+            NoSuchKey: there is none of that id.
+            KeyRevoked: it has ended for good.
+        """
+        grant = replace((await self.get(key_id)).grant, **changes)
+        with unavailable():
+            is_changed = await store.change(self._database, key_id, grant, changes.keys())
+        if not is_changed:
+            raise KeyRevoked("this key has been revoked, for good; make another")
+        return await self._afresh(key_id)
+
     async def revoke(self, key_id: str) -> Key:
         """End a key.
 
@@ -150,7 +169,10 @@ class Keyring:
         await self.get(key_id)
         with unavailable():
             await store.revoke(self._database, key_id)
-        self._num_revoked += 1
+        return await self._afresh(key_id)
+
+    async def _afresh(self, key_id: str) -> Key:
+        self._num_changed += 1
         self._known.pop(key_id, None)
         return await self.get(key_id)
 
@@ -173,10 +195,10 @@ class Keyring:
         stale_at, key = self._known.get(key_id) or self._unknown.get(key_id) or (0.0, None)
         if self._now() < stale_at:
             return key
-        num_revoked = self._num_revoked
+        num_changed = self._num_changed
         with unavailable():
             key = await store.get(self._database, key_id)
-        if num_revoked != self._num_revoked:
+        if num_changed != self._num_changed:
             return key  # it may be the one: what was read before it is not remembered
         stale_at = self._now() + self._fresh_seconds
         if key is None:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from hashlib import sha256
 from secrets import token_hex, token_urlsafe
 
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from gateway.callers import Budget, Caller, Scope
 from gateway.database.types import Line, Tables, UtcDateTime
+from gateway.usage.content import Kept
 
 ID_BYTES = 8
 SECRET_BYTES = 32
@@ -58,6 +60,7 @@ class Grant:
         requests_per_minute: generations that may be asked for in a minute; None: any number.
         concurrent_streams: generations that may be under way at once; None: any number.
         budgets: what may be used in a day or a month.
+        log_content: what the usage log keeps of what is asked and answered; None: what it keeps of everybody's.
     """
 
     owner: str
@@ -67,6 +70,7 @@ class Grant:
     requests_per_minute: int | None = None
     concurrent_streams: int | None = None
     budgets: tuple[Budget, ...] = ()
+    log_content: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Key:
     last_used_at: datetime | None = None
     revoked_at: datetime | None = None
 
-    @property
+    @cached_property
     def caller(self) -> Caller:
         """Who asks with it."""
         grant = self.grant
@@ -92,6 +96,7 @@ class Key:
             requests_per_minute=grant.requests_per_minute,
             concurrent_streams=grant.concurrent_streams,
             budgets=grant.budgets,
+            log_content=grant.log_content,
         )
 
     def is_valid(self, now: datetime) -> bool:
@@ -113,6 +118,7 @@ class Keys(Tables):
     requests_per_minute: Mapped[int | None]
     concurrent_streams: Mapped[int | None]
     budgets: Mapped[list[dict[str, str | float]]] = mapped_column(JSON)
+    log_content: Mapped[Kept | None] = mapped_column(String(8))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

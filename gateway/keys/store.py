@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import Row, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -19,18 +20,7 @@ async def add(database: AsyncEngine, text: KeyText, grant: Grant) -> Key:
         IntegrityError: there is a key of that id.
     """
     key = Key(text.id, text.digest, grant, created_at=datetime.now(UTC))
-    row = {
-        "id": key.id,
-        "digest": key.digest,
-        "owner": grant.owner,
-        "scopes": sorted(grant.scopes),
-        "models": None if grant.models is None else sorted(grant.models),
-        "expires_at": grant.expires_at,
-        "requests_per_minute": grant.requests_per_minute,
-        "concurrent_streams": grant.concurrent_streams,
-        "budgets": [vars(budget) for budget in grant.budgets],
-        "created_at": key.created_at,
-    }
+    row = {"id": key.id, "digest": key.digest, "created_at": key.created_at, **columns(grant)}
     async with database.begin() as connection:
         await connection.execute(insert(Keys).values(row))
     return key
@@ -53,6 +43,14 @@ async def page(database: AsyncEngine, num_keys: int, after: str | None) -> list[
         return [_key(row) for row in await connection.execute(newest_first)]
 
 
+async def change(database: AsyncEngine, key_id: str, grant: Grant, names: Collection[str]) -> bool:
+    """Change what a key may, in the fields that are named; whether there is such a key that has not ended."""
+    values = {name: value for name, value in columns(grant).items() if name in names}
+    is_open = (Keys.id == key_id, Keys.revoked_at.is_(None))
+    async with database.begin() as connection:
+        return bool((await connection.execute(update(Keys).where(*is_open).values(values or {"id": key_id}))).rowcount)
+
+
 async def revoke(database: AsyncEngine, key_id: str) -> None:
     """End a key; one that has ended keeps its time."""
     now = datetime.now(UTC)
@@ -73,9 +71,19 @@ async def note_use(database: AsyncEngine, key_ids: Collection[str]) -> None:
         await connection.execute(update(Keys).where(Keys.id.in_(key_ids)).values(last_used_at=datetime.now(UTC)))
 
 
+def columns(grant: Grant) -> dict[str, Any]:
+    """Write a grant as the table has it; the columns are its fields."""
+    return {
+        **vars(grant),
+        "scopes": sorted(grant.scopes),
+        "models": None if grant.models is None else sorted(grant.models),
+        "budgets": [vars(budget) for budget in grant.budgets],
+    }
+
+
 def _key(row: Row[Columns]) -> Key:
     models = None if row.models is None else frozenset(row.models)
     limits = row.requests_per_minute, row.concurrent_streams
     budgets = tuple(Budget(**budget) for budget in row.budgets)
-    grant = Grant(row.owner, frozenset(row.scopes), models, row.expires_at, *limits, budgets)
+    grant = Grant(row.owner, frozenset(row.scopes), models, row.expires_at, *limits, budgets, row.log_content)
     return Key(row.id, row.digest, grant, row.created_at, row.last_used_at, row.revoked_at)

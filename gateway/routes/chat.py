@@ -1,34 +1,27 @@
 """OpenAI's routes for text: the model decides who is asked, and the body is passed on as it came."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from gateway.admission import allowed, begin, pass_ours, pass_outside
+from gateway.admission import allowed, begin, pass_chain, pass_ours
 from gateway.bodies import checked, read_object
-from gateway.catalog import Ours
+from gateway.catalog import Ours, Target
+from gateway.direct import DirectRoute, body_of
 from gateway.errors import PayloadTooLarge
-from gateway.state import wired
+from gateway.state import State, wired
 from services.registry import Task
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
-
-class DirectRoute(APIRoute):
-    """Hands the request to the function as it is: dependencies and FastAPI's own reading of bodies take their time."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the function itself."""
-        return self.endpoint
-
-
 router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
 MAX_BYTES = 10_000_000  # as the worker; reading more would hold up all the others
+CONTRACTS = (ChatRequest, CompletionRequest, ResponseRequest)
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON; with `stream` events that end with `[DONE]`; bare text under `Accept: text/plain`.",
@@ -37,18 +30,25 @@ FORMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def takes(contract: type[BaseModel]) -> dict[str, Any]:
-    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema."""
-    schema = {"$ref": f"#/components/schemas/{contract.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def takes(contract: type[BaseModel], media_type: str = "application/json", *files: str) -> dict[str, Any]:
+    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema.
+
+    Args:
+        contract: of the body, or of what a form has besides its files.
+        media_type: of the body.
+        files: the names of a form's files.
+    """
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{contract.__name__}"}
+    if files:
+        properties = {name: {"type": "string", "format": "binary"} for name in sorted(files)}
+        schema = {"allOf": [schema, {"type": "object", "properties": properties}]}
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
-def schemas() -> dict[str, Any]:
+def schemas(*contracts: type[BaseModel]) -> dict[str, Any]:
     """The contracts, for the OpenAPI document."""
-    contracts: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (contract, "validation") for contract in (ChatRequest, CompletionRequest, ResponseRequest)
-    ]
-    _, schema = models_json_schema(contracts, ref_template="#/components/schemas/{model}")
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(contract, "validation") for contract in contracts]
+    _, schema = models_json_schema(modes, ref_template="#/components/schemas/{model}")
     definitions: dict[str, Any] = schema["$defs"]
     return definitions
 
@@ -75,16 +75,51 @@ async def pass_on(request: Request, task: Task, contract: type[GenerationRequest
     """Ask whoever serves the model; only our own workers' contract is ours to check."""
     state = wired(request)
     await begin(request, state, task)
-    content = await request.body()
-    if len(content) > MAX_BYTES:
-        raise PayloadTooLarge(f"a body of text may have {MAX_BYTES} bytes")
+    content = await body_of(request, MAX_BYTES)
     body = read_object(content, request.headers.get("content-type", ""))
     model = body.get("model")
-    targets = state.catalog.serving(task, model if isinstance(model, str) and model else None)
-    if isinstance(targets[0], Ours):
-        await pass_ours(request, state, task, checked(body, contract))
-    else:
-        await pass_outside(request, state, task, targets[0].id, body)
-        targets = allowed(request.scope["caller"], targets)
+    found = state.catalog.serving(task, model if isinstance(model, str) and model else None)
+    targets = await admitted(request, state, task, found, body, contract)
     accept = request.headers.get("accept", "application/json")
     return await state.relay.send(request, targets, request.scope["path"], accept=accept, content=content)
+
+
+async def admitted(
+    request: Request,
+    state: State,
+    task: Task,
+    found: Sequence[Target],
+    body: Mapping[str, Any],
+    contract: type[GenerationRequest],
+) -> Sequence[Target]:
+    """Let the body pass, and return who of `found` may be asked.
+
+    Raises:
+        GatewayError: as `admit`.
+        RequestValidationError: ours is the model that was asked for, and the body is not in its contract.
+    """
+    targets, ours = fitting(allowed(request.scope["caller"], found), body, contract)
+    if ours is not None and all(isinstance(target, Ours) for target in targets):
+        await pass_ours(request, state, task, ours)
+    else:
+        await pass_chain(request, state, task, targets, body, ours)
+    return targets
+
+
+def fitting(
+    targets: Sequence[Target], body: Mapping[str, Any], contract: type[GenerationRequest]
+) -> tuple[Sequence[Target], GenerationRequest | None]:
+    """Leave out our own models among the fallbacks of a body that is not in our contract; the body in it, where it is.
+
+    Raises:
+        RequestValidationError: it is not, and ours is the model that was asked for.
+    """
+    first, *others = targets
+    if isinstance(first, Ours):
+        return targets, checked(body, contract)
+    if not any(isinstance(other, Ours) for other in others):
+        return targets, None
+    try:
+        return targets, checked(body, contract)
+    except (RequestValidationError, PayloadTooLarge):
+        return [target for target in targets if not isinstance(target, Ours)], None

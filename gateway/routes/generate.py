@@ -122,7 +122,7 @@ async def text(query: Annotated[TextQuery, Query()], request: Request, state: St
 @router.get("/audio", responses=media("audio/wav", "Speech, each sentence as it is said."), response_class=Response)
 async def audio(query: Annotated[AudioQuery, Query()], request: Request, state: StateOf) -> Response:
     """Say a text."""
-    body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed)
+    body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed, response_format="wav")
     await admit(request, state, "audio", body)
     worker = state.catalog.worker("audio")
     path = "/v1/audio/speech"

@@ -4,12 +4,9 @@ import hmac
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from gateway.budgets.budgets import Made
 from gateway.errors import NotAWorker
 from gateway.state import StateOf
-from gateway.usage.log import UsageLog
 from services.schema import TOKEN_HEADER, ReceiptBatch
-from services.units import UNITS
 
 
 async def check_is_worker(request: Request, state: StateOf) -> None:
@@ -23,10 +20,7 @@ router = APIRouter(prefix="/internal", include_in_schema=False, dependencies=[De
 
 
 @router.post("/receipts", status_code=204)
-async def take_receipts(batch: ReceiptBatch, request: Request, state: StateOf) -> Response:
+async def take_receipts(batch: ReceiptBatch, state: StateOf) -> Response:
     """Write down what was made and settle for it; who gets no 204 sends the same again."""
-    usage: UsageLog = request.app.state.usage
-    await usage.take(batch.receipts)
-    made = (Made(each.request_id, each.attempt, each.units.get(UNITS[each.modality], 0)) for each in batch.receipts)
-    await state.budgets.settle(*made)
+    await state.receipts.take(batch.receipts)
     return Response(status_code=204)

@@ -13,6 +13,7 @@ from gateway.callers import Budget, Counted, Period, Scope
 from gateway.keys.schema import ID, Grant, Key
 from gateway.routes.usage import Instant
 from gateway.state import StateOf
+from gateway.usage.content import Kept
 from services.registry import Task
 from services.schema import Body, ModelId, check_is_text
 
@@ -31,34 +32,68 @@ def check_is_to_come(instant: datetime) -> datetime:
     return instant
 
 
+Owner = Annotated[
+    str, StringConstraints(min_length=1, max_length=200), AfterValidator(check_is_text), Field(description="whose")
+]
+Scopes = Annotated[
+    frozenset[Scope], Field(min_length=1, description="modalities, and `admin`; all modalities where not given")
+]
+Models = Annotated[
+    frozenset[ModelId] | None, Field(min_length=1, max_length=100, description="ids; all where not given")
+]
+End = Annotated[Instant, AfterValidator(check_is_to_come)]
+PerMinute = Annotated[Limit | None, Field(description="generations begun")]
+AtOnce = Annotated[Limit | None, Field(description="generations under way at once")]
+PerPeriod = Annotated[
+    Mapping[Period, Mapping[Counted, Annotated[float, Field(gt=0, le=MAX_LIMIT)]]],
+    Field(description="by period (UTC) and unit, `money` in that of the prices", examples=[{"day": {"tokens": 1e6}}]),
+]
+Logged = Annotated[
+    Kept | None, Field(description="what the usage log keeps of prompts and answers; what it keeps of all where null")
+]
+
+
 class NewKey(Body):
     """What a key may."""
 
-    owner: Annotated[
-        str, StringConstraints(min_length=1, max_length=200), AfterValidator(check_is_text), Field(description="whose")
-    ]
-    scopes: Annotated[
-        frozenset[Scope], Field(min_length=1, description="modalities, and `admin`; all modalities where not given")
-    ] = frozenset(TASKS)
-    models: Annotated[
-        frozenset[ModelId] | None, Field(min_length=1, max_length=100, description="ids; all where not given")
-    ] = None
-    expires_at: Annotated[Instant, AfterValidator(check_is_to_come)] | None = None
-    requests_per_minute: Annotated[Limit | None, Field(description="generations begun")] = None
-    concurrent_streams: Annotated[Limit | None, Field(description="generations under way at once")] = None
-    budgets: Annotated[
-        Mapping[Period, Mapping[Counted, Annotated[float, Field(gt=0, le=MAX_LIMIT)]]],
-        Field(
-            description="by period (UTC) and unit, `money` in that of the prices", examples=[{"day": {"tokens": 1e6}}]
-        ),
-    ] = {}
+    owner: Owner
+    scopes: Scopes = frozenset(TASKS)
+    models: Models = None
+    expires_at: End | None = None
+    requests_per_minute: PerMinute = None
+    concurrent_streams: AtOnce = None
+    budgets: PerPeriod = Field(default_factory=dict)
+    log_content: Logged = None
 
     @property
     def grant(self) -> Grant:
         """As the keyring has it."""
-        limits = self.requests_per_minute, self.concurrent_streams
-        budgets = (Budget(period, *each) for period, budgets in self.budgets.items() for each in budgets.items())
-        return Grant(self.owner, self.scopes, self.models, self.expires_at, *limits, tuple(budgets))
+        fields = dict(self)
+        return Grant(**{**fields, "budgets": listed(self.budgets)})
+
+
+class KeyChange(Body):
+    """What a key may from now on; what is not named stays, and null takes a limit away."""
+
+    owner: Owner = ""
+    scopes: Scopes = frozenset(TASKS)
+    models: Models = None
+    expires_at: End | None = None
+    requests_per_minute: PerMinute = None
+    concurrent_streams: AtOnce = None
+    budgets: PerPeriod = Field(default_factory=dict)
+    log_content: Logged = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """As the keyring has them."""
+        given = {name: value for name, value in self if name in self.model_fields_set}
+        return {**given, "budgets": listed(self.budgets)} if "budgets" in given else given
+
+
+def listed(budgets: Mapping[Period, Mapping[Counted, float]]) -> tuple[Budget, ...]:
+    """Write budgets as a grant has them."""
+    return tuple(Budget(period, *each) for period, units in budgets.items() for each in units.items())
 
 
 class KeyView(BaseModel):
@@ -77,6 +112,7 @@ class KeyView(BaseModel):
     requests_per_minute: int | None
     concurrent_streams: int | None
     budgets: dict[Period, dict[Counted, float]]
+    log_content: Kept | None
     last_used_at: datetime | None
     """To the minute."""
     revoked_at: datetime | None
@@ -95,6 +131,7 @@ class KeyView(BaseModel):
             requests_per_minute=grant.requests_per_minute,
             concurrent_streams=grant.concurrent_streams,
             budgets=by_period(grant.budgets),
+            log_content=grant.log_content,
             last_used_at=shown.last_used_at,
             revoked_at=shown.revoked_at,
             **more,
@@ -168,6 +205,13 @@ async def list_keys(query: Annotated[KeyQuery, Query()], state: StateOf) -> KeyP
 async def get_key(key_id: str, state: StateOf) -> KeyDetail:
     """Show one key, and how far its budgets are used."""
     key = await state.keyring.get(key_id)
+    return KeyDetail.of(key, used=by_period(await state.budgets.used(key.caller)))
+
+
+@router.patch("/{key_id}")
+async def change_key(key_id: str, body: KeyChange, state: StateOf) -> KeyDetail:
+    """Change what a key may: here at once, on other gateways within `ATELIER_KEY_CACHE_SECONDS`."""
+    key = await state.keyring.change(key_id, body.changes)
     return KeyDetail.of(key, used=by_period(await state.budgets.used(key.caller)))
 
 

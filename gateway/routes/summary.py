@@ -16,7 +16,8 @@ from services.registry import Task
 from services.schema import UNITS
 
 DEFAULT_DAYS = 30
-DAY = timedelta(days=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+DEFAULT_HOURS, MAX_HOURS = 24, 168  # which are counted row by row
 
 router = APIRouter(tags=["usage"])
 
@@ -43,11 +44,11 @@ class SummaryQuery(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     since: Day | None = None
-    """The first day, in UTC; 30 days ago where not given."""
+    """The first day, in UTC; 30 days ago where not given. Of hours the first one; the last 24 where not given."""
     until: Day | None = None
     """The last day, in UTC: itself counted, unless midnight is given. Today where not given."""
     bucket_width: Width = "1d"
-    """Of time: days, months of the calendar, or all in one."""
+    """Of time: hours, days, months of the calendar, or all in one. Hours go back as far as the rows of the log."""
     group_by: Annotated[list[Group], BeforeValidator(split_commas)] = []
     """What is told apart; several with commas."""
     caller: Ids = []
@@ -57,22 +58,42 @@ class SummaryQuery(BaseModel):
     modality: Annotated[list[Task], BeforeValidator(split_commas)] = []
     """Only requests of these modalities."""
     limit: int = Field(default=31, ge=1, le=366)
-    """Buckets at most, the oldest first."""
+    """Buckets at most, the oldest first; hours: 168 at most."""
     format: Literal["json", "csv"] | None = None
     """Goes before the `Accept` header."""
 
     def question(self, visible: str | None) -> Question:
         """What is asked for, as far as a caller may see it; None: all."""
         until = self.until or datetime.now(UTC)
-        last_day = (until - timedelta(microseconds=1)).date() if self.until else until.date()
+        last = until - timedelta(microseconds=1) if self.until else until
+        ends = self.last_hour(last) if self.bucket_width == "1h" else self.last_day(last.date())
         return Question(
-            since=self.since.date() if self.since else last_day - (DEFAULT_DAYS - 1) * DAY,
-            until=last_day + DAY,
+            since=ends[0],
+            until=ends[1],
             groups=tuple(dict.fromkeys(self.group_by)),
             callers=only(self.caller, visible),
             models=self.model or None,
             modalities=self.modality or None,
         )
+
+    def last_day(self, last: date) -> tuple[date, date]:
+        """The first day, and the one after the last."""
+        return self.since.date() if self.since else last - (DEFAULT_DAYS - 1) * DAY, last + DAY
+
+    def last_hour(self, last: datetime) -> tuple[datetime, datetime]:
+        """The first hour, and the one after the last."""
+        end = hour_of(last) + HOUR
+        return hour_of(self.since) if self.since else end - DEFAULT_HOURS * HOUR, end
+
+    @property
+    def num_buckets(self) -> int:
+        """How many are made at most."""
+        return min(self.limit, MAX_HOURS) if self.bucket_width == "1h" else self.limit
+
+
+def hour_of(instant: datetime) -> datetime:
+    """When the hour of an instant began."""
+    return instant.replace(minute=0, second=0, microsecond=0)
 
 
 def only(asked: Sequence[str], visible: str | None) -> Sequence[str] | None:
@@ -102,7 +123,7 @@ async def summarize_usage(request: Request, query: Annotated[SummaryQuery, Query
     """Add up who used what: requests, failures, units, bytes and seconds, in buckets of time."""
     usage: UsageLog = request.app.state.usage
     question = query.question(visible_caller(request.scope["caller"]))
-    buckets = await usage.summarize(question, query.bucket_width, query.limit)
+    buckets = await usage.summarize(question, query.bucket_width, query.num_buckets)
     if wants_csv(query.format, request):
         headers = {"content-disposition": 'attachment; filename="usage-summary.csv"'}
         return Response(as_csv(question.groups, buckets), media_type="text/csv", headers=headers)

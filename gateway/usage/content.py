@@ -48,24 +48,25 @@ class Content:
     """What of one exchange is kept, while it passes."""
 
     def __init__(self, policy: ContentPolicy) -> None:
-        """Keep as much as the policy wants."""
+        """Keep as much as the policy wants, or as `kept` is set to before anything has passed."""
         self._policy = policy
+        self.kept: Kept = policy.kept
         self._max_bytes = (policy.max_chars + BEYOND) * BYTES_A_CHARACTER
         self._asked, self._answered = bytearray(), bytearray()
 
     def ask(self, body: bytes) -> None:
         """Take a piece of the request."""
-        if self._policy.kept != "none":
+        if self.kept != "none":
             self._asked += body[: self._max_bytes - len(self._asked)]
 
     def answer(self, body: bytes) -> None:
         """Take a piece of the answer."""
-        if self._policy.kept == "all":
+        if self.kept == "all":
             self._answered += body[: self._max_bytes - len(self._answered)]
 
     def prompt(self, query: bytes) -> str | None:
         """What was asked: the prompt of the query, or the JSON of the body."""
-        if self._policy.kept == "none":
+        if self.kept == "none":
             return None
         prompts = [value for name, value in parse_qsl(query.decode("latin-1")) if name == "prompt"]
         is_json = self._asked.lstrip()[:1] == b"{"
@@ -73,7 +74,7 @@ class Content:
 
     def output(self) -> str | None:
         """What was answered, as text; events are put together first, or a secret may lie across two of them."""
-        if self._policy.kept != "all":
+        if self.kept != "all":
             return None
         is_stream = self._answered.startswith((b"data: ", b"event:"))
         return self._policy.clean(told(self._answered) if is_stream else readable(self._answered))

@@ -8,6 +8,7 @@ from prometheus_client import Counter
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from gateway.database.types import Tables
 from gateway.usage.queries import Window, page, pages
 from gateway.usage.receipts import take
 from gateway.usage.rollup import count_records
@@ -16,11 +17,13 @@ from gateway.usage.summary import Bucket, Question, Width, summarize
 from gateway.usage.writer import Writer
 from services.schema import Receipt
 
+INSERTION = insert(Tables.metadata.tables[Usage.__tablename__])  # a mapped class would be looked at each time
+
 
 class UsageLog:
     """A table and the writer in front of it."""
 
-    def __init__(self, database: AsyncEngine, writer: Writer) -> None:
+    def __init__(self, database: AsyncEngine, writer: Writer[Record]) -> None:
         self._database = database
         self._writer = writer
 
@@ -76,5 +79,5 @@ class UsageLog:
 async def append(database: AsyncEngine, records: Sequence[Record]) -> None:
     """Write records in one transaction: all of them, or an error and none."""
     async with database.begin() as connection:
-        await connection.execute(insert(Usage), [vars(record) for record in records])
+        await connection.execute(INSERTION, [vars(record) for record in records])
         await count_records(connection, records)

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Executable, case, delete, exists, func, select, text, update
+from sqlalchemy import Executable, bindparam, case, delete, exists, func, select, text, update
 from sqlalchemy import Row as Selected
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -50,13 +50,7 @@ async def join(connection: AsyncConnection, request_ids: Collection[str]) -> Non
 
 async def join_into(numbers: Numbers, connection: AsyncConnection, request_ids: Collection[str]) -> None:
     """Join, and say what changes; receipts that somebody else joins just now are left to them."""
-    waiting = ReceiptRow.usage_id.is_(None), ReceiptRow.request_id.in_(request_ids)
-    has_row = exists().where(Usage.request_id == ReceiptRow.request_id)
-    its_row = select(func.max(Usage.id)).where(Usage.request_id == ReceiptRow.request_id).scalar_subquery()
-    own = select(ReceiptRow.id).where(*waiting, has_row).with_for_update(skip_locked=True)
-    joining = update(ReceiptRow).where(ReceiptRow.id.in_(own)).values(usage_id=its_row)
-    returned = joining.returning(ReceiptRow.usage_id, ReceiptRow.model, ReceiptRow.modality, *SAID)
-    joined = (await connection.execute(returned)).all()
+    joined = (await connection.execute(joining(), {"request_ids": list(request_ids)})).all()
     if not joined:
         return
     ids = {receipt.usage_id for receipt in joined}
@@ -145,8 +139,19 @@ async def add(connection: AsyncConnection, numbers: Numbers) -> None:
 
 
 @cache
+def joining() -> Executable:
+    """Return the statement that joins the receipts of `request_ids`; to make it takes longer than to run it."""
+    among = ReceiptRow.request_id.in_(bindparam("request_ids", expanding=True))
+    has_row = exists().where(Usage.request_id == ReceiptRow.request_id)
+    its_row = select(func.max(Usage.id)).where(Usage.request_id == ReceiptRow.request_id).scalar_subquery()
+    own = select(ReceiptRow.id).where(ReceiptRow.usage_id.is_(None), among, has_row).with_for_update(skip_locked=True)
+    statement = update(ReceiptRow).where(ReceiptRow.id.in_(own)).values(usage_id=its_row)
+    return statement.returning(ReceiptRow.usage_id, ReceiptRow.model, ReceiptRow.modality, *SAID)
+
+
+@cache
 def adding(dialect: str) -> Executable:
-    """Return the statement that adds to the roll-up; to make it takes longer than to run it."""
+    """Return the statement that adds to the roll-up; likewise."""
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = insert(UsageDay)
     sums = {name: getattr(UsageDay, name) + statement.excluded[name] for name in (*SEEN, *MADE)}

@@ -1,22 +1,22 @@
-"""Adds the daily roll-up up: by time, caller, model and modality; knows no HTTP and reads no rows of the log."""
+"""Adds the daily roll-up up, and for hours the rows: by time, caller, model and modality; knows no HTTP."""
 
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.usage.schema import Units, UsageDay, units_of
+from gateway.usage.schema import ReceiptRow, Units, Usage, UsageDay, units_of
 from services.schema import UNITS
 
 Group = Literal["caller", "owner", "model", "modality"]
-Width = Literal["1d", "1mo", "all"]
+Width = Literal["1h", "1d", "1mo", "all"]
 WHOLE = ("requests", "failures", "bytes_out")
 SECONDS = ("response_seconds", "queue_seconds", "run_seconds")
 NUMBERS = (*WHOLE, *SECONDS, *UNITS)
@@ -27,8 +27,8 @@ class Question:
     """What is to be added up.
 
     Args:
-        since: the first day, in UTC.
-        until: the day after the last one.
+        since: the first day, in UTC; for hours the first of them, an instant.
+        until: the day after the last one, or the hour.
         groups: what is told apart.
         callers: whose requests; None: everybody's. So with models and modalities.
     """
@@ -62,8 +62,8 @@ class Total:
 class Bucket:
     """A stretch of time."""
 
-    start: Annotated[date, Field(description="Its first day, in UTC.")]
-    end: Annotated[date, Field(description="The day after its last one.")]
+    start: Annotated[date | datetime, Field(description="Its first day, in UTC; of hours, when it begins.")]
+    end: Annotated[date | datetime, Field(description="The day after its last one; of hours, when it ends.")]
     results: list[Total]
 
 
@@ -76,7 +76,12 @@ async def summarize(engine: AsyncEngine, question: Question, width: Width, num_b
     starts = [start for start, _ in spans]
     found: list[defaultdict[tuple[str, ...], Counter[str]]] = [defaultdict(Counter) for _ in spans]
     async with engine.connect() as connection:
-        for since, until in whole if width == "1d" else spans:
+        for place, span in enumerate(spans if width == "1h" else ()):
+            for asked in in_rows(question, *span):
+                for row in (await connection.execute(asked)).mappings():
+                    group = tuple(row[name] for name in question.groups)
+                    found[place][group].update({name: row[name] for name in NUMBERS if name in row})
+        for since, until in () if width == "1h" else whole if width == "1d" else spans:
             asked = added_up(replace(question, since=since, until=until), by_day=width == "1d")
             for row in (await connection.execute(asked)).mappings():
                 group = tuple(row[name] for name in question.groups)
@@ -89,10 +94,11 @@ async def summarize(engine: AsyncEngine, question: Question, width: Width, num_b
 
 
 def cut(since: date, until: date, width: Width) -> Iterator[tuple[date, date]]:
-    """Cut a time into days or months of the calendar, or leave it whole."""
+    """Cut a time into hours, or days or months of the calendar, or leave it whole."""
     while since < until:
         next_month = (since.replace(day=1) + timedelta(days=32)).replace(day=1)
-        end = {"1d": since + timedelta(days=1), "1mo": next_month, "all": until}[width]
+        hour, day = timedelta(hours=1), timedelta(days=1)  # a date and an hour are the same date
+        end = {"1h": since + hour, "1d": since + day, "1mo": next_month, "all": until}[width]
         yield since, min(end, until)
         since = end
 
@@ -104,6 +110,30 @@ def added_up(question: Question, *, by_day: bool) -> Select[*tuple[Any, ...]]:
     sums = [func.sum(getattr(UsageDay, name)).label(name) for name in NUMBERS]
     selected = select(func.min(UsageDay.day).label("first_day"), *keys, *sums).where(*conditions(question))
     return selected.group_by(*days, *keys).having(func.count() > 0)
+
+
+def in_rows(question: Question, since: date, until: date) -> Iterator[Select[*tuple[Any, ...]]]:
+    """Let the database add up what the rows of an hour say, and what their receipts do."""
+    wanted = {
+        Usage.caller: question.callers,
+        Usage.model: question.models,
+        Usage.modality: question.modalities,
+    }
+    of_some = [column.in_(values) for column, values in wanted.items() if values is not None]
+    keys = [getattr(Usage, group) for group in question.groups]
+    seen = {
+        "requests": func.count(),
+        "failures": func.sum(case((Usage.successful, 0), else_=1)),
+        "bytes_out": func.sum(Usage.bytes_out),
+        "response_seconds": func.sum(Usage.response_seconds),
+    }
+    said = {name: func.sum(getattr(ReceiptRow, name)) for name in NUMBERS if name not in seen}
+    for sums, table in ((seen, Usage), (said, ReceiptRow)):
+        statement = select(*keys, *(number.label(name) for name, number in sums.items())).select_from(Usage)
+        if table is ReceiptRow:
+            statement = statement.join(ReceiptRow, ReceiptRow.usage_id == Usage.id)
+        within = Usage.started_at >= since, Usage.started_at < until
+        yield statement.where(*within, *of_some).group_by(*keys).having(func.count() > 0)
 
 
 def conditions(question: Question) -> list[ColumnElement[bool]]:

@@ -7,17 +7,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 from prometheus_client import Counter
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
-from gateway.usage.schema import Record
-
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 
-class Writer:
+
+class Writer(Generic[Item]):
     """A bounded queue and the one task that empties it; lives in one event loop.
 
     A record stays in the queue until its transaction is through, so the bound covers what is being written too.
@@ -35,7 +35,7 @@ class Writer:
 
     def __init__(
         self,
-        write: Callable[[Sequence[Record]], Awaitable[None]],
+        write: Callable[[Sequence[Item]], Awaitable[None]],
         *,
         capacity: int = 20_000,
         batch_rows: int = 200,
@@ -52,7 +52,7 @@ class Writer:
         self._retry_seconds = retry_seconds
         self._close_seconds = close_seconds
         self._dropped_counter = dropped
-        self._queue: deque[Record] = deque()
+        self._queue: deque[Item] = deque()
         self._num_taken = 0  # records that ever entered the queue
         self._num_settled = 0  # and that left it
         self._settled = asyncio.Condition()
@@ -69,7 +69,7 @@ class Writer:
     ) -> None:
         await self.aclose()
 
-    def put(self, record: Record) -> None:
+    def put(self, record: Item) -> None:
         """Queue a record, or drop it where the queue is full or closed; never waits, never raises."""
         if self._is_closed or len(self._queue) >= self._capacity:
             self._drop(1)
@@ -119,7 +119,7 @@ class Writer:
             self._num_settled += num_records
             self._settled.notify_all()
 
-    async def _write_or_refuse(self, batch: Sequence[Record]) -> None:
+    async def _write_or_refuse(self, batch: Sequence[Item]) -> None:
         """Write a batch, however long the database is away; drop it only if it is the batch that cannot be written."""
         pause, longest = self._retry_seconds
         while True:

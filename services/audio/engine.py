@@ -87,6 +87,7 @@ class AudioStepper:
         self._coarse = BarkCoarseGenerationConfig(**stages.coarse_acoustics_config)
         self._fine = BarkFineGenerationConfig(**stages.fine_acoustics_config)
         self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
+        self.voices: Sequence[str] = tuple(self._processor.available_voice_presets)
 
     def cost(self, request: SpeechRequest) -> int:
         """Estimate next to nothing: between two stages a request is its tokens, and one stage runs at a time."""
@@ -178,9 +179,8 @@ class AudioStepper:
         # An unknown name would be opened as a file by the library.
         if voice is None:
             return None
-        presets = self._processor.available_voice_presets
-        if voice not in presets:
-            raise InvalidRequest(f"there is no voice '{voice}'; choose one of: {', '.join(presets)}", param="voice")
+        if voice not in self.voices:
+            raise InvalidRequest(f"there is no voice '{voice}'; choose one of: {', '.join(self.voices)}", param="voice")
         return dict(self._processor("a", voice_preset=voice)["history_prompt"].to(self._network.device))
 
     def _spoken(self, state: Speech) -> torch.Tensor:

@@ -3,19 +3,23 @@
 from typing import Any, cast
 
 import bentoml
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from services.admission import GatewayOnly
-from services.audio.schema import SpeechRequest
-from services.encoders import Encoder, WavEncoder
+from services.audio.answers import MEDIA_TYPES, SpeechEncoder, SpeechEvents
+from services.audio.schema import Format, SpeechRequest, chosen
+from services.encoders import Encoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.finals import SoundFiles
 from services.registry import WORKERS, Model
 from services.requests import Correlation
-from services.responses import negotiated
+from services.responses import negotiated, rendered, wants, wants_final
 from services.settings import Settings
 from services.uploads import JsonBodies
-from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
 
 TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
@@ -28,6 +32,33 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     return AudioStepper(model, settings)
 
 
+async def list_voices(request: Request) -> Response:
+    """Name the voices of a model: the one in the query, or else the default."""
+    return await rendered(voices_of(request.query_params.get("model"), request.app.state.worker))
+
+
+async def voices_of(model: str | None, worker: Worker) -> Response:
+    """Answer in the shape of OpenAI's lists; `voices` has the bare names, as other servers do.
+
+    Raises:
+        ServiceError: there is no such model, or it is not in memory.
+    """
+    names = worker.engine.stepper(model).voices
+    named = model or next(iter(worker.revisions))
+    listed = [{"id": name, "object": "audio.voice", "name": name, "model": named} for name in names]
+    return JSONResponse({"object": "list", "data": listed, "voices": list(names)})
+
+
+def format_of(job: SpeechRequest, request: Request) -> Format:
+    """Choose the file's format: as the body says, else as `Accept` does, else as OpenAI does."""
+    if job.response_format is not None:
+        return job.response_format
+    return next((form for form, media_type in MEDIA_TYPES.items() if wants(request, media_type)), "mp3")
+
+
+routes = routes_with(Route("/v1/audio/voices", list_voices))
+
+
 @bentoml.service(
     name="audio",
     workers=1,
@@ -36,6 +67,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     http={"port": WORKERS["audio"].port},
     tracing={"excluded_urls": UNTRACED},
 )
+@bentoml.asgi_app(routes)
 class AudioService(Worker):
     """Speech from text."""
 
@@ -44,13 +76,18 @@ class AudioService(Worker):
     def __init__(self) -> None:
         """Wire the engine."""
         super().__init__("audio", make_stepper)
+        routes.state.worker = self
 
     @bentoml.api(route="/v1/audio/speech")
     async def speak(self, body: SpeechRequest, /, ctx: bentoml.Context) -> Any:
-        """Say a text: WAV, each sentence as soon as it is said."""
+        """Say a text: a file that is heard as it is said, or events with its pieces (`stream_format` sse)."""
 
         async def prepare(job: SpeechRequest) -> tuple[SpeechRequest, Encoder]:
-            return job, negotiated(ctx.request, WavEncoder(), files=SoundFiles)
+            speed = 1.0 if job.speed is None else job.speed
+            file = SpeechEncoder(format_of(job, ctx.request), speed, self.provenance(job, chosen(job)))
+            if job.stream_format == "sse" and not wants_final(ctx.request):
+                return job, SpeechEvents(file)
+            return job, negotiated(ctx.request, file, files=lambda: SoundFiles(file))
 
         return await self.answer_api(ctx, body, SpeechRequest, prepare)
 

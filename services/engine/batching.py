@@ -18,6 +18,7 @@ class BatchSizer:
         self._fastest: dict[int, float] = {}
         self._fit: tuple[float, float] | None = None
         self._num_forwards = 0
+        self._curious: int | None = None  # the size beyond the limit that is tried again, while it is
 
     @property
     def most(self) -> int:
@@ -33,6 +34,8 @@ class BatchSizer:
         if self._fastest.get(size) != fastest:
             self._fastest[size] = fastest
             self._fit = None  # is made when it is asked for
+        if size == self._curious:
+            self._believe(size)
 
     def halve(self, size: int) -> None:
         """Remember that memory did not suffice for `size`."""
@@ -42,7 +45,8 @@ class BatchSizer:
         """How many requests the next forward may have.
 
         It grows by doubling until forwards of that size are measured. The seconds are taken as `a + b * size` (least
-        squares), and the batch grows while another request makes everyone's share cheaper.
+        squares), and the batch grows while another request makes everyone's share cheaper. Now and then one more than
+        that is tried again, as the machine may have been busy.
 
         Args:
             longest: seconds that a forward of more than one may take.
@@ -53,16 +57,28 @@ class BatchSizer:
         allowed = min(self._most, 2 * tried)
         if len(self._samples) == 1:
             return allowed
+        self._curious = None
         fixed, each = self._fit = self._fit or self._fitted()
         for size in range(1, allowed):
             seconds = fixed + each * (size + 1)
             gain = 1 - seconds / (size + 1) / (fixed / size + each)
-            if seconds > longest:
+            if seconds <= longest and gain >= WORTH:
+                continue
+            is_tried = seconds > longest or len(self._samples.get(size + 1, ())) >= NUM_TRIALS
+            if is_tried and self._num_forwards % CURIOSITY:
                 return size
-            if gain < WORTH:
-                is_tried = len(self._samples.get(size + 1, ())) >= NUM_TRIALS
-                return size if is_tried and self._num_forwards % CURIOSITY else size + 1
+            self._curious = size + 1
+            return size + 1
         return allowed
+
+    def _believe(self, size: int) -> None:
+        """Forget what larger sizes took, if `size` has paid against the fit: they were measured at another time."""
+        one_less = self._fastest.get(size - 1)
+        if one_less is None or self._fastest[size] / size > (1 - WORTH) * one_less / (size - 1):
+            return
+        for larger in [other for other in self._samples if other > size]:
+            del self._samples[larger], self._fastest[larger]
+            self._fit = None
 
     def _fitted(self) -> tuple[float, float]:
         """Seconds of a forward as (what it takes whatever its size, what each request adds); neither is negative."""

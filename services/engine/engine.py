@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from services.engine import memory
 from services.engine.batching import BatchSizer
@@ -36,6 +36,7 @@ from services.errors import (
 )
 from services.schema import MAX_SEED
 
+ModelState = Literal["loaded", "loading", "not_loaded", "failed"]
 MAX_KINDS = 256  # of forwards whose seconds are remembered
 RETRY_SECONDS = 5  # where nothing better is known
 
@@ -197,6 +198,33 @@ class Engine:
         """
         return self._find(model)[1].defaults
 
+    def state(self, model: str) -> ModelState:
+        """Whether a model is in memory, on its way there, or why not; of any thread.
+
+        Raises:
+            UnknownModel: no such model here.
+        """
+        slot = self._find(model)[1]
+        if slot.stepper is not None:
+            return "loaded"
+        if slot.failure is not None:
+            return "failed"
+        return "loading" if slot.is_preloaded else "not_loaded"
+
+    def stepper(self, model: str | None) -> Any:
+        """A model that is in memory, for what it knows without its thread.
+
+        Raises:
+            UnknownModel: no such model here.
+            ModelUnavailable: it could not be loaded.
+            ModelLoading: it is not in memory.
+        """
+        name, slot = self._find(model)
+        slot.check()
+        if slot.stepper is None:
+            raise loading(name)
+        return slot.stepper
+
     async def estimate(self, request: Any, model: str | None) -> int | None:
         """Find out what a request will take, beside the engine's thread: others' next steps do not wait for it.
 
@@ -250,20 +278,23 @@ class Engine:
             self._wake.notify()
         return generation
 
-    def check_for_place(self) -> None:
+    def check_for_place(self, number: int = 1) -> None:
         """Raise when a request would be refused whatever it asks for: to be called before work is put into it.
+
+        Args:
+            number: of places in the queue that it takes.
 
         Raises:
             ModelLoading: the worker is going down.
             QueueFull: too many wait already.
         """
         with self._wake:
-            self._check_for_place()
+            self._check_for_place(number)
 
-    def _check_for_place(self) -> None:
+    def _check_for_place(self, number: int = 1) -> None:
         if self._is_closing:
             raise restarting()
-        if self._num_waiting() >= self._limits.queue_size:
+        if self._num_waiting() + number > self._limits.queue_size:
             message = f"{self._num_waiting()} requests wait already; try again later"
             raise QueueFull(message, retry_after=self._seconds_to_a_place())
 
@@ -459,14 +490,14 @@ class Engine:
 
     def _next(self) -> Generation | None:
         """Return who can be in progress beside the others; whoever waits for memory is not overtaken."""
+        num_active = Counter(active.generation.model for active in self._active)
         for generation in self._queue.in_order():
             stepper = self._slots[generation.model].stepper
             if stepper is None or not self._active:
                 return generation
             if generation.cost is None:  # it came just now
                 return None
-            num_active = sum(active.stepper is stepper for active in self._active)
-            if num_active < stepper.max_active:
+            if num_active[generation.model] < stepper.max_active:
                 in_use = sum(active.cost for active in self._active)
                 return generation if in_use + generation.cost <= self._memory_bytes else None
         return None
@@ -527,13 +558,17 @@ class Engine:
             self._last_turns[active.generation.caller] = active.last_turn = self._num_forwards
             active.generation.begin(started, is_timed=active is batch[0])
         self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
+        rows: Sequence[Any] | None = None
+        is_short = False
         try:
             rows = stepper.forward([active.state for active in batch])
         except Exception as error:
             if len(batch) == 1:
                 self._end(batch[0], error)
-            else:
-                self._step_in_parts(kind, batch, error)
+                return
+            is_short = memory.is_out_of_memory(error)
+        if rows is None:  # not within the handler: until that ends, the error's frames hold the model's tensors
+            self._step_in_parts(kind, batch, is_short=is_short)
             return
         with together(active.generation.mail for active in batch):
             for active, row in zip(batch, rows, strict=True):
@@ -543,15 +578,14 @@ class Engine:
                     self._end(active, error)
         self._sizer(kind, batch[0]).note(len(batch), time.monotonic() - started)
 
-    def _step_in_parts(self, kind: Hashable, batch: Sequence[Active], error: Exception) -> None:
+    def _step_in_parts(self, kind: Hashable, batch: Sequence[Active], *, is_short: bool) -> None:
         """Run the forward again: for want of memory with half of them, else with each alone to find the culprit."""
         size = 1
-        if memory.is_out_of_memory(error):
+        if is_short:
             memory.give_back()
             self._sizer(kind, batch[0]).halve(len(batch))
             size = len(batch) // 2
             logger.warning("memory does not suffice for a batch of %d; from now on it is %d", len(batch), size)
-        del error  # whose frames hold the model's tensors
         for start in range(0, len(batch), size):
             self._step(kind, batch[start : start + size])
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
@@ -93,6 +93,35 @@ class Run(Protocol):
 
     def sketch(self, make: Callable[[], Any]) -> None:
         """Hand on what `make` returns, uint8 of shape (height, width, 3) or None, if it is time for a sketch."""
+
+
+class Followed(Protocol):
+    """What an answer knows of who makes it: a generation, or several at once."""
+
+    seed: int
+    model: str
+
+    @property
+    def position(self) -> int | None:
+        """Requests that were ahead when it was accepted."""
+
+    @property
+    def num_iterations(self) -> int:
+        """So far."""
+
+    @property
+    def seconds_queued(self) -> float:
+        """How long it waited, so far or until it started."""
+
+    @property
+    def seconds_run(self) -> float:
+        """How long ago it started; 0 if it has not."""
+
+    def cancel(self) -> None:
+        """Let the model stop at its next iteration."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Follow it; there is one follower."""
 
 
 class Generation:

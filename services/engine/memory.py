@@ -12,7 +12,8 @@ def free_bytes(device: str) -> int:
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for the next tensors
+        return int(free + kept)
     return int(psutil.virtual_memory().available)
 
 

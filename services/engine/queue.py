@@ -5,6 +5,7 @@ the one being served or the caller's last, whichever is later. Who sends many at
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -52,6 +53,7 @@ class FairQueue(Generic[W]):
         self._arrivals: dict[W, int] = {}
         self._levels: defaultdict[int, Level[W]] = defaultdict(Level)
         self._count = 0
+        self._order: Sequence[W] | None = None  # until it changes: the engine asks before every forward
 
     def __len__(self) -> int:
         """Count who waits."""
@@ -63,6 +65,7 @@ class FairQueue(Generic[W]):
 
     def push(self, item: W) -> None:
         """Let `item` wait."""
+        self._order = None
         self._count += 1
         self._arrivals[item] = self._count
         level = self._levels[item.priority]
@@ -78,6 +81,7 @@ class FairQueue(Generic[W]):
             KeyError: it does not wait.
         """
         del self._arrivals[item]
+        self._order = None
         self._levels[item.priority].lines[item.caller].items.remove(item)
         self._forget(item.priority)
 
@@ -89,15 +93,20 @@ class FairQueue(Generic[W]):
         line.last += 1
         self.remove(item)
 
-    def in_order(self) -> list[W]:
+    def in_order(self) -> Sequence[W]:
         """Everyone, the next one first."""
+        if self._order is None:
+            self._order = self._sorted()
+        return self._order
+
+    def _sorted(self) -> Sequence[W]:
         ranks = {
             item: (-priority, line.last + place, self._arrivals[item])
             for priority, level in self._levels.items()
             for line in level.lines.values()
             for place, item in enumerate(line.items)
         }
-        return sorted(ranks, key=ranks.__getitem__)
+        return tuple(sorted(ranks, key=ranks.__getitem__))
 
     def _forget(self, priority: int) -> None:
         """Keep of those who do not wait only who is ahead of others that do."""

@@ -161,7 +161,9 @@ class ImageStepper:
         return Drawing(request, run, scheduler, timesteps, torch.Generator().manual_seed(seed), is_guided)
 
     def key(self, state: Drawing) -> Hashable | None:
-        """Name phase and shapes; the preparing is a request's own."""
+        """Name phase and shapes; the preparing is a request's own, and all of one that must repeat byte by byte."""
+        if state.job.deterministic:
+            return None
         match state.phase:
             case Phase.PREPARE:
                 return None

@@ -1,27 +1,33 @@
 """The image worker: `bentoml serve services.image.service:ImageService`."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import bentoml
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from services.admission import GatewayOnly
-from services.encoders import Base64Encoder, Encoder, PngEncoder
+from services.encoders import Encoder
+from services.engine.generation import Followed, Tally, Terms
 from services.engine.stepper import Stepper
+from services.ensemble import Ensemble, OneReceipt
 from services.envelope import EnvelopeMiddleware
-from services.finals import OneFile
+from services.errors import InvalidRequest
+from services.finals import FinalEvents
+from services.image.answers import DocumentEncoder, PictureEncoder, PictureEvents, PictureFiles
 from services.image.edit import STRENGTH, Edit
-from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest
+from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest, chosen, seed_of
 from services.media.picture import fitting
 from services.registry import WORKERS, Model
 from services.requests import Correlation
-from services.responses import negotiated, rendered
+from services.responses import negotiated, rendered, wants_final
+from services.schema import GenerationRequest
 from services.settings import Settings
 from services.uploads import JsonBodies, missing, naming_the_field, read_form
-from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
 
 TIMEOUT = 600  # seconds
 MAX_BODY_BYTES = 1_000_000
@@ -36,7 +42,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
 
 
 async def edit(request: Request) -> Response:
-    """Draw over a picture, or only where a mask says so: JSON with base64, or the PNG itself under `Accept: image/png`.
+    """Draw over a picture, or only where a mask says so; answers as drawing does.
 
     A Starlette route, because BentoML's own multipart parsing changes what it reads.
     """
@@ -50,32 +56,25 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
         ServiceError: the request cannot be served.
         Cancelled: the caller left.
     """
-    files, fields = await read_form(request, ["image", "mask"], worker.settings.max_upload_bytes)
+    files, fields = await read_form(
+        request, ["image", "mask"], worker.settings.max_upload_bytes, lists={"image[]": "image"}
+    )
     if "image" not in files:
         raise missing("image")
 
     async def prepare(job: EditJob) -> tuple[Edit, Encoder]:
+        encoder = worker.encoder(request, job, "image_edit")
         fit = fitting(job.size)
         picture = await worker.read_picture(files["image"], "image", fit)
         mask = await worker.read_mask(files["mask"], "mask", fit) if "mask" in files else None
         strength = job.strength if job.strength is not None else STRENGTH if mask is None else 1.0
-        return Edit(job, picture, mask, strength), negotiated(request, PngEncoder(), in_json, picture_files)
+        return Edit(job, picture, mask, strength), encoder
 
     with naming_the_field():
         return await worker.answer(request, EditRequest.model_validate(fields), EditJob, prepare)
 
 
-def in_json(png: Encoder) -> Encoder:
-    """Put a PNG into a document."""
-    return Base64Encoder(png, "png")
-
-
-def picture_files() -> OneFile:
-    """Make a PNG of a picture."""
-    return OneFile("image", PngEncoder())
-
-
-routes = Starlette(routes=[Route(EDITS, edit, methods=["POST"])])
+routes = routes_with(Route(EDITS, edit, methods=["POST"]))
 
 
 @bentoml.service(
@@ -99,12 +98,47 @@ class ImageService(Worker):
 
     @bentoml.api(route="/v1/images/generations")
     async def generate(self, body: ImageRequest, /, ctx: bentoml.Context) -> Any:
-        """Draw a picture: JSON with base64, or the PNG itself under `Accept: image/png`."""
+        """Draw pictures: JSON with base64, events (`stream`), or the file itself under `Accept: image/png`."""
 
         async def prepare(job: ImageJob) -> tuple[Edit, Encoder]:
-            return Edit(job), negotiated(ctx.request, PngEncoder(), in_json, picture_files)
+            return Edit(job), self.encoder(ctx.request, job, "image_generation")
 
         return await self.answer_api(ctx, body, ImageJob, prepare)
+
+    def encoder(self, request: Request, job: ImageJob, prefix: str) -> Encoder:
+        """Choose the answer's form by the body and by the caller's `Accept`.
+
+        Raises:
+            InvalidRequest: several pictures where there is room for one, or more than may ever wait.
+        """
+        file = PictureEncoder(job, self.provenance(job, chosen(job)))
+        if job.stream and not wants_final(request):
+            return PictureEvents(file, job, prefix)
+        form = negotiated(request, file, lambda _: DocumentEncoder(file, job), lambda: PictureFiles(file))
+        number = job.n or 1
+        if number > 1 and not isinstance(form, DocumentEncoder | FinalEvents):
+            raise InvalidRequest("n: there is room for one picture in this form; accept JSON", param="n")
+        if number > self.settings.queue_size:
+            most = self.settings.queue_size
+            raise InvalidRequest(f"n: this worker lets {most} pictures wait; ask for fewer at once", param="n")
+        return form
+
+    def terms(self, request: Request, body: GenerationRequest, tell: Callable[[Tally], None]) -> Terms:
+        """Add how many sketches a stream shows."""
+        terms = super().terms(request, body, tell)
+        if isinstance(body, ImageRequest) and body.stream:
+            return replace(terms, num_previews=body.partial_images or 0, wants_progress=True)
+        return terms
+
+    def submit(self, work: Any, job: GenerationRequest, terms: Terms, cost: int | None) -> Followed:
+        """Hand in a generation for each picture: they share forwards with each other as with anybody's."""
+        number = job.n or 1 if isinstance(job, ImageRequest) else 1
+        if number == 1 or job.seed is None:
+            return super().submit(work, job, terms, cost)
+        self.engine.check_for_place(number)
+        terms = replace(terms, tell=OneReceipt(number, terms.tell).add)
+        seeds = [seed_of(job.seed, place) for place in range(number)]
+        return Ensemble([self.engine.submit(work, job.model, seed, terms, cost) for seed in seeds])
 
 
 service = cast(bentoml.Service[ImageService], ImageService)

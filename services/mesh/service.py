@@ -20,7 +20,7 @@ from services.requests import Correlation
 from services.responses import chosen, negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
-from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
 
 TIMEOUT = 900  # seconds
 MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
@@ -40,6 +40,9 @@ def encoder(request: Request) -> Encoder:
     return negotiated(request, raw, partial(Base64Encoder, output_format="obj"), MeshFiles)
 
 
+routes = routes_with()
+
+
 @bentoml.service(
     name="mesh",
     workers=1,
@@ -48,6 +51,7 @@ def encoder(request: Request) -> Encoder:
     http={"port": WORKERS["mesh"].port},
     tracing={"excluded_urls": UNTRACED},
 )
+@bentoml.asgi_app(routes)
 class MeshService(Worker):
     """Coloured meshes from a text or a picture."""
 
@@ -56,6 +60,7 @@ class MeshService(Worker):
     def __init__(self) -> None:
         """Wire the engine."""
         super().__init__("mesh", make_stepper)
+        routes.state.worker = self
 
     @bentoml.api(route="/v1/3d/generations")
     async def sculpt(self, body: MeshRequest, /, ctx: bentoml.Context) -> Any:

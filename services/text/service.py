@@ -29,7 +29,7 @@ from services.text.schema import (
     TextRequest,
 )
 from services.uploads import JsonBodies, naming_the_field
-from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
 
 TIMEOUT = 300  # seconds
 MAX_BODY_BYTES = 10_000_000
@@ -42,6 +42,9 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     return TextStepper(model, settings)
 
 
+routes = routes_with()
+
+
 @bentoml.service(
     name="text",
     workers=1,
@@ -50,6 +53,7 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     http={"port": WORKERS["text"].port},
     tracing={"excluded_urls": UNTRACED},
 )
+@bentoml.asgi_app(routes)
 class TextService(Worker):
     """Chat."""
 
@@ -58,6 +62,7 @@ class TextService(Worker):
     def __init__(self) -> None:
         """Wire the engine."""
         super().__init__("text", make_stepper)
+        routes.state.worker = self
 
     @bentoml.api(route="/v1/chat/completions")
     async def chat(self, body: ChatRequest, /, ctx: bentoml.Context) -> Any:

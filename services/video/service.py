@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import bentoml
 from PIL.Image import Image
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,7 +21,7 @@ from services.responses import negotiated, rendered
 from services.settings import Settings
 from services.uploads import naming_the_field, read_form
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
-from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
+from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
 
 TIMEOUT = 1800  # seconds
 FILE_FIELD = "input_reference"
@@ -93,7 +92,7 @@ async def film_prompt(request: Request, worker: "VideoService", body: VideoReque
     return await worker.answer(request, body, TextVideoJob, prepare)
 
 
-routes = Starlette(routes=[Route("/v1/videos", generate, methods=["POST"])])
+routes = routes_with(Route("/v1/videos", generate, methods=["POST"]))
 
 
 @bentoml.service(

@@ -58,8 +58,16 @@ def test_keys_are_made_shown_and_ended(url: str) -> None:
     assert lines[1].endswith("open")
     assert bob.split("_", 2)[2] not in "".join(lines)
 
+    changes = ("--rpm", "0", "--model", "all", "--expires", "never", "--owner", "eve", "--scope", "mesh")
+    changed = keys(url, "change", bob.split("_")[1], *changes, key=admin).stdout.splitlines()[1]
+    assert changed.split()[:4] == [bob.split("_")[1], "eve", "mesh", "all"]
+    assert " 50000 tokens a day " in changed
+    assert " a minute" not in changed
+    assert changed.endswith("open")
+    assert "what shall change" in keys(url, "change", bob.split("_")[1], key=admin).stderr
+
     ended = keys(url, "revoke", bob.split("_")[1], key=admin)
-    assert ended.stdout == f"Key {bob.split('_')[1]} of bob opens nothing any more.\n"
+    assert ended.stdout == f"Key {bob.split('_')[1]} of eve opens nothing any more.\n"
     assert "revoked 20" in keys(url, "list", key=admin).stdout
 
 

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import ASGIApp
 
 from gateway.app import create_app
+from gateway.protocol import BoundedProtocol
 from gateway.settings import Settings
 from services.schema import envelope
 
@@ -37,7 +38,15 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp) -> None:
         options: dict[str, Any] = {"access_log": False, "proxy_headers": False, "server_header": False}
-        config = uvicorn.Config(app, port=0, ws="none", log_config=None, timeout_graceful_shutdown=int(LONG), **options)
+        config = uvicorn.Config(
+            app,
+            port=0,
+            http=BoundedProtocol,
+            ws="none",
+            log_config=None,
+            timeout_graceful_shutdown=int(LONG),
+            **options,
+        )
         super().__init__(config)
         self.is_up = threading.Event()
 
@@ -166,6 +175,8 @@ class Workers(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith(("/livez", "/readyz")):
             return await self.health(request)
+        if request.method == "GET" and not self.is_alive:
+            raise httpx.ReadTimeout("silence", request=request)
         await request.aread()
         self.requests.append(request)
         self.is_asked.set()

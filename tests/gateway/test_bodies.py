@@ -3,10 +3,15 @@
 import json
 from typing import Any
 
+import httpx
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.bodies import with_model
+from gateway.bodies import MAX_VALUES, with_members
+from tests.gateway.conftest import error_of
+
+PLACE = "f3b1d2a7-what-nothing-else-is-called"
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -29,20 +34,43 @@ def test_only_the_model_is_another(
 ) -> None:
     body = {**before, "model": old, **after}
     options: dict[str, Any] = {"indent": indent, "ensure_ascii": is_ascii}
-    changed = with_model(json.dumps(body, **options).encode("utf-8", "surrogatepass"), new)
-    assert changed == json.dumps({**body, "model": "\0"}, **options).replace(r'"\u0000"', json.dumps(new)).encode()
+    changed = with_members(json.dumps(body, **options).encode("utf-8", "surrogatepass"), {"model": new})
+    assert changed == json.dumps({**body, "model": PLACE}, **options).replace(f'"{PLACE}"', json.dumps(new)).encode()
 
 
 @given(spaces, spaces, spaces, spaces, spaces)
 @example("", "", "", "", "")
 def test_spaces_stay_where_they_are(a: str, b: str, c: str, d: str, e: str) -> None:
     body = f'{a}{{{b}"x"{c}:[{{"model": 1}}]{d},{e}"mod\\u0065l"{a}:{b}"old"{c},"y":1e400{d}}}{e}'
-    assert with_model(body.encode(), "new") == body.replace('"old"', '"new"').encode()
+    assert with_members(body.encode(), {"model": "new"}) == body.replace('"old"', '"new"').encode()
 
 
 def test_a_name_that_is_given_twice_is_replaced_twice() -> None:
-    assert with_model(b'{"model": "a", "model": "b"}', "c") == b'{"model": "c", "model": "c"}'
+    assert with_members(b'{"model": "a", "model": "b"}', {"model": "c"}) == b'{"model": "c", "model": "c"}'
 
 
-def test_a_body_without_a_name_stays_as_it_is() -> None:
-    assert with_model(b" {} ", "a") == b" {} "
+def test_what_is_not_there_comes_first() -> None:
+    assert with_members(b" {} ", {"model": "a"}) == b' {"model": "a"} '
+    changed = with_members(b'{ "model":"a","x" : {} }', {"model": "b", "y": {"z": True}})
+    assert changed == b'{"y": {"z": true},  "model":"b","x" : {} }'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"messages":[' + b"1," * 1_000_000 + b"1]}", id="too many to read"),
+        pytest.param(b'{"messages":[' + b"1," * MAX_VALUES + b"1]}", id="too many to complain about"),
+        pytest.param(b'{"messages":[[' + b"{}," * MAX_VALUES + b"{}]]}", id="too many further inside"),
+    ],
+)
+def test_a_body_of_countless_values_is_refused_before_each_is_complained_about(
+    body: bytes, client: httpx.Client
+) -> None:
+    answer = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+    assert error_of(answer)["code"] == "payload_too_large"
+
+
+def test_a_long_text_full_of_commas_is_no_body_of_countless_values(client: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "a, b" * 7_500}] * 4
+    assert client.post("/v1/chat/completions", json={"messages": messages}).status_code == 200

@@ -183,6 +183,7 @@ class TestAdmins:
             ("POST", "/v1/keys"),
             ("GET", "/v1/keys"),
             ("GET", f"/v1/keys/{key['id']}"),
+            ("PATCH", f"/v1/keys/{key['id']}"),
             ("DELETE", f"/v1/keys/{key['id']}"),
         ):
             refused = gateway.client.request(method, path, headers=bearer(key["key"]))
@@ -214,6 +215,7 @@ class TestAdmins:
             "requests_per_minute": 60,
             "concurrent_streams": None,
             "budgets": {"day": {"tokens": 1000.0}, "month": {"money": 2.5}},
+            "log_content": None,
             "used": {"day": {"tokens": 0.0}, "month": {"money": 0.0}},
             "last_used_at": None,
             "revoked_at": None,
@@ -250,9 +252,10 @@ class TestAdmins:
         assert (refused.status_code, error_of(refused)["param"]) == (400, param)
 
     def test_a_key_that_is_not_there_is_404(self, gateway: Gateway, admin: str) -> None:
-        for method in ("GET", "DELETE"):
+        for method in ("GET", "PATCH", "DELETE"):
             for key_id in ("0123", "0" * 16, "%00", "%F0%9F%92%A9"):
-                refused = gateway.client.request(method, f"/v1/keys/{key_id}", headers=bearer(admin))
+                body = {"owner": "eve"} if method == "PATCH" else None
+                refused = gateway.client.request(method, f"/v1/keys/{key_id}", json=body, headers=bearer(admin))
                 assert (refused.status_code, error_of(refused)["code"]) == (404, "key_not_found")
         assert gateway.client.get("/v1/keys?after=%00", headers=bearer(admin)).status_code == 400
 
@@ -279,6 +282,95 @@ class TestAdmins:
 
     def test_metrics_are_everybodys_where_only_this_machine_can_ask(self, gateway: Gateway, admin: str) -> None:
         assert gateway.client.get("/metrics").status_code == 200
+
+
+class TestChanging:
+    """What a key may, after it has been made."""
+
+    def change(self, gateway: Gateway, admin: str, key_id: str, **changes: Any) -> httpx.Response:
+        return gateway.client.patch(f"/v1/keys/{key_id}", json=changes, headers=bearer(admin))
+
+    def test_holds_at_once_here_and_soon_elsewhere(self, start: Start) -> None:
+        here, elsewhere = start(key_cache_seconds=1000), start(key_cache_seconds=0)
+        admin = create(here, scopes=["admin"])["key"]
+        key = create(here, admin, scopes=["audio"])
+        for gateway in (here, elsewhere):
+            assert gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code == 200
+        changed = self.change(here, admin, key["id"], scopes=["text"]).json()
+        assert (changed["scopes"], changed["owner"], changed["id"]) == (["text"], "ada", key["id"])
+        for gateway in (here, elsewhere):
+            assert gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code == 403
+
+    def test_leaves_what_is_not_named_and_takes_limits_away(self, gateway: Gateway, admin: str) -> None:
+        fields: dict[str, Any] = {
+            "owner": "bob",
+            "scopes": ["audio", "text"],
+            "models": ["bark-small"],
+            "expires_at": "2100-01-01T00:00:00Z",
+            "requests_per_minute": 60,
+            "concurrent_streams": 3,
+            "budgets": {"day": {"tokens": 1000.0}},
+            "log_content": "all",
+        }
+        key = create(gateway, admin, **fields)
+        for name in fields:
+            value: Any = {"owner": "eve", "scopes": ["mesh"], "budgets": {}}.get(name)
+            changed = self.change(gateway, admin, key["id"], **{name: value})
+            fields[name] = value
+            assert fields.items() <= changed.json().items(), changed.text
+        shown = gateway.client.get(f"/v1/keys/{key['id']}", headers=bearer(admin)).json()
+        assert fields.items() <= shown.items()
+        assert self.change(gateway, admin, key["id"]).json() == shown
+
+    def test_of_a_budget_keeps_what_is_spent(self, gateway: Gateway, admin: str) -> None:
+        key = create(gateway, admin, scopes=["audio"], budgets={"day": {"audio_seconds": 100}})
+        assert gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code == 200
+        changed = self.change(gateway, admin, key["id"], budgets={"day": {"audio_seconds": 20}})
+        assert changed.json()["used"] == {"day": {"audio_seconds": 16}}
+        assert gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code == 429
+        self.change(gateway, admin, key["id"], budgets={"day": {"audio_seconds": 50}})
+        assert gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code == 200
+
+    @pytest.mark.parametrize("wrong", [{"owner": None}, {"scopes": None}, {"id": "x"}, {"key": "x"}, {"models": []}])
+    def test_to_what_is_no_key_is_refused_by_its_name(
+        self, gateway: Gateway, admin: str, wrong: dict[str, Any]
+    ) -> None:
+        key = create(gateway, admin)
+        refused = (
+            self.change(gateway, admin, key["id"], owner="eve", **wrong)
+            if "owner" not in wrong
+            else (self.change(gateway, admin, key["id"], **wrong))
+        )
+        assert (refused.status_code, error_of(refused)["param"]) == (400, next(iter(wrong)))
+        assert gateway.client.get(f"/v1/keys/{key['id']}", headers=bearer(admin)).json()["owner"] == "ada"
+
+    def test_does_not_open_what_has_been_revoked(self, gateway: Gateway, admin: str) -> None:
+        key = create(gateway, admin)
+        gateway.client.delete(f"/v1/keys/{key['id']}", headers=bearer(admin))
+        refused = self.change(gateway, admin, key["id"], owner="eve")
+        assert (refused.status_code, error_of(refused)["code"]) == (409, "key_revoked")
+
+    def test_says_whose_words_the_usage_log_keeps(self, start: Start, workers: Workers) -> None:
+        """Whatever it keeps of the others'."""
+        workers.streams_once(b'{"choices": [{"index": 0, "text": "a lamp"}]}', content_type="application/json")
+        gateway = start(log_content="prompts")
+        admin = create(gateway, scopes=["admin"])["key"]
+        keys = {
+            kept: create(gateway, admin, owner=kept, log_content=kept)["key"] for kept in ("none", "prompts", "all")
+        }
+        keys["default"] = create(gateway, admin, owner="default")["key"]
+        for key in keys.values():
+            body = {"prompt": "a lighthouse"}
+            assert gateway.client.post("/v1/completions", json=body, headers=bearer(key)).status_code == 200
+        rows = {row["owner"]: row for row in gateway.rows() if row["modality"]}
+        kept = {owner: (row["prompt"] is not None, row["output"] is not None) for owner, row in rows.items()}
+        assert kept == {
+            "none": (False, False),
+            "prompts": (True, False),
+            "all": (True, True),
+            "default": (True, False),
+        }
+        assert "a lamp" in rows["all"]["output"]
 
 
 class TestFirstKey:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -285,3 +285,21 @@ def test_amounts_are_rounded_up_but_not_for_what_floats_add() -> None:
     assert scaled("money", 0.1 + 0.2) == 300_000
     assert scaled("money", 0.0000001) == 1
     assert scaled("tokens", 5) == 5
+
+
+def test_what_was_spent_long_ago_is_forgotten(database: AsyncEngine, runner: asyncio.Runner) -> None:
+    """Days and months; and not what is still reserved."""
+    periods = ("2026-08", "2026-08-31", "2026-09", "2026-09-22", "2026-09-23", "2026-10", "2026-11-23", "2026-11")
+
+    async def spend_and_forget() -> set[str]:
+        for period in periods:
+            limits = {Hold(period, "tokens", 1): LIMIT}
+            await ledger.reserve(database, f"f-{period}", "forgetful", limits, price=0.0, expires_at=FUTURE)
+            if period != "2026-08-31":
+                await ledger.settle(database, f"f-{period}", 1, 1)
+        await ledger.forget(database, date(2026, 9, 23))
+        async with database.connect() as connection:
+            return set(await connection.scalars(select(Spending.period).where(Spending.key_id == "forgetful")))
+
+    left = runner.run(spend_and_forget())
+    assert left == {"2026-08-31", "2026-09-23", "2026-10", "2026-11-23", "2026-11"}

@@ -66,7 +66,7 @@ def test_no_prompt_and_no_key_gets_into_a_log_an_error_or_a_metric(tmp_path: Pat
         process.wait()
 
     log = "".join(process.lines)
-    assert "the-broken-one" in log
+    assert [line for line in process.lines if "broke off" in line and "the-broken-one" in line]
     assert WORD not in log
 
 

@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import unicodedata
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import re2
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from gateway.callers import Caller
 from gateway.errors import ContentRefused, Misconfigured
 from gateway.moderation import Moderator
-from gateway.policy import Policies, Policy
-from gateway.prompts import prompts_of
+from gateway.policy import PORTION, UNSEEN, Policies, Policy, as_seen
+from gateway.prompts import Passage, outside_prompts, prompts_of
 from services.image.schema import ImageRequest
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
@@ -101,7 +105,7 @@ class TestPatterns:
 def refused(policies: dict[str, Any], key: str, *prompts: str) -> bool:
     policy = Policy(Policies.model_validate(policies), Moderator(httpx.AsyncClient(), SecretStr("")))
     try:
-        asyncio.run(policy.check(prompts, Caller(id=key)))
+        asyncio.run(policy.check([Passage((prompt,)) for prompt in prompts], Caller(id=key)))
     except ContentRefused:
         return True
     return False
@@ -249,7 +253,105 @@ class TestModeration:
 def test_all_that_a_model_reads_is_a_prompt(body: GenerationRequest, texts: list[str]) -> None:
     found = prompts_of(body)
     assert len(found) == len(texts)
-    assert all(text in prompt for text, prompt in zip(texts, found, strict=True))
+    assert all(text in passage.texts for text, passage in zip(texts, found, strict=True))
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"\\u0073wordfish": 1}'}}
+SPLIT = [{"type": "text", "text": "sword"}, {"type": "text", "text": "fish"}]
+TOOL = {"name": "f", "description": "it finds", "parameters": {"properties": {"swordfish": {"type": "string"}}}}
+SCHEMA = {"name": "a", "schema": {"enum": ["one", "two\nsword\u00adfish"]}}
+HIDDEN: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": SPLIT}]},
+    {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [CALL]}]},
+    {"messages": [{"role": "user", "content": "x"}], "tools": [{"type": "function", "function": TOOL}]},
+    {
+        "messages": [{"role": "user", "content": "x"}],
+        "response_format": {"type": "json_schema", "json_schema": SCHEMA},
+    },
+]
+HIDDEN_OUTSIDE: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "swordfish": "x"}]},
+    {"messages": [{"role": "swordfish", "content": "x"}]},
+    {"messages": [{"role": "user", "name": "swordfish", "content": "x"}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/swordfish"}}]}]},
+    {"swordfish": True},
+    {"prompt": ["x", "swordfish"]},
+    {"input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "swordfish"}]}]},
+    {"input": "x", "tools": [{"type": "function", **TOOL}]},
+    {"input": [{"type": "function_call", "name": "f", "arguments": '["\\u0073wordfish"]'}]},
+    {"deep": {"deeper": [[{"deepest": ["swordfish"]}]]}},
+    {"functions": [TOOL]},
+    {"prompt": [1, 2, 3]},
+    {"prompt": [[1, 2], [3]]},
+]
+
+
+def test_no_hiding_place_helps(start_with: Start, workers: Workers) -> None:
+    gateway = start_with(DENY, openai_base_url="http://provider.test/v1")
+    ours = [{"model": "tinyllama-1.1b-chat", **body} for body in HIDDEN]
+    theirs = [{"model": "gpt-4o-mini", **body} for body in HIDDEN + HIDDEN_OUTSIDE]
+    for body in ours + theirs:
+        answer = gateway.client.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "content_policy_violation"), body
+    assert workers.requests == []
+
+
+def test_what_an_operator_allows_may_be_asked_of_a_provider(start_with: Start, workers: Workers) -> None:
+    """The API's own words, names and settings need not be on the list; all that is said must."""
+    gateway = start_with('[global]\nallow = ["(?i)cat"]\n', openai_base_url="http://provider.test/v1")
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    said = {"role": "user", "name": "ada", "content": [{"type": "text", "text": "A cat."}, picture]}
+    tool = {"type": "function", "function": {"name": "find_cat", "parameters": {"type": "object"}}}
+    body = {"model": "gpt-4o-mini", "user": "ada", "stop": "x", "temperature": 1, "messages": [said], "tools": [tool]}
+
+    def ask(**changes: Any) -> int:
+        return gateway.client.post("/v1/chat/completions", json={**body, **changes}).status_code
+
+    assert ask() == 200
+    assert ask(messages=[said, {"role": "user", "content": "A dog."}]) == 400
+    assert ask(messages=[{"role": "user", "content": "A dog.", "comment": "cat"}]) == 400
+    assert ask(extra_prompt="A dog.") == 400
+    assert ask(tools=[tool, {"type": "function", "function": {"name": "f", "description": "A dog."}}]) == 400
+    assert len(workers.requests) == 1
+
+
+def test_the_policys_words_are_not_the_apis(start_with: Start) -> None:
+    """Who denies 'user' or 'object' means what is said, and not who says it."""
+    gateway = start_with('[global]\ndeny = ["user|object|content|function"]\n', openai_base_url="http://x.test/v1")
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool]}
+    for model in ("tinyllama-1.1b-chat", "gpt-4o-mini"):
+        assert gateway.client.post("/v1/chat/completions", json={"model": model, **body}).status_code == 200
+
+
+def test_tokens_are_only_refused_where_there_is_something_to_look_for(start: Start) -> None:
+    gateway = start(openai_base_url="http://provider.test/v1")
+    body = {"model": "gpt-4o-mini", "prompt": [1, 2]}
+    assert gateway.client.post("/v1/completions", json=body).status_code == 200
+
+
+class TestAsSeen:
+    @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.integers(PORTION - 30, PORTION + 5))
+    def test_portions_change_nothing(self, text: str, ahead: int) -> None:
+        """Unless somebody piles more than 30 marks on a letter."""
+        whole = "字" * ahead + text
+        unseen: str = re2.sub(UNSEEN, "", unicodedata.normalize("NFKC", re2.sub(UNSEEN, "", whole)))
+        assert asyncio.run(as_seen(whole)) == unseen
+
+    @pytest.mark.parametrize("prompt", ["\ufdfa" * 200_000, "\u33ff\ufdfa" * 200_000])
+    def test_what_grows_without_end_is_refused(self, prompt: str) -> None:
+        with pytest.raises(ContentRefused):
+            asyncio.run(as_seen(prompt))
+
+    def test_a_pile_of_marks_is_cut(self) -> None:
+        assert len(asyncio.run(as_seen("a" + "\u0323\u0301\uff9e" * 1_000_000))) < 40
+
+
+def test_deep_bodies_are_read_to_the_bottom() -> None:
+    body: Any = "bottom"
+    for _ in range(150):
+        body = [{"a": body}]
+    assert any("bottom" in passage.texts for passage in outside_prompts({"x": body}))
 
 
 def test_a_body_that_nobody_has_thought_of_does_not_pass_unseen() -> None:

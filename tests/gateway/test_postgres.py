@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from sqlalchemy import inspect, text
@@ -9,7 +10,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from gateway.database.database import POSTGRES_LOCK, VERSION_TABLE, open_database
 from gateway.database.types import Tables
+from gateway.usage.log import UsageLog
+from gateway.usage.summary import Bucket, Question, Width
 from tests.gateway.servers import postgres_server
+from tests.gateway.test_receipts import receipt
+from tests.gateway.test_usage import make_record
 
 WAITING = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
 
@@ -36,3 +41,23 @@ def test_a_gateway_waits_while_another_makes_the_tables(url: str) -> None:
         return await waits
 
     assert asyncio.run(second()) == {*Tables.metadata.tables, VERSION_TABLE}
+
+
+def test_hours_say_what_their_day_does(url: str) -> None:
+    """They are added up from the rows, in the database's own numbers; the day is from the roll-up."""
+    began = datetime(2026, 6, 29, 12, 30, tzinfo=UTC)
+
+    async def totals(width: Width) -> list[Bucket]:
+        async with open_database(url) as database, UsageLog.open(database) as log:
+            if width == "1d":
+                log.put(make_record(1, started_at=began))
+                await log.take([receipt("req-1", units={"audio_seconds": 2.5})])
+                await log.flush()
+                return await log.summarize(Question(since=began.date(), until=date(2026, 6, 30)), width, 1)
+            hour = began.replace(minute=0)
+            return await log.summarize(Question(since=hour, until=hour + timedelta(hours=2)), width, 2)
+
+    [day] = asyncio.run(totals("1d"))
+    first, second = asyncio.run(totals("1h"))
+    assert (first.results, second.results) == (day.results, [])
+    assert day.results[0].units == {"audio_seconds": 2.5}

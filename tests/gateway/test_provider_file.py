@@ -15,7 +15,7 @@ SECOND = '[[models]]\nid = "other"\nbase_url = "https://host/v1"\n'
 def load(tmp_path: Path, text: str, **environment: str) -> tuple[Entry, ...]:
     file = tmp_path / "providers.toml"
     file.write_text(text)
-    return load_entries(file, OURS, environment)
+    return load_entries(file, OURS, environment).models
 
 
 def test_a_key_comes_from_the_environment_or_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
@@ -44,6 +44,8 @@ def test_models_fall_back_on_each_other_and_on_ours(tmp_path: Path) -> None:
         (FIRST + 'fallbacks = ["nobody"]', "'nobody'"),
         (FIRST + 'fallbacks = ["gpt"]', "no other text model"),
         (FIRST + 'fallbacks = ["bark"]', "no other text model"),
+        (FIRST + '[fallbacks]\ntinyllama = ["bark"]', "no other text model"),
+        (FIRST + '[fallbacks]\ngpt = ["tinyllama"]', "none of our models"),
         (FIRST + 'api_key_env = "MISSING"', "MISSING"),
         (FIRST + 'key = "sk-secret"', "never in the file"),
         (FIRST + 'api_key = "sk-secret"', "api_key"),

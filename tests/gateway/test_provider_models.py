@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.breaker import NUM_FAILURES
 from gateway.errors import Misconfigured
 from tests.gateway.conftest import LONG, Gateway, error_of, raw_worker, served
+from tests.gateway.test_keys import bearer, create
 
 KEY = "sk-very-secret-0123456789"
 CHAT = "/v1/chat/completions"
@@ -89,12 +90,15 @@ def run(start: Start, first: Outside, second: Outside, tmp_path: Path, monkeypat
     """Start a gateway with a file of providers; our own workers are `second` as well."""
     monkeypatch.setenv("PROVIDER_KEY", KEY)
 
-    def run_gateway(more: str = "", base_url: str | None = None, **changes: Any) -> Gateway:
+    def run_gateway(
+        more: str = "", base_url: str | None = None, outside_fallbacks: str = "", **changes: Any
+    ) -> Gateway:
         file = tmp_path / "providers.toml"
         file.write_text(
             f'[[models]]\nid = "gpt"\nbase_url = "{base_url or first.url + "/v1"}"\nmodel = "upstream-1"\n'
             f'api_key_env = "PROVIDER_KEY"\n{more}\n'
             f'[[models]]\nid = "other"\nbase_url = "{second.url}/v1/"\nmodel = "upstream-2"\n'
+            f"[fallbacks]\n{outside_fallbacks}\n"
         )
         return start(second.url, providers_file=file, **changes)
 
@@ -279,6 +283,139 @@ class TestFallback:
         first.status, second.status = 500, 429
         assert ask(run('fallbacks = ["other"]')).status_code == 429
         assert (len(first.asked), len(second.asked)) == (1, 1)
+
+    def test_what_is_not_in_our_contract_passes_our_models_over(
+        self, run: Start, second: Outside, refusing: str
+    ) -> None:
+        gateway = run('fallbacks = ["tinyllama-1.1b-chat"]', base_url=refusing)
+        response = ask(gateway, reasoning_effort="low")
+        assert (response.status_code, error_of(response)["code"]) == (502, "provider_failed")
+        assert second.asked == []
+        gateway.close()
+        response = ask(run('fallbacks = ["tinyllama-1.1b-chat", "other"]', base_url=refusing), reasoning_effort="low")
+        assert (response.status_code, response.headers["x-model"]) == (200, "other")
+
+    @pytest.mark.parametrize("named", [{}, {"model": "tinyllama-1.1b-chat"}])
+    def test_our_models_fall_back_too(self, run: Start, first: Outside, second: Outside, named: dict[str, str]) -> None:
+        """Our own workers are `second`."""
+        second.status = 503
+        gateway = run(outside_fallbacks='"tinyllama-1.1b-chat" = ["gpt"]')
+        response = gateway.client.post(CHAT, json={**named, "messages": MESSAGES})
+        assert (response.status_code, response.headers["x-model"]) == (200, "gpt")
+        assert json.loads(first.asked[0].body) == {"model": "upstream-1", "messages": MESSAGES}
+        assert gateway.client.post(CHAT, json={**named, "messages": MESSAGES, "of_theirs": 1}).status_code == 400
+
+    def test_a_key_gets_to_no_model_by_a_way_round(self, run: Start, first: Outside, second: Outside) -> None:
+        second.status = 503
+        gateway = run(outside_fallbacks='"tinyllama-1.1b-chat" = ["gpt"]')
+        admin = create(gateway, scopes=["admin"])["key"]
+        key = create(gateway, admin, models=["tinyllama-1.1b-chat"])["key"]
+        assert gateway.client.post(CHAT, json={"messages": MESSAGES}, headers=bearer(key)).status_code == 503
+        assert first.asked == []
+
+
+USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+ANSWER = json.dumps({"choices": [{"message": {"content": "Hi"}}], "usage": USAGE}).encode()
+DELTA, DONE = b'data: {"choices": [{"delta": {"content": "Hi"}}], "usage": null}\n\n', b"data: [DONE]\n\n"
+LAST = b"data: " + json.dumps({"choices": [], "usage": USAGE}).encode() + b"\n\n"
+EVENTS = {"content-type": "text/event-stream"}
+
+
+class TestMetering:
+    def asks(self, gateway: Gateway, **more: Any) -> tuple[httpx.Response, dict[str, float], dict[str, Any]]:
+        """Ask under budgets; the answer, what is used of them in the end, and the row in the log."""
+        admin = bearer(create(gateway, scopes=["admin"])["key"])
+        key = create(gateway, admin["authorization"][7:], budgets={"day": {"tokens": 1e6, "money": 1000}})
+        body = {"model": "gpt", "messages": MESSAGES, **more}
+        response = gateway.client.post(CHAT, json=body, headers=bearer(key["key"]))
+        for _ in range(1000):
+            used = gateway.client.get(f"/v1/keys/{key['id']}", headers=admin).json()["used"]["day"]
+            rows = gateway.client.get("/v1/usage", headers=admin).json()["data"]
+            [row] = [row for row in rows if row["modality"]] or [{}]
+            if row.get("units", {}).get("tokens") == used["tokens"]:
+                return response, used, row
+        raise AssertionError(f"{used} are used after {row}")
+
+    @pytest.mark.parametrize(
+        ("more", "chunks", "seen", "asked"),
+        [
+            ({}, (ANSWER,), ANSWER, {}),
+            ({"stream": False}, (ANSWER[:50], ANSWER[50:]), ANSWER, {}),
+            (
+                {"stream": True},
+                (DELTA, LAST[:20], LAST[20:] + DONE),
+                DELTA + DONE,
+                {"stream_options": {"include_usage": True}},
+            ),
+            (
+                {"stream": True, "stream_options": {"include_usage": False, "of_theirs": 1}},
+                (DELTA + LAST, DONE),
+                DELTA + DONE,
+                {"stream_options": {"include_usage": True, "of_theirs": 1}},
+            ),
+            ({"stream": True, "stream_options": {"include_usage": True}}, (DELTA, LAST, DONE), DELTA + LAST + DONE, {}),
+        ],
+        ids=["whole", "in pieces", "a stream", "a stream without", "a stream with"],
+    )
+    def test_what_a_provider_says_is_counted(
+        self,
+        run: Start,
+        first: Outside,
+        tmp_path: Path,
+        more: dict[str, Any],
+        chunks: tuple[bytes, ...],
+        seen: bytes,
+        asked: dict[str, Any],
+    ) -> None:
+        prices = tmp_path / "prices.toml"
+        prices.write_text("[models]\ngpt = 0.5\n")
+        first.chunks, first.headers = chunks, EVENTS if more.get("stream") else first.headers
+        response, used, row = self.asks(run(prices_file=prices), max_tokens=100, **more)
+
+        assert response.content == seen
+        sent = {"model": "upstream-1", "messages": MESSAGES, "max_tokens": 100, **more, **asked}
+        assert json.loads(first.asked[0].body) == sent
+        assert row["units"] == {"tokens": 18, "prompt_tokens": 11, "completion_tokens": 7}
+        assert (row["model"], row["modality"], row["ending"]) == ("gpt", "text", "complete")
+        assert used == {"tokens": 18, "money": 9}
+
+    def test_a_fallback_is_paid_at_its_own_price(
+        self, run: Start, first: Outside, second: Outside, tmp_path: Path
+    ) -> None:
+        prices = tmp_path / "prices.toml"
+        prices.write_text("[models]\ngpt = 0.01\nother = 0.5\n")
+        first.status, second.chunks = 500, (ANSWER,)
+        _, used, row = self.asks(run('fallbacks = ["other"]', prices_file=prices), max_tokens=10)
+        assert (row["model"], used) == ("other", {"tokens": 18, "money": 9})
+
+    def test_what_the_dearest_of_a_chain_may_cost_is_reserved(
+        self, run: Start, first: Outside, second: Outside, tmp_path: Path
+    ) -> None:
+        prices = tmp_path / "prices.toml"
+        prices.write_text("[models]\nother = 50\n")
+        gateway = run('fallbacks = ["other"]', prices_file=prices)
+        admin = create(gateway, scopes=["admin"])["key"]
+        key = create(gateway, admin, budgets={"day": {"money": 100}})["key"]
+        body = {"model": "gpt", "messages": MESSAGES, "max_tokens": 10}
+        refused = gateway.client.post(CHAT, json=body, headers=bearer(key))
+        assert error_of(refused)["code"] == "insufficient_quota"
+        assert first.asked == second.asked == []
+
+    def test_a_server_that_knows_no_such_option_is_not_asked(self, run: Start, first: Outside) -> None:
+        first.chunks, first.headers = (DELTA, LAST, DONE), EVENTS
+        response = ask(run("asks_for_usage = false"), stream=True)
+        assert response.content == DELTA + LAST + DONE
+        assert "stream_options" not in json.loads(first.asked[0].body)
+
+    def test_the_books_way_counts_too(self, start: Start, first: Outside) -> None:
+        first.chunks = (ANSWER,)
+        gateway = start(first.url, openai_base_url=f"{first.url}/v1", openai_model="gpt")
+        assert gateway.client.get("/generate/openai/text?prompt=Hi").text == "Hi"
+        for _ in range(1000):
+            [*_, row] = gateway.client.get("/v1/usage").json()["data"] or [{"units": {}}]
+            if row["units"]:
+                break
+        assert row["units"]["tokens"] == 18
 
 
 class TestBreaker:

@@ -68,6 +68,27 @@ def shape(found: dict[str, Any], *names: str) -> list[Any]:
     ]
 
 
+async def test_hours_are_told_apart_and_say_what_their_days_do(tmp_path: Path) -> None:
+    query = {"since": "2026-06-29T10:30:00Z", "until": "2026-06-29T14:00:00Z", "group_by": "caller"}
+    found = await answer(tmp_path, bucket_width="1h", **query)
+
+    ends = [(bucket["start"], bucket["end"]) for bucket in found["data"]]
+    assert ends == [(f"2026-06-29T{hour}:00:00Z", f"2026-06-29T{hour + 1}:00:00Z") for hour in range(10, 14)]
+    assert not found["has_more"]
+    [day] = (await answer(tmp_path / "again", group_by="caller", until="2026-06-30"))["data"]
+    assert [bucket["results"] for bucket in found["data"]] == [[], [], day["results"], []]
+    assert day["results"][0]["units"] == {"pixel_steps": 4096}
+
+
+async def test_hours_come_in_pages_and_only_to_those_who_may_see_them(tmp_path: Path) -> None:
+    async with asked_by(Caller(id="key-2", scopes=frozenset({"audio"})), tmp_path) as client:
+        query = {"bucket_width": "1h", "since": "2026-06-29", "until": "2026-07-30"}
+        found = (await client.get(PATH, params={**query, "limit": 366})).json()
+        assert (len(found["data"]), found["has_more"]) == (168, True)
+        assert sum(total["requests"] for bucket in found["data"] for total in bucket["results"]) == 4
+        assert len((await client.get(PATH, params={"bucket_width": "1h"})).json()["data"]) == 24
+
+
 async def test_everything_in_one_says_all_that_is_counted(tmp_path: Path) -> None:
     found = await answer(tmp_path, bucket_width="all")
 
@@ -198,7 +219,7 @@ async def test_the_last_thirty_days_come_by_themselves(tmp_path: Path) -> None:
         "since=0001-01-01",
         "until=9999-12-31",
         "group_by=route",
-        "bucket_width=1h",
+        "bucket_width=1m",
         "limit=0",
         "limit=367",
         "modality=smell",

@@ -23,6 +23,7 @@ SIGNATURES = {
     "preview": (0, b"GIF89a"),
     "audio": (8, b"WAVE"),
     "image": (0, b"\x89PNG"),
+    "image-2": (0, b"\x89PNG"),
     "answer": (0, b"{"),
 }
 
@@ -32,8 +33,13 @@ SIGNATURES = {
     [
         ("text", "/v1/chat/completions", {"json": {**CHAT, "stream": True}}, ["answer"]),
         ("text", "/v1/responses", {"json": {"input": "Hi", "max_output_tokens": 3}}, ["answer"]),
-        ("audio", "/v1/audio/speech", {"json": {"input": "Good evening."}}, ["audio"]),
-        ("image", "/v1/images/generations", {"json": {"prompt": "A boat", "num_inference_steps": 2}}, ["image"]),
+        ("audio", "/v1/audio/speech", {"json": {"input": "Good evening.", "response_format": "wav"}}, ["audio"]),
+        (
+            "image",
+            "/v1/images/generations",
+            {"json": {"prompt": "A boat", "num_inference_steps": 2, "n": 2}},
+            ["image", "image-2"],
+        ),
         (
             "video",
             "/v1/videos",

@@ -11,12 +11,16 @@ import pytest
 from tests.live.conftest import TOKEN, System
 from tests.live.pictures import png
 
+PICTURE = {"prompt": "a", "size": "512x512", "num_inference_steps": 200}
 # Each asks for far more iterations than pass before the caller is gone.
 SLOW_START: dict[str, tuple[str, dict[str, Any]]] = {
     "image": ("GET", {"url": "/generate/image?prompt=a&size=512x512&num_inference_steps=200"}),
     "mesh": ("GET", {"url": "/generate/3d?prompt=a&num_inference_steps=200"}),
     "video": ("POST", {"url": "/generate/video", "files": {"image": png()}, "data": {"num_frames": "64"}}),
     "audio": ("GET", {"url": "/generate/audio?prompt=" + "a%20" * 90}),
+    "image, two": ("POST", {"url": "/v1/images/generations", "json": {**PICTURE, "n": 2}}),
+    "image, edit": ("POST", {"url": "/v1/images/edits", "files": {"image": png()}, "data": PICTURE}),
+    "audio, speech": ("POST", {"url": "/v1/audio/speech", "json": {"input": "a " * 90, "response_format": "mp3"}}),
 }
 LONG_STREAM: dict[str, tuple[str, dict[str, Any]]] = {
     "text": (
@@ -46,8 +50,8 @@ class Watch:
     def wait_until_working(self) -> None:
         self._system.wait(lambda: self.grown("iterations_total") > 0)
 
-    def wait_until_left(self) -> None:
-        self._system.wait(lambda: self._now("generations_total", ending="left") > self._left)
+    def wait_until_left(self, number: int = 1) -> None:
+        self._system.wait(lambda: self._now("generations_total", ending="left") >= self._left + number)
 
 
 def send_and_leave(base_url: str, method: str, request: dict[str, Any], watch: Watch) -> None:
@@ -65,12 +69,14 @@ def send_and_leave(base_url: str, method: str, request: dict[str, Any], watch: W
 
 @pytest.mark.parametrize("task", SLOW_START)
 def test_leaving_before_the_first_byte_stops_the_model(system: System, client: httpx.Client, task: str) -> None:
-    watch = Watch(system, task)
     method, request = SLOW_START[task]
+    num_generations = 2 if task == "image, two" else 1
+    task = task.split(",")[0]
+    watch = Watch(system, task)
     send_and_leave(system.gateway, method, request, watch)
-    watch.wait_until_left()
+    watch.wait_until_left(num_generations)
     done = watch.grown("iterations_total")
-    assert watch.grown("iterations_after_leave_total") <= 1
+    assert watch.grown("iterations_after_leave_total") <= num_generations
     assert done < {"image": 200, "mesh": 399, "video": 36, "audio": 150}[task]
     # The next request is served, and nothing went on behind it.
     assert client.get("/generate/image", params={"prompt": "a"}).status_code == 200
@@ -95,6 +101,31 @@ def test_leaving_midway_stops_the_model(system: System, task: str) -> None:
     watch.wait_until_left()
     assert watch.grown("iterations_after_leave_total") <= 1
     assert watch.grown("iterations_total") < {"text": 1900, "audio": 10_000, "video": 36}[task]
+
+
+SKETCHES = {**PICTURE, "size": "256x256", "stream": True, "partial_images": 3}
+FORM = {name: str(value).lower() for name, value in SKETCHES.items()}
+STREAMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "image": ("/v1/images/generations", {"json": SKETCHES}),
+    "image, edit": ("/v1/images/edits", {"files": {"image": png()}, "data": FORM}),
+    "audio": ("/v1/audio/speech", {"json": {"input": "A sentence. " * 100, "response_format": "opus"}}),
+    "audio, events": ("/v1/audio/speech", {"json": {"input": "A sentence. " * 100, "stream_format": "sse"}}),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_leaving_one_of_openais_streams_at_the_gateway_stops_the_worker(
+    system: System, client: httpx.Client, name: str
+) -> None:
+    task = name.split(",")[0]
+    watch = Watch(system, task)
+    path, body = STREAMS[name]
+    with client.stream("POST", path, **body) as response:
+        assert response.status_code == 200
+        assert first_chunk(response)
+    watch.wait_until_left()
+    assert watch.grown("iterations_after_leave_total") <= 1
+    assert watch.grown("iterations_total") < {"image": 200, "audio": 10_000}[task]
 
 
 def test_leaving_a_stream_at_the_gateway_stops_the_worker(system: System, client: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.live.conftest import System
 
@@ -56,3 +57,26 @@ def test_a_picture_is_metered_in_pixel_steps(system: System, client: httpx.Clien
     assert client.get("/generate/image", params=query, headers={"x-request-id": "a-picture"}).status_code == 200
 
     assert metered(system, client, "a-picture")["units"] == {"pixel_steps": 64 * 64 * 3}
+
+
+def test_several_pictures_are_one_row_with_what_all_took(system: System, client: httpx.Client) -> None:
+    body = {"prompt": "a", "size": "64x64", "num_inference_steps": 3, "n": 3}
+    headers = {"x-request-id": "three-pictures"}
+    assert client.post("/v1/images/generations", json=body, headers=headers).status_code == 200
+    row = metered(system, client, "three-pictures")
+
+    assert row["units"] == {"pixel_steps": 3 * 64 * 64 * 3}
+    assert (row["ending"], row["model"], row["modality"]) == ("complete", "tiny-sd", "image")
+
+
+def test_speech_is_metered_as_it_was_made_whatever_its_speed(system: System, client: httpx.Client) -> None:
+    body = {"input": "One. Two.", "seed": 1, "response_format": "pcm"}
+    seconds = {}
+    for speed in (1, 4):
+        headers = {"x-request-id": f"at-speed-{speed}"}
+        answer = client.post("/v1/audio/speech", json={**body, "speed": speed}, headers=headers)
+        seconds[speed] = len(answer.content) / 2 / 24_000
+        row = metered(system, client, f"at-speed-{speed}")
+        assert row["units"]["audio_seconds"] == pytest.approx(seconds[1], abs=1e-3)
+
+    assert seconds[4] < seconds[1] / 3

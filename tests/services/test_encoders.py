@@ -18,13 +18,12 @@ from services.encoders import (
     Encoder,
     Mp4Encoder,
     ObjEncoder,
-    PngEncoder,
-    WavEncoder,
 )
 from services.engine.events import Done
 from services.engine.outputs import Mesh, Sound, finite, pixels
 from services.errors import GenerationFailed
 from tests.services.conftest import LONG, Gate
+from tests.services.encoding import png_encoder, wav_encoder
 
 DONE = Done({"prompt_tokens": 3, "completion_tokens": 4}, "length")
 GRADIENT = np.arange(16 * 8 * 3, dtype=np.uint8).reshape(16, 8, 3)
@@ -43,7 +42,7 @@ def encoded(encoder: Encoder, *outputs: Any, done: Done = DONE) -> bytes:
 
 
 def test_a_picture_is_a_png_of_the_same_pixels() -> None:
-    with Image.open(io.BytesIO(encoded(PngEncoder(), GRADIENT))) as picture:
+    with Image.open(io.BytesIO(encoded(png_encoder(), GRADIENT))) as picture:
         assert picture.format == "PNG"
         assert np.array_equal(np.asarray(picture), GRADIENT)
 
@@ -59,14 +58,14 @@ def test_a_mesh_is_an_obj_with_its_colours() -> None:
 def test_sounds_are_one_wav_of_the_first_ones_rate() -> None:
     samples = np.linspace(-1, 1, 300, dtype=np.float32)
     sounds = [Sound(samples[:100], 24_000), Sound(samples[100:], 24_000)]
-    read, rate = soundfile.read(io.BytesIO(encoded(WavEncoder(), *sounds)))
+    read, rate = soundfile.read(io.BytesIO(encoded(wav_encoder(), *sounds)))
 
     assert rate == 24_000
     assert np.allclose(read, samples, atol=1e-4)
 
 
 def test_no_sound_at_all_is_no_bytes() -> None:
-    assert encoded(WavEncoder()) == b""
+    assert encoded(wav_encoder()) == b""
 
 
 def test_frames_are_a_film_of_their_number_and_rate() -> None:
@@ -81,20 +80,20 @@ def test_frames_are_a_film_of_their_number_and_rate() -> None:
 
 
 def test_a_picture_in_json_is_openais_shape() -> None:
-    encoder = Base64Encoder(PngEncoder(), "png")
+    encoder = Base64Encoder(png_encoder(), "png")
     document = json.loads(encoded(encoder, GRADIENT, done=Done({"images": 1})))
 
     assert encoder.media_type == "application/json"
     assert document["output_format"] == "png"
     assert document["usage"] == {"images": 1}
     assert isinstance(document["created"], int)
-    assert base64.b64decode(document["data"][0]["b64_json"]) == encoded(PngEncoder(), GRADIENT)
+    assert base64.b64decode(document["data"][0]["b64_json"]) == encoded(png_encoder(), GRADIENT)
 
 
 def test_an_encoder_that_streams_gives_bytes_on_the_way() -> None:
     sound = Sound(np.zeros(100, np.float32), 24_000)
 
-    assert WavEncoder().add(sound) != b""
+    assert wav_encoder().add(sound) != b""
     film = Mp4Encoder(7)
     assert film.add(np.zeros((64, 64, 3), np.uint8)) != b""
     film.abort()
@@ -103,9 +102,9 @@ def test_an_encoder_that_streams_gives_bytes_on_the_way() -> None:
 @pytest.mark.parametrize(
     ("make", "output"),
     [
-        (PngEncoder, GRADIENT),
+        (png_encoder, GRADIENT),
         (ObjEncoder, TETRAHEDRON),
-        (WavEncoder, Sound(np.zeros(9, np.float32), 24_000)),
+        (wav_encoder, Sound(np.zeros(9, np.float32), 24_000)),
         (lambda: Mp4Encoder(7), GRADIENT),
         (lambda: Base64Encoder(Mp4Encoder(7), "mp4"), GRADIENT),
     ],

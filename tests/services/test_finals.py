@@ -21,15 +21,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from starlette.requests import Request
 
-from services.encoders import Encoder, EventEncoder, GifEncoder, GlbEncoder, ObjEncoder, PlyEncoder, PngEncoder
+from services.audio.answers import SpeechEncoder
+from services.encoders import Encoder, EventEncoder, GifEncoder, GlbEncoder, ObjEncoder, PlyEncoder
 from services.engine.events import Done
 from services.engine.outputs import Mesh, Sound
 from services.finals import PIECE, Files, FilmFiles, FinalEvents, MeshFiles, OneFile, SoundFiles, cut
+from services.image.answers import PictureFiles
 from services.media import ply
 from services.responses import chosen, negotiated, wants_final
 from services.schema import FINAL_EVENTS
+from tests.services.encoding import PROVENANCE, png_encoder, wav_encoder
 
 DONE = Done({"frames": 3.0})
+SILENCE = Sound(np.zeros(24_000, np.float32), 24_000)
 
 
 def events(stream: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -280,30 +284,52 @@ def test_a_mesh_without_extent_is_no_error() -> None:
 # --- sound, pictures, text ---
 
 
-def test_a_sound_says_how_long_it_is() -> None:
+def test_a_wav_says_how_long_it_is() -> None:
     samples = np.linspace(-1, 1, 300_000, dtype=np.float32)
-    files = sent(SoundFiles(), Sound(samples[:100], 24_000), Sound(samples[100:], 24_000))
+    files = sent(SoundFiles(wav_encoder()), Sound(samples[:100], 24_000), Sound(samples[100:], 24_000))
 
     ((variant, (media_type, file)),) = files.items()
     assert (variant, media_type) == ("audio", "audio/wav")
     assert int.from_bytes(file[4:8], "little") == len(file) - 8
-    assert int.from_bytes(file[40:44], "little") == len(file) - 44 == 600_000
+    data = file.index(b"data")
+    assert int.from_bytes(file[data + 4 : data + 8], "little") == len(file) - data - 8 == 600_000
     found, rate = soundfile.read(io.BytesIO(file))
     assert rate == 24_000
     assert np.allclose(found, samples, atol=1e-4)
+    assert b"AI-generated" in file[:data]
+
+
+@pytest.mark.parametrize(("form", "media_type"), [("mp3", "audio/mpeg"), ("opus", "audio/ogg"), ("flac", "audio/flac")])
+def test_other_sounds_are_files_of_their_own_kind(form: Any, media_type: str) -> None:
+    ((variant, (found, file)),) = sent(SoundFiles(SpeechEncoder(form, 1.0, PROVENANCE)), SILENCE, SILENCE).items()
+
+    assert (variant, found) == ("audio", media_type)
+    with av.open(io.BytesIO(file), "r") as container:
+        heard = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+    assert heard == pytest.approx(2, abs=0.1)
 
 
 def test_no_sound_at_all_is_no_file() -> None:
-    assert sent(SoundFiles()) == {}
+    assert sent(SoundFiles(wav_encoder())) == {}
+
+
+def test_every_picture_is_a_file_with_its_own_seed() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 300, 400, 3), dtype=np.uint8)
+    files = sent(PictureFiles(png_encoder()), *pictures)
+
+    assert list(files) == ["image", "image-2"]
+    for (media_type, file), picture, seed in zip(files.values(), pictures, (3, 4), strict=True):
+        assert media_type == "image/png"
+        assert len(file) > PIECE  # came in several
+        with Image.open(io.BytesIO(file)) as found:
+            assert np.array_equal(np.asarray(found), picture)
+            assert found.info["Seed"] == str(seed)
 
 
 def test_what_is_whole_already_is_a_file() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    ((variant, (media_type, file)),) = sent(OneFile("image", PngEncoder()), picture).items()
+    mesh = mesh_of(BOX)
 
-    assert (variant, media_type) == ("image", "image/png")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), picture)
-    assert len(file) > PIECE  # came in several
+    assert sent(OneFile("answer", ObjEncoder()), mesh) == {"answer": ("model/obj", encoded(ObjEncoder(), mesh))}
 
 
 @given(sizes=st.lists(st.integers(0, 3 * PIECE), max_size=4))
@@ -325,7 +351,10 @@ def open_files() -> int:
 
 @pytest.mark.parametrize(
     ("make", "output"),
-    [(lambda: FilmFiles(7, 3), moving(1)[0]), (SoundFiles, Sound(np.zeros(9, np.float32), 24_000))],
+    [
+        (lambda: FilmFiles(7, 3), moving(1)[0]),
+        (lambda: SoundFiles(wav_encoder()), Sound(np.zeros(9, np.float32), 24_000)),
+    ],
     ids=["film", "sound"],
 )
 @pytest.mark.parametrize("stage", ["unused", "half", "closing", "closed"])
@@ -368,12 +397,12 @@ def asking(accept: str) -> Request:
 def test_files_come_to_who_asks_for_them(accept: str, is_final: bool) -> None:
     request = asking(accept)
     assert wants_final(request) is is_final
-    assert isinstance(negotiated(request, PngEncoder(), None, MeshFiles), FinalEvents) is is_final
-    assert not isinstance(negotiated(request, PngEncoder()), FinalEvents)
+    assert isinstance(negotiated(request, ObjEncoder(), None, MeshFiles), FinalEvents) is is_final
+    assert not isinstance(negotiated(request, ObjEncoder()), FinalEvents)
 
 
 def test_events_without_files_stay_what_they_were() -> None:
-    assert isinstance(negotiated(asking("text/event-stream"), PngEncoder(), None, MeshFiles), EventEncoder)
+    assert isinstance(negotiated(asking("text/event-stream"), ObjEncoder(), None, MeshFiles), EventEncoder)
 
 
 @pytest.mark.parametrize(

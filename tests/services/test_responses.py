@@ -20,23 +20,24 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
+from services.audio.answers import SpeechEncoder
 from services.encoders import (
     Base64Encoder,
     Encoder,
     EventEncoder,
     Mp4Encoder,
     ObjEncoder,
-    PngEncoder,
-    WavEncoder,
 )
 from services.engine.events import Done, Preview
 from services.engine.generation import Generation, Run
 from services.engine.outputs import Mesh, Sound
 from services.engine.stepper import Result
 from services.errors import Cancelled, DeadlineExceeded, InvalidRequest, PayloadTooLarge, QueueFull
+from services.image.answers import PictureEncoder
 from services.responses import Delivery, deadline_of, negotiated, rendered, respond, terms_of, wants
 from services.schema import CALLER_HEADER, DEADLINE_HEADER, PRIORITY_HEADER, RUN_HEADERS
 from tests.services.conftest import LONG, Bench, Gate, Script, connect, nothing, served, steps, until_stopped
+from tests.services.encoding import png_encoder, wav_encoder
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -203,9 +204,9 @@ def failing(error: Exception) -> Script:
 @pytest.mark.parametrize(
     ("encoder", "output"),
     [
-        (PngEncoder(), PICTURE),
+        (png_encoder(), PICTURE),
         (ObjEncoder(), TRIANGLE),
-        (Base64Encoder(PngEncoder(), "png"), PICTURE),
+        (Base64Encoder(png_encoder(), "png"), PICTURE),
         (Whole(), "Hi"),
     ],
     ids=["png", "obj", "base64", "whole"],
@@ -221,7 +222,7 @@ def test_what_is_not_streamed_has_a_length(app: App, encoder: Encoder, output: A
 
 @pytest.mark.parametrize(
     ("encoder", "output"),
-    [(Plain(), "Hi"), (WavEncoder(), Sound(np.zeros(9, np.float32), 24_000)), (Mp4Encoder(7), PICTURE)],
+    [(Plain(), "Hi"), (wav_encoder(), Sound(np.zeros(9, np.float32), 24_000)), (Mp4Encoder(7), PICTURE)],
     ids=["text", "wav", "mp4"],
 )
 def test_what_is_streamed_has_none(app: App, encoder: Encoder, output: Any) -> None:
@@ -674,12 +675,12 @@ def test_the_form_of_the_answer_is_the_callers_choice() -> None:
         return Base64Encoder(inner, "png")
 
     def chosen(accept: str) -> type:
-        return type(negotiated(request_with(accept=accept), PngEncoder(), document))
+        return type(negotiated(request_with(accept=accept), png_encoder(), document))
 
-    assert chosen("image/png") is PngEncoder
+    assert chosen("image/png") is PictureEncoder
     assert chosen("*/*") is chosen("application/json, text/event-stream") is Base64Encoder
     assert chosen("text/event-stream") is EventEncoder
-    assert isinstance(negotiated(request_with(), WavEncoder()), WavEncoder)
+    assert isinstance(negotiated(request_with(), wav_encoder()), SpeechEncoder)
 
 
 # --- events and numbers ---
@@ -702,7 +703,7 @@ def test_events_tell_how_it_goes_and_carry_the_result(app: App) -> None:
         run.count(images=1)
         return Result()
 
-    answer = httpx.get(app.serve(script, EventEncoder(PngEncoder())))
+    answer = httpx.get(app.serve(script, EventEncoder(png_encoder())))
     events = events_of(answer.content)
 
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -721,7 +722,7 @@ def test_what_ends_a_generation_early_is_its_last_event(app: App) -> None:
         run.advance(1, 2)
         raise InvalidRequest("there is no voice 'x'", param="voice")
 
-    answer = httpx.get(app.serve(script, EventEncoder(WavEncoder())))
+    answer = httpx.get(app.serve(script, EventEncoder(wav_encoder())))
     name, error = events_of(answer.content)[-1]
 
     assert answer.status_code == 200  # the events had begun
@@ -737,7 +738,7 @@ def test_who_leaves_the_events_stops_the_model(app: App) -> None:
 
 
 def test_a_preview_is_a_jpeg() -> None:
-    ((name, data),) = events_of(EventEncoder(PngEncoder()).tell(Preview(3, PICTURE)))
+    ((name, data),) = events_of(EventEncoder(png_encoder()).tell(Preview(3, PICTURE)))
 
     assert (name, data["step"], data["media_type"]) == ("preview", 3, "image/jpeg")
     with Image.open(io.BytesIO(base64.b64decode(data["b64"]))) as picture:

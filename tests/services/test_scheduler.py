@@ -452,6 +452,20 @@ def test_what_is_served_at_one_priority_moves_no_turn_at_another() -> None:
     assert served(queue) == [greedy[0], modest, *greedy[1:]]
 
 
+def test_who_waits_is_sorted_once_until_that_changes() -> None:
+    """The engine asks before every forward."""
+    queue: FairQueue[Ticket] = FairQueue()
+    a, b, c = (Ticket(caller, 0) for caller in "abc")
+    for ticket in (a, b, c):
+        queue.push(ticket)
+        assert ticket in queue.in_order()
+    assert queue.in_order() is queue.in_order()
+    queue.serve(a)
+    assert list(queue.in_order()) == [b, c]
+    queue.remove(b)
+    assert list(queue.in_order()) == [c]
+
+
 def test_a_turn_that_was_not_used_is_given_back() -> None:
     queue: FairQueue[Ticket] = FairQueue()
     withdrawn, others = [Ticket("a", 0) for _ in range(6)], [Ticket("b", 0) for _ in range(3)]
@@ -518,6 +532,31 @@ async def test_too_little_memory_halves_the_batch_and_all_go_on(bench: Bench, wa
     assert max(sizes) > 2
     assert sum(size > 2 for size in sizes) == 1  # it is tried once
     assert 2 in sizes
+
+
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError])
+async def test_what_a_failed_forward_had_made_is_gone_before_it_is_run_again(
+    bench: Bench, walker: Walker, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    right = walker.forward
+    held_at_start: list[int] = []
+    tensors: list[weakref.ref[Any]] = []
+
+    def forward(states: Sequence[Walk]) -> list[str]:
+        held_at_start.append(sum(tensor() is not None for tensor in tensors))
+        activations = np.zeros(8)
+        tensors.append(weakref.ref(activations))
+        if len(states) > 1:
+            raise error
+        return right(states)
+
+    monkeypatch.setattr(walker, "forward", forward)
+    generations = await held(bench, walker, *(Walk(str(number), 4) for number in range(4)))
+    results = await asyncio.gather(*map(follow, generations))
+
+    assert all(isinstance(events[-1], Done) for events in results)
+    assert len(held_at_start) > 1 + 4 * 4  # some failed
+    assert set(held_at_start) == {0}
 
 
 async def test_too_little_memory_for_one_alone_is_told_to_it(bench: Bench, walker: Walker) -> None:
@@ -768,6 +807,30 @@ async def test_a_size_that_did_not_pay_is_tried_again() -> None:
         size = sizer.limit(100)
         sizer.note(size, 1.0)
     assert sizer.limit(100) > 1
+
+
+@pytest.mark.parametrize("longest", [100.0, 3.0])
+async def test_a_busy_moment_does_not_end_the_sharing(longest: float) -> None:
+    sizer = BatchSizer(8)
+    for size in (1, 2, 4, 8):
+        for _ in range(5):
+            sizer.note(size, 1.0 if size == 1 else 5.0 * size)
+    assert sizer.limit(longest) == 1
+    for _ in range(1500):
+        size = sizer.limit(longest)
+        sizer.note(size, 1.0 + 0.01 * size)
+    assert sizer.limit(longest) == 8
+
+
+async def test_sizes_that_are_not_asked_for_any_more_are_still_known() -> None:
+    sizer = BatchSizer(8)
+    for _ in range(20):
+        size = sizer.limit(100)
+        sizer.note(size, 4.0 + size)
+    for turn in range(2000):
+        num_waiting = 7 + turn % 2
+        assert sizer.limit(100) >= num_waiting
+        sizer.note(num_waiting, (4.0 + num_waiting) * (1.1 if turn % 3 else 1.0))
 
 
 async def test_memory_bounds_the_batch() -> None:

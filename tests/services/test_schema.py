@@ -222,7 +222,7 @@ def test_whatever_comes_the_complaint_is_a_sentence_without_jargon(body: type[Bo
         ("{}", "prompt: is required"),
         ('{"prompt": 5}', "prompt: must be a string"),
         ('{"prompt": null}', "prompt: must be a string"),
-        ('{"prompt": "a", "n": 2}', "n: there is no such parameter here"),
+        ('{"prompt": "a", "frames": 2}', "frames: there is no such parameter here"),
         ('{"prompt": "a", "num_inference_steps": "many"}', "num_inference_steps: must be a whole number"),
         ('{"prompt": "a", "num_inference_steps": 0}', "num_inference_steps: must be greater than or equal to 1"),
         ('{"prompt": "a", "guidance_scale": []}', "guidance_scale: must be a number"),

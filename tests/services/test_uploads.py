@@ -139,7 +139,6 @@ def test_an_error_names_the_limit(url: str) -> None:
         {},
         {"data": {"file": "abc"}},
         {"files": {"picture": b"abc"}},
-        {"files": {"file": b"abc", "mask": b"abc"}},
         {"files": [("file", b"abc"), ("file", b"def")]},
         {"files": {"file": b"abc"}, "data": {"name": "x" * (FIELDS_ALLOWANCE + 1)}},
         {"content": b"no boundary", "headers": {"content-type": "multipart/form-data"}},
@@ -154,6 +153,12 @@ def test_what_is_no_form_with_one_file_is_refused_by_the_files_name(url: str, fo
 
     assert answer.status_code == 400
     assert error_of(answer)["param"] == "file"
+
+
+def test_a_file_that_nobody_asked_for_is_a_field_without_text(url: str) -> None:
+    answer = httpx.post(url, files={"file": b"abc", "markup": b"abc"})
+
+    assert answer.json() == {"num_bytes": 3, "fields": {"markup": ""}}  # which every contract refuses by its name
 
 
 def test_who_leaves_while_uploading_is_no_error(url: str, upload: Upload, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,92 @@
+"""Which models may be asked for, here and at providers, and which of them are in memory."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from gateway.callers import Caller
+from gateway.catalog import ModelState
+from gateway.errors import UnknownModel
+from gateway.state import State, StateOf
+from services.registry import Model, Task, models_of
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class ModelAnswer(BaseModel):
+    """A model, as OpenAI describes one, and what there is to know besides.
+
+    `created` is when this gateway started. What is null of a provider's model, only the provider knows.
+    """
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    task: Task
+    state: ModelState
+    is_default: bool
+    """Whether it is asked where a request for this task names none."""
+    revision: str | None = None
+    licence: str | None = None
+    licence_url: str | None = None
+    commercial_use: bool | None = None
+    defaults: Mapping[str, Any] | None = None
+
+
+class ModelList(BaseModel):
+    """OpenAI's list."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelAnswer]
+
+
+@router.get("")
+async def models(request: Request, state: StateOf) -> ModelList:
+    """List the models that the caller may use."""
+    states = await state.catalog.states(get_args(Task))
+    return ModelList(data=[answer(each, task, state, states) for task, each in usable(request.scope["caller"], state)])
+
+
+@router.get("/{model_id:path}")
+async def model(model_id: str, request: Request, state: StateOf) -> ModelAnswer:
+    """Describe a model; its id may have slashes in it."""
+    found = {each: task for task, each in usable(request.scope["caller"], state)}
+    if model_id not in found:
+        raise UnknownModel(f"model '{model_id[:200]}' is not served here; choose one of: {', '.join(found)}")
+    states = await state.catalog.states([found[model_id]])
+    return answer(model_id, found[model_id], state, states)
+
+
+def usable(caller: Caller, state: State) -> Iterator[tuple[Task, str]]:
+    """Yield the ids of the models that the caller may use, or at least give keys for."""
+    tasks: Collection[Task] = [task for task in get_args(Task) if {task, "admin"} & caller.scopes]
+    for task in tasks:
+        for each in state.catalog.models(task):
+            if caller.models is None or each in caller.models:
+                yield task, each
+
+
+def answer(model_id: str, task: Task, state: State, states: Mapping[str, ModelState]) -> ModelAnswer:
+    """Say what is known of a model."""
+    ours = {each.id: each for each in models_of(task, state.models)}
+    common: dict[str, Any] = {"id": model_id, "created": state.catalog.created, "task": task}
+    if model_id not in ours or model_id not in states:
+        return ModelAnswer(**common, owned_by="provider", state="external", is_default=False)
+    described = of_ours(ours[model_id], state)
+    return ModelAnswer(**common, **described, state=states[model_id], is_default=model_id == next(iter(ours)))
+
+
+def of_ours(model: Model, state: State) -> dict[str, Any]:
+    """Say what the registry knows; a tiny checkpoint is nobody's but ours."""
+    owner = model.hub.repository.partition("/")[0]
+    return {
+        "owned_by": owner if state.profile == "hub" else "atelier",
+        "revision": model.revision_in(state.profile),
+        "licence": model.hub.licence,
+        "licence_url": model.hub.licence_url,
+        "commercial_use": model.hub.commercial_use,
+        "defaults": model.defaults_in(state.profile),
+    }

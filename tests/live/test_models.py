@@ -1,0 +1,32 @@
+"""The official SDK lists what is served."""
+
+import asyncio
+
+import openai
+import pytest
+
+from tests.live.conftest import LONG, TASKS, TOKEN, System
+
+
+def test_models_are_listed_with_what_there_is_to_know(system: System) -> None:
+    with openai.OpenAI(base_url=f"{system.gateway}/v1", api_key="-", max_retries=0, timeout=LONG) as client:
+        listed = {model.id: model for model in client.models.list()}
+        one = client.models.retrieve("tiny-sd")
+        with pytest.raises(openai.NotFoundError, match="bark-small") as refusal:
+            client.models.retrieve("org/model")
+
+    assert {getattr(model, "task", None) for model in listed.values()} == set(TASKS)
+    assert {getattr(model, "state", None) for model in listed.values()} == {"loaded"}
+    assert one == listed["tiny-sd"]
+    assert (one.object, one.owned_by, getattr(one, "defaults", {})["size"]) == ("model", "atelier", "64x64")
+    assert (getattr(one, "is_default", None), getattr(one, "commercial_use", None)) == (True, True)
+    assert refusal.value.code == "model_not_found"
+
+
+def test_the_async_client_and_a_worker_alone_list_them_too(system: System) -> None:
+    async def ids(url: str) -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="-", default_headers=TOKEN) as client:
+            return [model.id async for model in client.models.list()]
+
+    assert asyncio.run(ids(system.worker("mesh"))) == ["shap-e", "shap-e-img2img"]
+    assert set(asyncio.run(ids(system.gateway))) > {"shap-e", "tinyllama-1.1b-chat"}
