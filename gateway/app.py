@@ -22,19 +22,34 @@ from gateway.database.database import open_database
 from gateway.direct import serve_directly
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
+from gateway.jobs.webhooks import Webhooks
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
+from gateway.outside import Guard, open_outside
 from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entries, Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.receipts import Receipts
 from gateway.relay import Relay
-from gateway.routes import audio, chat, generate, health, images, internal, keys, models, signed_urls, summary, usage
+from gateway.routes import (
+    audio,
+    chat,
+    generate,
+    health,
+    images,
+    internal,
+    keys,
+    models,
+    signed_urls,
+    summary,
+    usage,
+    webhooks,
+)
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
@@ -94,6 +109,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
+            open_outside(Guard(settings.allowed_networks)) as named_urls,
             Catalog(
                 settings.workers,
                 registered,
@@ -113,7 +129,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
-            signer = Signer(settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file))
+            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
+            signer = Signer(secret)
             app.state.wired = State(
                 catalog=catalog,
                 relay=Relay(
@@ -143,6 +160,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 budgets=budgets,
                 receipts=receipts,
                 prices=prices,
+                webhooks=Webhooks(named_urls, secret),
                 models=registered,
                 profile=settings.profile,
             )
@@ -166,6 +184,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(models.router)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
+    app.include_router(webhooks.router)
     app.include_router(summary.router)
     app.include_router(internal.router)
     app.include_router(keys.router)

@@ -10,6 +10,7 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.drain import Drain
+from gateway.jobs.webhooks import Webhooks
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
@@ -41,6 +42,7 @@ class State:
     budgets: Budgets
     receipts: Receipts
     prices: Prices
+    webhooks: Webhooks
     models: tuple[Model, ...]
     profile: Profile
 

@@ -42,7 +42,7 @@ class Download(StreamingResponse):
 
 
 async def download(request: Request, artefacts: Artefacts, artefact: Artefact, title: str) -> Response:
-    """Answer a GET or HEAD with `artefact`.
+    """Answer a GET or HEAD with `artefact`; FastAPI needs both named: `methods=["GET", "HEAD"]`.
 
     Args:
         request: whose `Range`, `If-Range` and `If-None-Match` count.

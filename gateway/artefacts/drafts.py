@@ -22,27 +22,28 @@ class Draft:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begin an empty file in `folder`, which is made where it is absent.
-
-        Raises:
-            StorageFull: there is no room.
-        """
+        """Be no file yet; `folder` is made where it is absent."""
+        self._folder = folder
         self._hash = hashlib.sha256()
         self._lock = threading.Lock()
         self._is_over = False
+        self._file: int | None = None
+        self.path = folder
         self.num_bytes = 0
-        with room():
-            self.path, self._file = _create(folder)
 
     def write(self, piece: bytes) -> None:
-        """Add `piece`; nothing where the draft has been discarded.
+        """Add `piece`, which may be empty; nothing where the draft has been discarded.
 
         Raises:
             StorageFull: there is no room.
         """
         with self._lock, room():
+            if self._is_over:
+                return
+            if self._file is None:
+                self.path, self._file = _create(self._folder)
             rest = memoryview(piece)
-            while rest and not self._is_over:
+            while rest:
                 rest = rest[os.write(self._file, rest) :]
             self._hash.update(piece)
             self.num_bytes += len(piece)
@@ -54,17 +55,18 @@ class Draft:
             StorageFull: there is no room.
         """
         with self._lock, room():
-            if not self._is_over:
+            if self._file is not None:
                 os.fsync(self._file)
             return self._hash.hexdigest()
 
     def discard(self) -> None:
         """Delete the file, unless it has been renamed; any number of times."""
         with self._lock:
-            if not self._is_over:
-                self._is_over = True
+            self._is_over = True
+            if self._file is not None:
                 self.path.unlink(missing_ok=True)
                 os.close(self._file)
+                self._file = None
 
 
 def _create(folder: Path) -> tuple[Path, int]:
@@ -94,7 +96,7 @@ def sweep(folder: Path) -> int:
 
 
 async def gathered(pieces: AsyncIterator[bytes], num_bytes: int) -> AsyncIterator[bytes]:
-    """Yield `pieces` put together to at least `num_bytes`, but for the last."""
+    """Yield `pieces` put together to at least `num_bytes`, but for the last, which may be empty."""
     waiting: list[bytes] = []
     num_waiting = 0
     async for piece in pieces:

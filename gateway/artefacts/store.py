@@ -100,7 +100,7 @@ class Artefacts:
             ValueError: the id could not be a folder's name.
         """
         check_id(job_id)
-        draft = await asyncio.to_thread(Draft, self._drafts)
+        draft = Draft(self._drafts)
         try:
             async for piece in gathered(pieces, PIECE):
                 await asyncio.to_thread(draft.write, piece)

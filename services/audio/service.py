@@ -13,9 +13,10 @@ from services.audio.schema import Format, SpeechRequest, chosen
 from services.encoders import Encoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
+from services.finals import SoundFiles
 from services.registry import WORKERS, Model
 from services.requests import Correlation
-from services.responses import negotiated, rendered, wants
+from services.responses import negotiated, rendered, wants, wants_final
 from services.settings import Settings
 from services.uploads import JsonBodies
 from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
@@ -84,7 +85,9 @@ class AudioService(Worker):
         async def prepare(job: SpeechRequest) -> tuple[SpeechRequest, Encoder]:
             speed = 1.0 if job.speed is None else job.speed
             file = SpeechEncoder(format_of(job, ctx.request), speed, self.provenance(job, chosen(job)))
-            return job, SpeechEvents(file) if job.stream_format == "sse" else negotiated(ctx.request, file)
+            if job.stream_format == "sse" and not wants_final(ctx.request):
+                return job, SpeechEvents(file)
+            return job, negotiated(ctx.request, file, files=lambda: SoundFiles(file))
 
         return await self.answer_api(ctx, body, SpeechRequest, prepare)
 

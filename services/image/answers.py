@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from services.encoders import EventStream, server_sent, text_of
 from services.engine.events import Done, Event, Preview, Progress
 from services.errors import ServiceError
+from services.finals import File
 from services.image.schema import ImageJob, seed_of
 from services.media import jpeg, png, webp
 from services.provenance import Provenance
@@ -90,6 +91,28 @@ class DocumentEncoder:
 
     def abort(self) -> None:
         """Hold nothing."""
+
+
+class PictureFiles:
+    """Each picture as a file: `image`, then `image-2` and so on."""
+
+    def __init__(self, inner: PictureEncoder) -> None:
+        """Keep what `inner` encodes."""
+        self._inner = inner
+        self._pictures: list[bytes] = []
+
+    def add(self, data: NDArray[np.uint8]) -> None:
+        """Take the next picture."""
+        self._pictures.append(self._inner.add(data))
+
+    def close(self, done: Done) -> Iterator[File]:
+        """Yield them."""
+        for number, picture in enumerate(self._pictures, start=1):
+            yield File("image" if number == 1 else f"image-{number}", self._inner.media_type, [picture])
+
+    def abort(self) -> None:
+        """Forget them."""
+        self._pictures.clear()
 
 
 class PictureEvents(EventStream):

@@ -16,13 +16,14 @@ from services.engine.stepper import Stepper
 from services.ensemble import Ensemble, OneReceipt
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
-from services.image.answers import DocumentEncoder, PictureEncoder, PictureEvents
+from services.finals import FinalEvents
+from services.image.answers import DocumentEncoder, PictureEncoder, PictureEvents, PictureFiles
 from services.image.edit import STRENGTH, Edit
 from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest, chosen, seed_of
 from services.media.picture import fitting
 from services.registry import WORKERS, Model
 from services.requests import Correlation
-from services.responses import negotiated, rendered
+from services.responses import negotiated, rendered, wants_final
 from services.schema import GenerationRequest
 from services.settings import Settings
 from services.uploads import JsonBodies, missing, naming_the_field, read_form
@@ -80,11 +81,11 @@ def encoder(request: Request, worker: Worker, job: ImageJob, prefix: str) -> Enc
         InvalidRequest: several pictures where there is room for one, or more than may ever wait.
     """
     file = PictureEncoder(job, worker.provenance(job, chosen(job)))
-    if job.stream:
+    if job.stream and not wants_final(request):
         return PictureEvents(file, job, prefix)
-    form = negotiated(request, file, lambda _: DocumentEncoder(file, job))
+    form = negotiated(request, file, lambda _: DocumentEncoder(file, job), lambda: PictureFiles(file))
     number, most = job.n or 1, worker.settings.queue_size
-    if number > 1 and not isinstance(form, DocumentEncoder):
+    if number > 1 and not isinstance(form, DocumentEncoder | FinalEvents):
         raise InvalidRequest("n: there is room for one picture in this form; accept JSON", param="n")
     if number > most:
         raise InvalidRequest(f"n: this worker lets {most} pictures wait; ask for fewer at once", param="n")

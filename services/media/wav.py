@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+MEDIA_TYPE = "audio/wav"
 UNKNOWN = 0xFFFFFFFF  # a size that players read as "until the end"
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
@@ -47,6 +48,18 @@ def pcm(samples: NDArray[np.float32]) -> bytes:
     """Return samples as signed 16-bit numbers, the lower byte first."""
     finite = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
     return np.rint(np.clip(finite, -1, 1) * 32767).astype("<i2").tobytes()
+
+
+def sized(start: bytes, num_bytes: int) -> bytes:
+    """Return the beginning of a file that `Encoder` has made, with its true sizes in it.
+
+    Args:
+        start: its first bytes, the head among them.
+        num_bytes: of the whole file.
+    """
+    end = start.index(struct.pack("<4sI", b"data", UNKNOWN)) + 8
+    sizes = (struct.pack("<I", num_bytes - place) for place in (8, end))
+    return start[:4] + next(sizes) + start[8 : end - 4] + next(sizes) + start[end:]
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
