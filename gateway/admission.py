@@ -10,6 +10,7 @@ from gateway.auth import check_scope
 from gateway.callers import Caller
 from gateway.catalog import Target
 from gateway.errors import ModelNotAllowed
+from gateway.preference import prefers_job
 from gateway.prompts import all_texts, prompts_of
 from gateway.state import State
 from services.registry import Task, models_of
@@ -94,7 +95,8 @@ async def reserve(scope: Scope, state: State, task: Task, model: str, estimate: 
     known = models_of(task, state.models)
     defaults = next((each for each in known if each.id == model), known[0]).defaults_in(state.profile)
     units, price, request_id = estimate(defaults), state.prices.of(task, model), scope["request_id"]
-    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price):
+    seconds = state.jobs.patience if prefers_job(scope) else None
+    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, seconds):
 
         async def release() -> None:
             if scope.get("nothing_was_made"):

@@ -14,6 +14,7 @@ from opentelemetry.trace import Tracer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from gateway.artefacts.store import Artefacts
 from gateway.auth import Authentication, Door
 from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import read_prices
@@ -21,6 +22,10 @@ from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
+from gateway.jobs.desk import Desk
+from gateway.jobs.foreman import Foreman
+from gateway.jobs.runner import Runner
+from gateway.jobs.store import Store
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
@@ -32,7 +37,7 @@ from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage
+from gateway.routes import chat, generate, health, internal, jobs, keys, signed_urls, summary, usage, videos
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
@@ -109,20 +114,27 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
             signer = Signer(settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file))
+            artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
+            relay = Relay(
+                work,
+                Pulse(pulses, settings.probe_interval),
+                metrics,
+                connect_timeout=settings.connect_timeout,
+                deadline=settings.deadline,
+                idle_timeout=settings.idle_timeout,
+                token=internal_token,
+            )
+            relay.instead = jobs.instead
+            policy = Policy(policies, Moderator(moderation, settings.moderation_key))
+            store = Store(database, settings.job_retention)
+            runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
+            foreman = Foreman(store, runner, artefacts, settings.job_places, None)
             app.state.wired = State(
                 catalog=catalog,
-                relay=Relay(
-                    work,
-                    Pulse(pulses, settings.probe_interval),
-                    metrics,
-                    connect_timeout=settings.connect_timeout,
-                    deadline=settings.deadline,
-                    idle_timeout=settings.idle_timeout,
-                    token=internal_token,
-                ),
+                relay=relay,
                 metrics=metrics,
                 drain=drain,
-                policy=Policy(policies, Moderator(moderation, settings.moderation_key)),
+                policy=policy,
                 signer=signer,
                 internal_token=internal_token,
                 keyring=keyring,
@@ -138,8 +150,11 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 prices=prices,
                 models=models,
                 profile=settings.profile,
+                jobs=Desk(store, foreman, runner, artefacts, budgets, settings.job_patience),
+                job_store=store,
             )
-            yield
+            async with foreman.working():
+                yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
         if traces is not None:
             await asyncio.to_thread(traces.shutdown)  # which sends the last ones
@@ -153,6 +168,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.state.drain = drain
     app.include_router(chat.router)  # first, as it is asked most: routes are tried one after the other
     app.include_router(generate.router)
+    app.include_router(jobs.router)
+    app.include_router(videos.videos)
+    app.include_router(videos.meshes)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
     app.include_router(summary.router)

@@ -10,6 +10,8 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.drain import Drain
+from gateway.jobs.desk import Desk
+from gateway.jobs.store import Store
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
@@ -42,6 +44,8 @@ class State:
     prices: Prices
     models: tuple[Model, ...]
     profile: Profile
+    jobs: Desk
+    job_store: Store
 
 
 def wired(request: Request) -> State:

@@ -57,7 +57,9 @@ class Budgets:
             sweeping.cancel()
             await asyncio.wait({sweeping})
 
-    async def reserve(self, caller: Caller, request_id: str, unit: Unit, units: float, price: float) -> bool:
+    async def reserve(
+        self, caller: Caller, request_id: str, unit: Unit, units: float, price: float, seconds: float | None = None
+    ) -> bool:
         """Reserve for a request; whether there is anything to settle.
 
         Args:
@@ -66,6 +68,7 @@ class Budgets:
             unit: the modality's.
             units: that the request can use at most.
             price: of a unit.
+            seconds: until all of it counts as spent; None: the deadline.
 
         Raises:
             InsufficientQuota: a budget does not allow it.
@@ -81,7 +84,7 @@ class Budgets:
         if not budgets:
             return False
         limits = {hold: scaled(budget.unit, budget.limit) for hold, budget in budgets.items()}
-        expires_at = now + self._seconds
+        expires_at = now + (self._seconds if seconds is None else timedelta(seconds=seconds))
         try:
             with unavailable():
                 await ledger.reserve(self._database, request_id, caller.id, limits, price=price, expires_at=expires_at)
