@@ -5,11 +5,12 @@ import json
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from services.engine.events import Done, Event, Preview, Progress, Queued, Started
 from services.errors import ServiceError
-from services.media import jpeg, mp4, obj, png, wav
+from services.media import glb, jpeg, mp4, obj, ply, png, turntable, wav
 from services.schema import envelope
 
 
@@ -46,6 +47,10 @@ class EventStream(ABC):
     def close(self, done: Done) -> bytes:
         """Return the rest."""
 
+    def rest(self, done: Done) -> Iterator[bytes]:
+        """Yield the rest piece by piece, where it may be too much for one."""
+        yield self.close(done)
+
     @abstractmethod
     def abort(self) -> None:
         """Free what is held."""
@@ -76,6 +81,36 @@ class ObjEncoder(PngEncoder):
     def add(self, data: Any) -> bytes:
         """Take a `Mesh`."""
         return obj.encode(data.vertices, data.faces, data.colours)
+
+
+class GlbEncoder(PngEncoder):
+    """One mesh, as binary glTF."""
+
+    media_type = "model/gltf-binary"
+
+    def add(self, data: Any) -> bytes:
+        """Take a `Mesh`."""
+        return glb.encode(data.vertices, data.faces, data.colours)
+
+
+class PlyEncoder(PngEncoder):
+    """One mesh, as binary PLY."""
+
+    media_type = "model/ply"
+
+    def add(self, data: Any) -> bytes:
+        """Take a `Mesh`."""
+        return ply.encode(data.vertices, data.faces, data.colours)
+
+
+class GifEncoder(PngEncoder):
+    """One mesh that turns, as GIF."""
+
+    media_type = "image/gif"
+
+    def add(self, data: Any) -> bytes:
+        """Take a `Mesh`."""
+        return turntable.encode(data.vertices, data.faces, data.colours)
 
 
 class WavEncoder:
@@ -159,12 +194,8 @@ class Base64Encoder:
         self._inner.abort()
 
 
-class EventEncoder(EventStream):
-    """Server-sent events around another encoder: how it goes on, and its bytes in base64 as they are made."""
-
-    def __init__(self, inner: Encoder) -> None:
-        """Wrap `inner`."""
-        self._inner = inner
+class Telling(EventStream):
+    """Server-sent events that say how it goes on."""
 
     def tell(self, event: Event | ServiceError) -> bytes:
         """Encode what is no output: `queued`, `started`, `progress`, `preview`, `error`."""
@@ -184,14 +215,25 @@ class EventEncoder(EventStream):
                 return server_sent("error", **error.model_dump(), status=event.status)
         raise TypeError(event)
 
+    def close(self, done: Done) -> bytes:
+        """Return `done`."""
+        return server_sent("done", finish_reason=done.finish_reason, usage=dict(done.usage))
+
+
+class EventEncoder(Telling):
+    """Server-sent events around another encoder: how it goes on, and its bytes in base64 as they are made."""
+
+    def __init__(self, inner: Encoder) -> None:
+        """Wrap `inner`."""
+        self._inner = inner
+
     def add(self, data: Any) -> bytes:
         """Take an output."""
         return self._output(self._inner.add(data))
 
     def close(self, done: Done) -> bytes:
         """Return the rest, and `done`."""
-        rest = self._output(self._inner.close(done))
-        return rest + server_sent("done", finish_reason=done.finish_reason, usage=dict(done.usage))
+        return self._output(self._inner.close(done)) + super().close(done)
 
     def abort(self) -> None:
         """Free what the inner encoder holds."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 import anyio
@@ -17,7 +17,8 @@ from services.encoders import Encoder, EventEncoder, EventStream
 from services.engine.events import Done, Event, Output
 from services.engine.generation import Generation, Tally, Terms, untold
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ServiceError, render
-from services.schema import CALLER_HEADER, DEADLINE_HEADER, MAX_PRIORITY, PRIORITY_HEADER
+from services.finals import Files, FinalEvents
+from services.schema import CALLER_HEADER, DEADLINE_HEADER, FINAL_EVENTS, MAX_PRIORITY, PRIORITY_HEADER
 
 T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it
@@ -66,8 +67,10 @@ class Delivery:
                 case Output(data):
                     pieces.append(await asyncio.to_thread(self._encoder.add, data))
                 case Done() as done:
-                    pieces.append(await asyncio.to_thread(self._encoder.close, done))
-                    yield b"".join(pieces)
+                    rest = self._rest(done)
+                    while (piece := await asyncio.to_thread(next, rest, None)) is not None:
+                        yield b"".join([*pieces, piece])
+                        pieces.clear()
                     return
                 case _ if isinstance(self._encoder, EventStream):
                     pieces.append(self._encoder.tell(event))
@@ -76,6 +79,11 @@ class Delivery:
                 yield b"".join(pieces)
                 pieces.clear()
         yield b"".join(pieces)
+
+    def _rest(self, done: Done) -> Iterator[bytes]:
+        if isinstance(self._encoder, EventStream):
+            return self._encoder.rest(done)
+        return map(self._encoder.close, [done])  # not before it is asked for
 
     async def _events(self) -> AsyncIterator[Event | ServiceError]:
         """Yield the generation's events; an error is the last of them where the answer consists of events."""
@@ -256,23 +264,54 @@ def deadline_of(request: Request, longest: float) -> float:
     return min(deadline, longest)
 
 
-def negotiated(request: Request, raw: Encoder, document: Callable[[Encoder], Encoder] | None = None) -> Encoder:
+def negotiated(
+    request: Request,
+    raw: Encoder,
+    document: Callable[[Encoder], Encoder] | None = None,
+    files: Callable[[], Files] | None = None,
+) -> Encoder:
     """Choose the answer's form by the caller's `Accept`: events, the raw media, or else a document around it.
 
     Args:
         request: the caller's.
         raw: encodes the media itself.
         document: wraps `raw`; None: there is no such form, and the raw media is the default.
+        files: makes the files that `FINAL_EVENTS` ask for; None: there are none, and the events hold the raw media.
     """
+    if files is not None and wants_final(request):
+        return FinalEvents(files())
     if wants(request, EventEncoder.media_type):
         return EventEncoder(raw)
     return raw if document is None or wants(request, raw.media_type) else document(raw)
 
 
+def chosen(request: Request, encoders: Sequence[Callable[[], Encoder]]) -> Encoder:
+    """Make the encoder whose media type the caller's `Accept` names; the first where it names none of them."""
+    made = [make() for make in encoders]
+    return next((encoder for encoder in made if wants(request, encoder.media_type)), made[0])
+
+
 def wants(request: Request, media_type: str) -> bool:
     """Whether the caller asked for the raw media by its type, and did not name JSON before it."""
-    for accepted in request.headers.get("accept", "").lower().split(","):
-        name = accepted.partition(";")[0].strip()
+    for name, _ in accepted(request):
         if name in {media_type, "application/json"}:
             return name == media_type
     return False
+
+
+def wants_final(request: Request) -> bool:
+    """Whether the caller asked for `FINAL_EVENTS`, likewise."""
+    wanted = next(parameters_of(FINAL_EVENTS))
+    return wants(request, wanted[0]) and wanted in accepted(request)
+
+
+def accepted(request: Request) -> list[tuple[str, frozenset[str]]]:
+    """What the caller's `Accept` names, each with its parameters."""
+    return list(parameters_of(request.headers.get("accept", "")))
+
+
+def parameters_of(accept: str) -> Iterator[tuple[str, frozenset[str]]]:
+    """Split an `Accept` header."""
+    for one in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in one.split(";"))
+        yield name, frozenset(parameters)

@@ -23,6 +23,7 @@ RUN_HEADERS: Final = (  # of an answer, as far as they are known when it begins
     "x-iterations",
     "x-generation-seconds",
 )
+FINAL_EVENTS: Final = "text/event-stream; final=1"  # as `Accept`: events with files that are finished, for jobs
 MAX_SEED: Final = 2**53 - 1  # the largest integer that every JSON reader keeps
 
 # Control characters but tab, line feed and carriage return; what broken UTF-8 is decoded to.

@@ -151,7 +151,7 @@ def of_services(path: PurePosixPath, name: str, library: str) -> str | None:
         return "workers know nothing of the gateway"
     if file == "schema.py" and library not in sys.stdlib_module_names | {"pydantic"} and name not in SHARED_BY_SCHEMAS:
         return "a contract is the standard library and pydantic"
-    if folder == "media" and library not in sys.stdlib_module_names | CODECS:
+    if folder == "media" and library not in sys.stdlib_module_names | CODECS and ".media." not in f"{name}.":
         return "media is numpy and codecs"
     other = name.split(".")[1] if name.count(".") else ""
     if library == "services" and folder in MODALITIES and other in MODALITIES and other != folder:

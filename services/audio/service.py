@@ -9,6 +9,7 @@ from services.audio.schema import SpeechRequest
 from services.encoders import Encoder, WavEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
+from services.finals import SoundFiles
 from services.registry import WORKERS, Model
 from services.requests import Correlation
 from services.responses import negotiated
@@ -49,7 +50,7 @@ class AudioService(Worker):
         """Say a text: WAV, each sentence as soon as it is said."""
 
         async def prepare(job: SpeechRequest) -> tuple[SpeechRequest, Encoder]:
-            return job, negotiated(ctx.request, WavEncoder())
+            return job, negotiated(ctx.request, WavEncoder(), files=SoundFiles)
 
         return await self.answer_api(ctx, body, SpeechRequest, prepare)
 

@@ -12,6 +12,7 @@ from services.admission import GatewayOnly
 from services.encoders import Base64Encoder, Encoder, PngEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
+from services.finals import OneFile
 from services.image.edit import STRENGTH, Edit
 from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest
 from services.media.picture import fitting
@@ -58,7 +59,7 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
         picture = await worker.read_picture(files["image"], "image", fit)
         mask = await worker.read_mask(files["mask"], "mask", fit) if "mask" in files else None
         strength = job.strength if job.strength is not None else STRENGTH if mask is None else 1.0
-        return Edit(job, picture, mask, strength), negotiated(request, PngEncoder(), in_json)
+        return Edit(job, picture, mask, strength), negotiated(request, PngEncoder(), in_json, picture_files)
 
     with naming_the_field():
         return await worker.answer(request, EditRequest.model_validate(fields), EditJob, prepare)
@@ -67,6 +68,11 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
 def in_json(png: Encoder) -> Encoder:
     """Put a PNG into a document."""
     return Base64Encoder(png, "png")
+
+
+def picture_files() -> OneFile:
+    """Make a PNG of a picture."""
+    return OneFile("image", PngEncoder())
 
 
 routes = Starlette(routes=[Route(EDITS, edit, methods=["POST"])])
@@ -96,7 +102,7 @@ class ImageService(Worker):
         """Draw a picture: JSON with base64, or the PNG itself under `Accept: image/png`."""
 
         async def prepare(job: ImageJob) -> tuple[Edit, Encoder]:
-            return Edit(job), negotiated(ctx.request, PngEncoder(), in_json)
+            return Edit(job), negotiated(ctx.request, PngEncoder(), in_json, picture_files)
 
         return await self.answer_api(ctx, body, ImageJob, prepare)
 

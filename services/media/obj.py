@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from services.media.triangles import check
+
 # Nine digits bring a float32 back exactly; four are finer than 8-bit colour.
 VERTEX = "v %.9g %.9g %.9g %.4f %.4f %.4f\n"
 FACE = "f %d %d %d\n"
@@ -21,23 +23,9 @@ def encode(vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: N
 
     Source: Wavefront OBJ 3.0; `v x y z r g b` is the extension that MeshLab, Blender, trimesh and three.js read.
     """
-    _check(vertices, faces, colours)
+    check(vertices, faces, colours)
     rows = np.hstack((vertices, np.clip(colours, 0, 1)))
     # The % operator, unlike locale.format_string, always writes a point; one call formats a whole table.
     text = (VERTEX * len(rows)) % tuple(rows.ravel().tolist())
     text += (FACE * len(faces)) % tuple((faces.astype(np.int64) + 1).ravel().tolist())
     return text.encode("ascii")
-
-
-def _check(vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: NDArray[np.float32]) -> None:
-    for name, table in (("vertices", vertices), ("faces", faces), ("colours", colours)):
-        if table.ndim != 2 or table.shape[1] != 3:
-            raise ValueError(f"{name} must have the shape (n, 3), not {table.shape}")
-        if not np.isfinite(table).all():
-            raise ValueError(f"{name} must be finite, and some are NaN or infinite")
-    if len(colours) != len(vertices):
-        raise ValueError(f"colours must be as many as vertices: {len(colours)} for {len(vertices)}")
-    if not len(faces):
-        raise ValueError("faces must not be empty")
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise ValueError(f"faces must name vertices 0 to {len(vertices) - 1}, not {faces.min()} to {faces.max()}")

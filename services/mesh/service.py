@@ -6,16 +6,18 @@ from typing import Any, cast
 
 import bentoml
 from PIL.Image import Image
+from starlette.requests import Request
 
 from services.admission import GatewayOnly
-from services.encoders import Base64Encoder, Encoder, ObjEncoder
+from services.encoders import Base64Encoder, Encoder, GifEncoder, GlbEncoder, ObjEncoder, PlyEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
+from services.finals import MeshFiles
 from services.media.picture import reduced
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import WORKERS, Model
 from services.requests import Correlation
-from services.responses import negotiated
+from services.responses import chosen, negotiated
 from services.settings import Settings
 from services.uploads import JsonBodies
 from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker
@@ -30,6 +32,12 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     from services.mesh.engine import MeshStepper
 
     return MeshStepper(model, settings)
+
+
+def encoder(request: Request) -> Encoder:
+    """Choose the answer's form."""
+    raw = chosen(request, (ObjEncoder, GlbEncoder, PlyEncoder, GifEncoder))
+    return negotiated(request, raw, partial(Base64Encoder, output_format="obj"), MeshFiles)
 
 
 @bentoml.service(
@@ -51,7 +59,10 @@ class MeshService(Worker):
 
     @bentoml.api(route="/v1/3d/generations")
     async def sculpt(self, body: MeshRequest, /, ctx: bentoml.Context) -> Any:
-        """Make a mesh: JSON with base64 of an OBJ, or the OBJ itself under `Accept: model/obj`."""
+        """Make a mesh: JSON with base64 of an OBJ, or what `Accept` names.
+
+        That may be `model/obj`, `model/gltf-binary`, `model/ply`, or `image/gif`, in which it turns.
+        """
         if body.image is not None and body.model is None:
             body = body.model_copy(update={"model": IMAGE_MODEL})
 
@@ -60,7 +71,7 @@ class MeshService(Worker):
             if job.image is not None:
                 image = await self.read_picture(base64.b64decode(job.image), "image", reduced)
                 job = job.model_copy(update={"image": None})  # the file may be large, and the request may wait long
-            return (job, image), negotiated(ctx.request, ObjEncoder(), partial(Base64Encoder, output_format="obj"))
+            return (job, image), encoder(ctx.request)
 
         return await self.answer_api(ctx, body, MeshJob, prepare)
 

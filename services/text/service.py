@@ -11,9 +11,10 @@ from services.encoders import Encoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
+from services.finals import FinalEvents, OneFile
 from services.registry import WORKERS, Model
 from services.requests import Correlation
-from services.responses import negotiated
+from services.responses import negotiated, wants_final
 from services.settings import Settings
 from services.text.answers import ChatShape, ChunkEncoder, CompletionShape, DocumentEncoder, Shape, TextEncoder
 from services.text.items import Reply, ReplyEncoder, ReplyStream
@@ -83,6 +84,8 @@ class TextService(Worker):
 
         async def prepare(job: ResponseJob) -> tuple[ResponseJob, Encoder]:
             reply = Reply(body, job)
+            if wants_final(ctx.request):
+                return job, FinalEvents(OneFile("answer", ReplyEncoder(reply)))
             return job, ReplyStream(reply) if body.stream else ReplyEncoder(reply)
 
         async def answer() -> Response:
@@ -99,6 +102,8 @@ def encoder(request: Request, body: TextRequest, job: TextJob, shape: Shape) -> 
     Raises:
         InvalidRequest: several answers as one bare text.
     """
+    if wants_final(request):
+        return FinalEvents(OneFile("answer", DocumentEncoder(shape)))
     if body.stream:
         options = body.stream_options
         return ChunkEncoder(shape, includes_usage=bool(options and options.include_usage))

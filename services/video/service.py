@@ -14,6 +14,7 @@ from services.encoders import Encoder, Mp4Encoder
 from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
+from services.finals import FilmFiles
 from services.media.picture import fitting
 from services.registry import WORKERS, Model
 from services.requests import Correlation
@@ -63,6 +64,11 @@ async def film(request: Request, worker: "VideoService") -> Response:
         return await answer(request, worker, body, data)
 
 
+def encoder(request: Request, job: VideoJob | TextVideoJob) -> Encoder:
+    """Choose the answer's form for `job`."""
+    return negotiated(request, Mp4Encoder(job.fps), files=lambda: FilmFiles(job.fps, job.num_frames))
+
+
 async def film_picture(request: Request, worker: "VideoService", body: VideoRequest, data: bytes | None) -> Response:
     """Answer with a film that starts with the picture."""
 
@@ -71,7 +77,7 @@ async def film_picture(request: Request, worker: "VideoService", body: VideoRequ
             wanted = f"a file in '{FILE_FIELD}', or with a 'prompt' for model '{TEXT_MODEL}'"
             raise InvalidRequest(f"send a multipart form with {wanted}", param=FILE_FIELD)
         picture = await worker.read_picture(data, FILE_FIELD, fitting(job.size))
-        return (job, picture), negotiated(request, Mp4Encoder(job.fps))
+        return (job, picture), encoder(request, job)
 
     return await worker.answer(request, body, VideoJob, prepare)
 
@@ -82,7 +88,7 @@ async def film_prompt(request: Request, worker: "VideoService", body: VideoReque
     async def prepare(job: TextVideoJob) -> tuple[TextVideoJob, Encoder]:
         if data is not None:
             raise InvalidRequest(f"model '{job.model}' films a prompt and takes no picture", param=FILE_FIELD)
-        return job, negotiated(request, Mp4Encoder(job.fps))
+        return job, encoder(request, job)
 
     return await worker.answer(request, body, TextVideoJob, prepare)
 

@@ -1,0 +1,245 @@
+"""Whole files of a generation: outputs in, and once they are all there, files that are finished; for jobs.
+
+Who asks with `Accept: text/event-stream; final=1` gets, before `done`, for each file `output` events (`variant`,
+`media_type`, `b64`: pieces of at most `PIECE` bytes, decoded one by one and put together in order), and then
+a `file` event (`variant`, `media_type`, `bytes`, `sha256`).
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from services.encoders import Encoder, Telling, server_sent, text_of
+from services.engine.events import Done
+from services.engine.outputs import Mesh, Sound
+from services.media import glb, jpeg, mp4, obj, ply, turntable, wav
+from services.media.spritesheet import Spritesheet
+
+PIECE = 192 * 1024  # bytes, and so 256 KiB as text
+THUMBNAIL_SIDE = 640  # pixels
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that is finished."""
+
+    variant: str
+    media_type: str
+    pieces: Iterable[bytes]
+
+
+class Files(Protocol):
+    """Takes outputs as they come; one thread at a time is in it."""
+
+    def add(self, data: Any) -> None:
+        """Take an output."""
+
+    def close(self, done: Done) -> Iterator[File]:
+        """Yield the files, each to be read before the next."""
+
+    def abort(self) -> None:
+        """Free what is held, whether or not it was closed; may be called twice."""
+
+
+class FinalEvents(Telling):
+    """Server-sent events: how it goes on, and at the end the files."""
+
+    def __init__(self, files: Files) -> None:
+        """Send `files`, and own it."""
+        self._files = files
+        self._lock = threading.Lock()  # a codec must not be freed while a thread is in it
+        self._is_over = False
+
+    def add(self, data: Any) -> bytes:
+        """Take an output."""
+        with self._lock:
+            if not self._is_over:
+                self._files.add(data)
+        return b""
+
+    def rest(self, done: Done) -> Iterator[bytes]:
+        """Yield the files, and `done`."""
+        events = self._events(done)
+        while True:
+            with self._lock:
+                event = None if self._is_over else next(events, None)
+            if event is None:
+                return
+            yield event
+
+    def abort(self) -> None:
+        """Free what is held, as soon as no thread is in it."""
+        with self._lock:
+            self._is_over = True
+            self._files.abort()
+
+    def _events(self, done: Done) -> Iterator[bytes]:
+        for file in self._files.close(done):
+            named = {"variant": file.variant, "media_type": file.media_type}
+            checksum, num_bytes = sha256(), 0
+            for piece in cut(file.pieces):
+                checksum.update(piece)
+                num_bytes += len(piece)
+                yield server_sent("output", **named, b64=text_of(piece))
+            yield server_sent("file", **named, bytes=num_bytes, sha256=checksum.hexdigest())
+        yield self.close(done)
+
+
+class OneFile:
+    """What another encoder makes of all outputs, as the only file."""
+
+    def __init__(self, variant: str, encoder: Encoder) -> None:
+        """Name the file `variant`."""
+        self._variant = variant
+        self._encoder = encoder
+        self._pieces: list[bytes] = []
+
+    def add(self, data: Any) -> None:
+        """Take an output."""
+        self._pieces.append(self._encoder.add(data))
+
+    def close(self, done: Done) -> Iterator[File]:
+        """Yield the file."""
+        yield File(self._variant, self._encoder.media_type, [*self._pieces, self._encoder.close(done)])
+
+    def abort(self) -> None:
+        """Free what the encoder holds."""
+        self._encoder.abort()
+
+
+class FilmFiles:
+    """A film as MP4, its first frame, and its frames on one picture. What it holds does not grow with the film."""
+
+    def __init__(self, frame_rate: int, num_frames: int) -> None:
+        """Expect `num_frames` of one size."""
+        self._file = Scratch()
+        self._film = mp4.FileEncoder(self._file.path, frame_rate)
+        self._sheet = Spritesheet(num_frames)
+        self._thumbnail = b""
+
+    def add(self, data: Any) -> None:
+        """Take a frame, uint8 of shape (height, width, 3)."""
+        self._film.add(data)
+        self._sheet.add(data)
+        self._thumbnail = self._thumbnail or thumbnail(data)
+
+    def close(self, done: Done) -> Iterator[File]:
+        """Yield them."""
+        self._film.close()
+        yield File("video", "video/mp4", self._file.pieces())
+        yield File("thumbnail", "image/jpeg", [self._thumbnail])
+        yield File("spritesheet", "image/jpeg", [self._sheet.close()])
+
+    def abort(self) -> None:
+        """Free the codec and the disk."""
+        self._film.abort()
+        self._file.close()
+
+
+class MeshFiles:
+    """One mesh in every format that we have, and a GIF in which it turns."""
+
+    def __init__(self) -> None:
+        """Expect one mesh."""
+        self._mesh: Mesh | None = None
+
+    def add(self, data: Mesh) -> None:
+        """Take the mesh."""
+        self._mesh = data
+
+    def close(self, done: Done) -> Iterator[File]:
+        """Yield them, each made when it is asked for."""
+        if self._mesh is None:
+            return
+        mesh = self._mesh.vertices, self._mesh.faces, self._mesh.colours
+        yield File("glb", "model/gltf-binary", [glb.encode(*mesh)])
+        yield File("obj", "model/obj", [obj.encode(*mesh)])
+        yield File("ply", "model/ply", [ply.encode(*mesh)])
+        yield File("points", "model/ply", [ply.encode_points(*mesh)])
+        yield File("preview", "image/gif", [turntable.encode(*mesh)])
+
+    def abort(self) -> None:
+        """Forget the mesh."""
+        self._mesh = None
+
+
+class SoundFiles:
+    """Sound as WAV with its true sizes."""
+
+    def __init__(self) -> None:
+        """Expect sounds of one sample rate."""
+        self._file = Scratch()
+        self._sample_rate = 0
+
+    def add(self, data: Sound) -> None:
+        """Take the next sound."""
+        self._sample_rate = self._sample_rate or data.sample_rate
+        self._file.write(wav.pcm(data.samples))
+
+    def close(self, done: Done) -> Iterator[File]:
+        """Yield the sound, if there was any."""
+        if self._sample_rate:
+            head = wav.header(self._sample_rate, self._file.num_bytes)
+            yield File("audio", "audio/wav", self._file.pieces(head))
+
+    def abort(self) -> None:
+        """Free the disk."""
+        self._file.close()
+
+
+class Scratch:
+    """A file without a name, which goes with its process; it lies in `TMPDIR`."""
+
+    def __init__(self) -> None:
+        """Make an empty one."""
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever makes it closes it
+        self.path = Path(f"/proc/self/fd/{self._file.fileno()}")
+        """By which a library of this process can open it."""
+
+    def write(self, piece: bytes) -> None:
+        """Add to its end."""
+        self._file.write(piece)
+
+    @property
+    def num_bytes(self) -> int:
+        """That are in it."""
+        self._file.flush()
+        return os.fstat(self._file.fileno()).st_size
+
+    def pieces(self, head: bytes = b"") -> Iterator[bytes]:
+        """Yield `head`, then what is in the file."""
+        yield head
+        self._file.seek(0)
+        while piece := self._file.read(PIECE):
+            yield piece
+
+    def close(self) -> None:
+        """Delete it; any number of times."""
+        self._file.close()
+
+
+def cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut and join so that all pieces have `PIECE` bytes, but for the last."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= PIECE:
+            yield bytes(waiting[:PIECE])
+            del waiting[:PIECE]
+    if waiting:
+        yield bytes(waiting)
+
+
+def thumbnail(frame: Any) -> bytes:
+    """Return a frame as a small JPEG."""
+    picture = Image.fromarray(frame)
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return jpeg.encode(np.asarray(picture))
