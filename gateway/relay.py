@@ -277,6 +277,7 @@ class Relay:
             except httpx.TransportError as error:
                 replica.broke_off()
                 raise WorkerDied("the worker went away while it worked on this; try again") from error
+            upstream.request = sent
             replica.answered()
             if not upstream.is_success:
                 refused = await refusal(upstream, errand.renamed)

@@ -242,6 +242,6 @@ def refused(error: Mapping[str, Any]) -> WorkerRefused:
 
 def units_of(made: Mapping[str, float]) -> dict[str, float]:
     """Choose what is paid for."""
-    counted = {unit: made[unit] for unit in UNITS if made.get(unit)}
+    counted: dict[str, float] = {unit: made[unit] for unit in UNITS if made.get(unit)}
     tokens = made.get("prompt_tokens", 0) + made.get("completion_tokens", 0)
     return {"tokens": tokens, **counted} if tokens else counted

@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,6 +25,8 @@ from gateway.policy import Policy
 from gateway.relay import Relay
 from services.schema import Receipt, check_is_text
 from services.units import UNITS
+
+T = TypeVar("T")
 
 logger = logging.getLogger("atelier.jobs")
 
@@ -84,26 +86,24 @@ class Runner:
                 job, job.steps[job.step], body, self._relay, self._catalog, self._artefacts, live, left
             )
         except GatewayError as error:
-            return await until_it_answers(lambda: self._after(job, error))
+            return await self._after(job, error)
         except AWAY:
             logger.exception("job %s: attempt %d has to wait", job.id, job.attempt)
-            return await until_it_answers(lambda: self._again(job, job.breaks))
+            await until_it_answers(lambda: self._again(job, job.breaks))
+            return None
         except Exception:
             logger.exception("job %s failed", job.id)
-            failed = GatewayError("the gateway failed; its log says why")
-            return await until_it_answers(lambda: self._fail(job, failed))
+            return await self._after(job, GatewayError("the gateway failed; its log says why"))
         return await until_it_answers(lambda: self._done(job, outcome))
 
     async def _after(self, job: Job, error: GatewayError) -> Job | None:
         """Try again what may yet succeed, or give up."""
-        if isinstance(error, WorkerDied):
-            if job.breaks + 1 < MAX_BREAKS:
-                return await self._again(job, job.breaks + 1)
-        elif error.should_retry and not isinstance(error, ArtefactsUnavailable):
-            return await self._again(job, job.breaks)
-        elif isinstance(error, ArtefactsUnavailable) and job.breaks + 1 < MAX_BREAKS:
-            return await self._again(job, job.breaks + 1)
-        return await self._fail(job, error)
+        is_broken = isinstance(error, WorkerDied | ArtefactsUnavailable)
+        breaks = job.breaks + is_broken
+        if breaks < MAX_BREAKS and (is_broken or error.should_retry):
+            await until_it_answers(lambda: self._again(job, breaks))
+            return None
+        return await until_it_answers(lambda: self._fail(job, error))
 
     async def _again(self, job: Job, breaks: int) -> None:
         pause = PAUSE * (1 + breaks)
@@ -193,7 +193,7 @@ def receipt_of(job: Job, outcome: Outcome) -> Receipt:
         attempt=job.step + 1,
         modality=job.steps[job.step].task,
         model=outcome.model,
-        units=outcome.usage,  # type: ignore[arg-type] # units all of them
+        units=outcome.usage,
         iterations=0,
         queue_seconds=outcome.queue_seconds,
         run_seconds=outcome.run_seconds,
@@ -201,7 +201,7 @@ def receipt_of(job: Job, outcome: Outcome) -> Receipt:
     )
 
 
-async def until_it_answers(move: Any) -> Any:
+async def until_it_answers(move: Callable[[], Awaitable[T]]) -> T:
     """Make a move in the database, however long that is away; the moves are such that a second time changes nothing."""
     while True:
         try:

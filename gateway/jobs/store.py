@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, case, delete, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -105,7 +105,10 @@ class Store:
             EventRow.job_seq == job.seq, EventRow.id > after
         )
         async with self._database.connect() as connection:
-            return [Change(*row) for row in await connection.execute(wanted.order_by(EventRow.id))]
+            return [
+                Change(row.id, row.at, cast(JobState, row.state), row.step)
+                for row in await connection.execute(wanted.order_by(EventRow.id))
+            ]
 
     async def cancel(self, job_id: str, caller: str | None) -> Job | None:
         """End a job that has not ended; None: it had."""
@@ -114,7 +117,7 @@ class Store:
 
     async def requeue(self, job: Job, request_id: str, now: datetime) -> Job | None:
         """Begin a job again that has failed or was cancelled, in another request's name; None: it is under way."""
-        fresh = {
+        fresh: dict[str, Any] = {
             "state": "queued",
             "request_id": request_id,
             "step": 0,
@@ -231,7 +234,7 @@ class Store:
         """The jobs that an executor holds, and at which attempt."""
         own = select(JobRow.id, JobRow.attempt).where(JobRow.executor == executor, JobRow.state == "in_progress")
         async with self._database.connect() as connection:
-            return {job_id: attempt for job_id, attempt in await connection.execute(own)}
+            return {row.id: row.attempt for row in await connection.execute(own)}
 
     async def release(self, executor: str) -> int:
         """Let others have all that an executor holds, and forget it; how many jobs those were."""
@@ -256,7 +259,7 @@ class Store:
         """All executors and their numbers."""
         async with self._database.connect() as connection:
             rows = await connection.execute(select(GatewayRow.id, GatewayRow.beats))
-            return {executor: beats for executor, beats in rows}
+            return {row.id: row.beats for row in rows}
 
     async def bury(self, executor: str, beats: int) -> int | None:
         """Let others have what a dead executor held; None: it lives, or somebody else has buried it."""

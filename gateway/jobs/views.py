@@ -72,7 +72,7 @@ class JobView(BaseModel):
         return cls(
             id=job.id,
             status=job.state,
-            kind=job.kind,  # type: ignore[arg-type] # as it was written
+            kind=job.kind,
             route=job.route,
             model=job.model or None,
             seed=job.seed,

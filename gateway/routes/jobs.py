@@ -11,15 +11,15 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.types import Receive, Scope, Send
 
-from gateway.admission import admit, begin, pass_ours
+from gateway.admission import begin, pass_ours
 from gateway.artefacts.download import download
 from gateway.bodies import checked, read_object
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
+from gateway.jobs.runner import reservation
 from gateway.jobs.schema import Change, Job, JobState
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, JobPage, JobView
-from gateway.jobs.runner import reservation
 from gateway.preference import seconds_to_wait
 from gateway.state import State, StateOf, wired
 from services.audio.schema import SpeechRequest
@@ -65,7 +65,7 @@ class ChainStep(Body):
 
     route: Annotated[str, Field(description="of a worker", examples=["/v1/images/generations"])]
     body: Annotated[
-        dict[str, Any], Field(description="as that route takes it, without what the step before makes")
+        Mapping[str, Any], Field(description="as that route takes it, without what the step before makes")
     ] = {}
 
 
@@ -316,7 +316,7 @@ async def retry_job(job_id: JobId, request: Request, state: StateOf) -> JobView:
     await begin(request, state, job.steps[0].task)
     for number, step in enumerate(job.steps):
         if step.path in ROUTES and step.body_file is None:
-            given: dict[str, Any] = dict(step.body if step.fields is None else step.fields)
+            given: dict[str, Any] = {**(step.body or {}), **(step.fields or {})}
             if step.takes is not None and (job.steps[number - 1].task, step.path) not in FILES:
                 given[step.takes] = STANDS_FOR_PICTURE if step.takes == "image" else STANDS_FOR_TEXT
             with named(request, number):
