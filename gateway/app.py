@@ -22,22 +22,41 @@ from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
-from gateway.jobs.desk import Desk
-from gateway.jobs.foreman import Foreman
-from gateway.jobs.runner import Runner
-from gateway.jobs.store import Store
+            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
+            signer = Signer(secret)
+            webhooks = Webhooks(outside, secret)
+            artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
+            relay = Relay(
+                work,
+                Pulse(pulses, settings.probe_interval),
+                metrics,
+                connect_timeout=settings.connect_timeout,
+                deadline=settings.deadline,
+                idle_timeout=settings.idle_timeout,
+                token=internal_token,
+            )
+            relay.instead = jobs.instead
+            policy = Policy(policies, Moderator(moderation, settings.moderation_key))
+            store = Store(database, settings.job_retention)
+            runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
+            foreman = Foreman(store, runner, artefacts, settings.job_places, webhooks)
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
+from gateway.outside import Guard, open_outside
 from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
+<<<<<<< HEAD
 from gateway.routes import chat, generate, health, internal, jobs, keys, signed_urls, summary, usage, videos
+=======
+from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage, webhooks
+>>>>>>> artefacts
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
@@ -87,6 +106,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     traces = open_provider("atelier-gateway")
     tracer = traces.get_tracer("atelier.gateway") if traces is not None else None
     policies = read_policies(settings.policy_file)
+    guard = Guard(settings.allowed_networks)
     drain = Drain(under_way, settings.drain_seconds, settings.drain_patience)
 
     @asynccontextmanager
@@ -96,6 +116,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
+            open_outside(guard) as outside,
             Catalog(
                 settings.workers,
                 models,
@@ -113,6 +134,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
+<<<<<<< HEAD
             signer = Signer(settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file))
             artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
             relay = Relay(
@@ -129,6 +151,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             store = Store(database, settings.job_retention)
             runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
             foreman = Foreman(store, runner, artefacts, settings.job_places, None)
+=======
+            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
+            signer = Signer(secret)
+>>>>>>> artefacts
             app.state.wired = State(
                 catalog=catalog,
                 relay=relay,
@@ -148,6 +174,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 limits=limits,
                 budgets=budgets,
                 prices=prices,
+                webhooks=webhooks,
+                guard=guard,
                 models=models,
                 profile=settings.profile,
                 jobs=Desk(store, foreman, runner, artefacts, budgets, settings.job_patience),
@@ -173,6 +201,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(videos.meshes)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
+    app.include_router(webhooks.router)
     app.include_router(summary.router)
     app.include_router(internal.router)
     app.include_router(keys.router)

@@ -2,6 +2,7 @@
 
 GatewayError
 ├── NotSignable        400  ask for another path
+├── UrlNotAllowed      400  name another URL: this one is not for us to ask
 ├── ContentRefused     400  ask for something else: the operator's content policy does not allow it
 ├── InvalidSignature   401  ask for a new signed URL
 ├── NotAWorker         401  nothing: this route is for the gateway's own workers
@@ -199,6 +200,17 @@ class NotSignable(GatewayError):
     """What is to be signed is no link that can be."""
 
     status, code, param = 400, "invalid_value", "path"
+
+
+class UrlNotAllowed(GatewayError):
+    """A URL that the caller names is none, or leads where callers may not send us."""
+
+    status, code = 400, "url_not_allowed"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        """Take a sentence, and the field that has the URL."""
+        super().__init__(f"{param}: {message}" if param else message)
+        self.param = param
 
 
 class ContentRefused(GatewayError):

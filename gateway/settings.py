@@ -1,8 +1,12 @@
 """Everything an operator may set about the gateway, read once from `ATELIER_*` variables."""
 
 import re
+<<<<<<< HEAD
 from collections.abc import Mapping
 from datetime import timedelta
+=======
+from ipaddress import IPv4Network, IPv6Network
+>>>>>>> artefacts
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +63,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=0, ge=0)  # until new work is refused; balancers read /readyz meanwhile
     drain_patience: float = Field(default=5, ge=0)  # seconds more for what is under way; what lasts longer is cut
     policy_file: Path | None = None  # TOML; docs/policy.md; unset: anything may be asked for
+    allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()  # that callers' URLs may lead to
     moderation_key: SecretStr = SecretStr("")  # that the moderation of the policy file is asked with
     signing_key: SecretStr = SecretStr("")  # of signed URLs, shared by gateways; empty: a file in the data folder
     trust_traceparent: bool = False  # whether callers say which trace their requests belong to
@@ -83,7 +88,7 @@ class Settings(BaseSettings):
     prices_file: Path | None = None  # TOML: what a unit costs
     open_metrics: bool = False  # /metrics without a key although other machines can reach it
 
-    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @field_validator("cors_origins", "allowed_hosts", "allowed_networks", mode="before")
     @classmethod
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""

@@ -12,9 +12,11 @@ from gateway.catalog import Catalog
 from gateway.drain import Drain
 from gateway.jobs.desk import Desk
 from gateway.jobs.store import Store
+from gateway.jobs.webhooks import Webhooks
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
+from gateway.outside import Guard
 from gateway.policy import Policy
 from gateway.relay import Relay
 from gateway.signing import Signer
@@ -42,6 +44,8 @@ class State:
     limits: Limits
     budgets: Budgets
     prices: Prices
+    webhooks: Webhooks
+    guard: Guard
     models: tuple[Model, ...]
     profile: Profile
     jobs: Desk

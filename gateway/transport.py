@@ -6,6 +6,8 @@ no second attempt. Bytes pass as they are.
 
 import asyncio
 import select
+import socket
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -23,6 +25,8 @@ MAX_URLS = 1000  # that are remembered parsed; paths are ours, but a provider's 
 HUNG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 SENT_BY_CALLER = frozenset({"Accept", "Accept-Encoding", "Content-Type", "User-Agent"})  # or not at all
 
+SocketFactory = Callable[[aiohttp.AddrInfoType], socket.socket]
+
 
 class LiveConnector(aiohttp.TCPConnector):
     """Gives out no idle connection that the other side has closed, even if the event loop does not know yet.
@@ -30,10 +34,10 @@ class LiveConnector(aiohttp.TCPConnector):
     A request on one of those would be lost, and nobody could say whether it had been accepted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, socket_factory: SocketFactory | None = None) -> None:
         """Verify what httpx would: its certificates, whatever the environment names."""
         context = httpx.create_ssl_context(trust_env=False)
-        super().__init__(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=context)
+        super().__init__(limit=0, keepalive_timeout=KEEPALIVE_SECONDS, ssl=context, socket_factory=socket_factory)
         self._used: WeakSet[object] = WeakSet()
 
     async def connect(
@@ -69,12 +73,15 @@ def is_hung_up(connection: Connection) -> bool:
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """Many connections, at most so many at work at once. To be made inside the event loop."""
 
-    def __init__(self, max_connections: int) -> None:
-        """Have `max_connections` at work at most; a request beyond waits for the time that it has for the pool."""
+    def __init__(self, max_connections: int, socket_factory: SocketFactory | None = None) -> None:
+        """Have `max_connections` at work at most; a request beyond waits for the time that it has for the pool.
+
+        `socket_factory` opens a socket for each address that is tried, or refuses by an OSError.
+        """
         self._places = asyncio.Semaphore(max_connections)
         self._urls: dict[str, URL] = {}
         self._session = aiohttp.ClientSession(
-            connector=LiveConnector(),
+            connector=LiveConnector(socket_factory),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=SENT_BY_CALLER,

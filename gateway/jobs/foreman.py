@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from secrets import token_hex
@@ -16,6 +16,7 @@ from gateway.jobs.live import Live
 from gateway.jobs.runner import AWAY, Runner
 from gateway.jobs.schema import Job
 from gateway.jobs.store import Store
+from gateway.jobs.webhooks import Webhooks, event_of
 from services.registry import Task
 
 logger = logging.getLogger("atelier.jobs")
@@ -26,8 +27,7 @@ DEAD_SECONDS = 8.0  # without a beat, and a gateway's jobs go on elsewhere
 SWEEP_SECONDS = 15.0
 HOOK_SECONDS = 1.0
 HOOK_LEASE = timedelta(seconds=60)  # for a delivery; who is killed in one leaves it to others after that
-
-Deliver = Callable[[Job], Awaitable[datetime | None]]  # when to try again; None: no more
+KINDS = {"/v1/videos": "video", "/v1/3d/generations": "mesh"}  # what events are called by; others are jobs
 
 
 class Foreman:
@@ -39,7 +39,7 @@ class Foreman:
         runner: Runner,
         artefacts: Artefacts,
         places: Mapping[Task, int],
-        deliver: Deliver | None,
+        webhooks: Webhooks,
     ) -> None:
         """Have so many `places` for jobs of each task."""
         self.executor = token_hex(8)  # a new one for each process: who comes back is somebody else
@@ -48,7 +48,7 @@ class Foreman:
         self._runner = runner
         self._artefacts = artefacts
         self._places = places
-        self._deliver = deliver
+        self._webhooks = webhooks
         self._running: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._last: dict[tuple[str, str], int] = {}  # when a caller had a turn, counted
         self._num_claims = 0
@@ -205,15 +205,18 @@ class Foreman:
         await self._store.forget(job_id)
 
     async def _delivering(self) -> None:
-        if self._deliver is None:
-            return
         while True:
             try:
-                due = await self._store.due(datetime.now(UTC), HOOK_LEASE)
-                await asyncio.gather(*(self._tell(job, self._deliver) for job in due))
+                await asyncio.gather(*map(self._tell, await self._store.due(datetime.now(UTC), HOOK_LEASE)))
             except AWAY as error:
                 logger.warning("jobs: webhooks have to wait: %s", type(error).__name__)
             await asyncio.sleep(HOOK_SECONDS)
 
-    async def _tell(self, job: Job, deliver: Deliver) -> None:
-        await self._store.told(job, await deliver(job))
+    async def _tell(self, job: Job) -> None:
+        assert job.hook_url is not None and job.completed_at is not None  # noqa: S101, PT018 - as it is due
+        event = event_of(f"{KINDS.get(job.route, 'job')}.{job.state}", job.id, int(job.completed_at.timestamp()))
+        outcome = await self._webhooks.attempt(job.hook_url, job.caller, event, job.hook_tries)
+        if outcome.again_in is None and not outcome.is_delivered:
+            logger.warning("job %s: its webhook is given up: %s", job.id, outcome.said)
+        again_at = None if outcome.again_in is None else datetime.now(UTC) + timedelta(seconds=outcome.again_in)
+        await self._store.told(job, again_at)

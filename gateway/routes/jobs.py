@@ -105,6 +105,8 @@ async def create_job(request: Request, state: StateOf) -> Response:
     request.scope["is_job"] = True
     content = await request.body()
     body = checked(read_object(content, request.headers.get("content-type", "")), NewJob)
+    if body.webhook_url is not None:
+        state.guard.check(body.webhook_url, "webhook_url")
     orders = await ordered(request, state, body)
     first = body.steps[0].body
     title = str(first.get("prompt") or first.get("input") or "")
@@ -332,11 +334,22 @@ async def delete_job(job_id: JobId, request: Request, state: StateOf) -> Deleted
     return Deleted(id=job.id, object="job.deleted")
 
 
+def hook_of(request: Request, state: State) -> str | None:
+    """The URL that the end of the job is to be told at, from a header, as bodies are OpenAI's."""
+    url = request.headers.get("x-webhook-url")
+    if url is not None:
+        state.guard.check(url, "x-webhook-url")
+    return url
+
+
 async def instead(request: Request, model: str | None, path: str, accept: str, body: Mapping[str, Any]) -> Response:
     """Take on as a job what `Prefer: respond-async` asks for: what the relay would have sent."""
     state = wired(request)
     task = request.scope["asked"][0]
     orders = [Order(task, path, body, model)]
     route = request.scope["path"]
-    job = await state.jobs.accept(request, orders, route=route, title=request.query_params.get("prompt", ""))
+    hook = hook_of(request, state)
+    job = await state.jobs.accept(
+        request, orders, route=route, title=request.query_params.get("prompt", ""), hook_url=hook
+    )
     return await accepted(request, state, job)

@@ -24,6 +24,7 @@ from gateway.routes.jobs import (
     JobId,
     content_of,
     ends,
+    hook_of,
     page_of,
     poll_after,
     text_to_video,
@@ -86,7 +87,9 @@ async def create_video(request: Request, state: StateOf) -> Response:
     await pass_ours(request, state, "video", checked_request, model.id)
     files = {} if picture is None else {FILE: ("image", picture)}
     order = Order("video", VIDEO_ROUTE, {"data": fields, "files": files})
-    job = await state.jobs.accept(request, [order], route=VIDEO_ROUTE, title=body.prompt or "video")
+    job = await state.jobs.accept(
+        request, [order], route=VIDEO_ROUTE, title=body.prompt or "video", hook_url=hook_of(request, state)
+    )
     return await shown(request, state, job)
 
 
@@ -150,7 +153,9 @@ async def create_mesh(request: Request, state: StateOf) -> Response:
     model = body.model or (BY_PICTURE if body.image is not None else models_of("mesh", state.models)[0].id)
     await pass_ours(request, state, "mesh", body, model)
     order = Order("mesh", MESH_ROUTE, {"content": content}, model)
-    job = await state.jobs.accept(request, [order], route=MESH_ROUTE, title=body.prompt or "mesh")
+    job = await state.jobs.accept(
+        request, [order], route=MESH_ROUTE, title=body.prompt or "mesh", hook_url=hook_of(request, state)
+    )
     return await shown(request, state, job, status=202)
 
 

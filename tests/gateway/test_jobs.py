@@ -11,8 +11,12 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from tests.gateway.conftest import LONG, Gateway, Workers, error_of, opened
+from tests.gateway.conftest import LONG, Gateway, Workers, error_of, opened, served
 
 Start = Callable[..., Gateway]
 PROMPT = {"prompt": "a chair"}
@@ -36,7 +40,11 @@ def a_file(variant: str, media_type: str, content: bytes) -> bytes:
 
 FILES = {
     "/v1/3d/generations": (("glb", "model/gltf-binary", b"glTF"), ("preview", "image/gif", b"GIF")),
-    "/v1/videos": (("video", "video/mp4", FILM), ("thumbnail", "image/jpeg", b"small"), ("spritesheet", "image/jpeg", b"many")),
+    "/v1/videos": (
+        ("video", "video/mp4", FILM),
+        ("thumbnail", "image/jpeg", b"small"),
+        ("spritesheet", "image/jpeg", b"many"),
+    ),
     "/v1/images/generations": (("image", "image/png", b"PNG"),),
     "/v1/images/edits": (("image", "image/png", b"PNG"),),
     "/v1/audio/speech": (("audio", "audio/wav", b"RIFF"),),
@@ -170,7 +178,7 @@ def test_a_chain_is_one_job(gateway: Gateway, workers: Workers) -> None:
     [
         ([], "steps"),
         ([{"route": "/v1/keys"}], "steps.0.route"),
-        ([{"route": "/v1/images/generations", "body": {"prompt": "a"}}, {"route": "/v1/chat/completions"}], "steps.1.route"),
+        ([{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/chat/completions"}], "steps.1.route"),
         ([{"route": "/v1/images/generations", "body": {"prompt": "a", "size": "1x1"}}], "size"),
     ],
 )  # fmt: skip
@@ -317,3 +325,33 @@ def used(gateway: Gateway, key: Mapping[str, str]) -> float:
     key_id = next(each["id"] for each in gateway.client.get("/v1/keys").json()["data"] if each["owner"] == "a")
     found: float = gateway.client.get(f"/v1/keys/{key_id}").json()["used"]["day"]["frames"]
     return found
+
+
+class Inbox:
+    """A receiver of webhooks that fails the first time."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[bytes, dict[str, str]]] = []
+
+    async def take(self, request: Request) -> Response:
+        self.got.append((await request.body(), dict(request.headers)))
+        return Response(status_code=200)
+
+
+def test_the_end_of_a_job_is_told_so_that_the_sdk_believes_it(start: Start, workers: Workers) -> None:
+    works(workers)
+    inbox = Inbox()
+    with served(Starlette(routes=[Route("/", inbox.take, methods=["POST"])])) as url:
+        closed, gateway = start(), start(allowed_networks="127.0.0.1/32")
+        refused = closed.client.post("/v1/jobs", json={"steps": [{"route": MESH, "body": PROMPT}], "webhook_url": url})
+        job_id = create(gateway.client, **{"x-webhook-url": url})["id"]
+        give_up_at = time.monotonic() + LONG
+        while not inbox.got:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.02)
+        secret = gateway.client.get("/v1/webhooks/secret").json()["secret"]
+    sdk = OpenAI(base_url=f"{gateway.url}/v1", api_key="none", webhook_secret=secret)
+    event = sdk.webhooks.unwrap(*inbox.got[0])
+
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "webhook_url")
+    assert (event.type, event.data.id) == ("mesh.completed", job_id)
