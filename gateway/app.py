@@ -22,24 +22,11 @@ from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
-            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
-            signer = Signer(secret)
-            webhooks = Webhooks(outside, secret)
-            artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
-            relay = Relay(
-                work,
-                Pulse(pulses, settings.probe_interval),
-                metrics,
-                connect_timeout=settings.connect_timeout,
-                deadline=settings.deadline,
-                idle_timeout=settings.idle_timeout,
-                token=internal_token,
-            )
-            relay.instead = jobs.instead
-            policy = Policy(policies, Moderator(moderation, settings.moderation_key))
-            store = Store(database, settings.job_retention)
-            runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
-            foreman = Foreman(store, runner, artefacts, settings.job_places, webhooks)
+from gateway.jobs.desk import Desk
+from gateway.jobs.foreman import Foreman
+from gateway.jobs.runner import Runner
+from gateway.jobs.store import Store
+from gateway.jobs.webhooks import Webhooks
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
@@ -52,11 +39,7 @@ from gateway.provider_file import Entry, load_entries
 from gateway.providers import Provider
 from gateway.pulse import Pulse
 from gateway.relay import Relay
-<<<<<<< HEAD
-from gateway.routes import chat, generate, health, internal, jobs, keys, signed_urls, summary, usage, videos
-=======
-from gateway.routes import chat, generate, health, internal, keys, signed_urls, summary, usage, webhooks
->>>>>>> artefacts
+from gateway.routes import chat, generate, health, internal, jobs, keys, signed_urls, summary, usage, videos, webhooks
 from gateway.settings import Settings
 from gateway.signing import Signer, load_secret
 from gateway.state import State
@@ -112,11 +95,11 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
+            open_outside(guard) as outside,
             sender(settings.max_upstream_connections, transport, tracer) as work,
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
-            open_outside(guard) as outside,
             Catalog(
                 settings.workers,
                 models,
@@ -134,8 +117,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
-<<<<<<< HEAD
-            signer = Signer(settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file))
+            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
+            signer = Signer(secret)
+            told = Webhooks(outside, secret)
             artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
             relay = Relay(
                 work,
@@ -150,11 +134,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             policy = Policy(policies, Moderator(moderation, settings.moderation_key))
             store = Store(database, settings.job_retention)
             runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
-            foreman = Foreman(store, runner, artefacts, settings.job_places, None)
-=======
-            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
-            signer = Signer(secret)
->>>>>>> artefacts
+            foreman = Foreman(store, runner, artefacts, settings.job_places, told)
             app.state.wired = State(
                 catalog=catalog,
                 relay=relay,
@@ -174,7 +154,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 limits=limits,
                 budgets=budgets,
                 prices=prices,
-                webhooks=webhooks,
+                webhooks=told,
                 guard=guard,
                 models=models,
                 profile=settings.profile,
