@@ -1,12 +1,9 @@
 """Everything an operator may set about the gateway, read once from `ATELIER_*` variables."""
 
 import re
-<<<<<<< HEAD
 from collections.abc import Mapping
 from datetime import timedelta
-=======
 from ipaddress import IPv4Network, IPv6Network
->>>>>>> artefacts
 from pathlib import Path
 from typing import Annotated
 
