@@ -342,8 +342,10 @@ def test_the_end_of_a_job_is_told_so_that_the_sdk_believes_it(start: Start, work
     works(workers)
     inbox = Inbox()
     with served(Starlette(routes=[Route("/", inbox.take, methods=["POST"])])) as url:
-        closed, gateway = start(), start(allowed_networks="127.0.0.1/32")
+        closed = start()
         refused = closed.client.post("/v1/jobs", json={"steps": [{"route": MESH, "body": PROMPT}], "webhook_url": url})
+        closed.close()
+        gateway = start(allowed_networks="127.0.0.1/32")
         job_id = create(gateway.client, **{"x-webhook-url": url})["id"]
         give_up_at = time.monotonic() + LONG
         while not inbox.got:
