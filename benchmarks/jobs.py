@@ -3,7 +3,8 @@
 The worker is a stand-in that answers at once with a file of 1,000 bytes in a job's own shape: what is measured is all
 that the gateway does for a job, with all its real steps (acceptance, claim, call, file on the disk, books, end).
 `--chaos` kills gateways with SIGKILL while jobs are under way, and then looks whether each ended once.
-`--postgres URL` (`postgresql+asyncpg://…`, an empty database) is for that instead of SQLite; `--chaos` has two gateways.
+`--postgres URL` (`postgresql+asyncpg://…`, an empty database) goes before SQLite. `--chaos` has two gateways, and calls
+last `--seconds`: enough for all kills to come while jobs are under way.
 """
 
 import argparse
@@ -218,9 +219,10 @@ def main() -> None:
     options.add_argument("--jobs", type=int, default=200)
     options.add_argument("--kills", type=int, default=20)
     options.add_argument("--chaos", action="store_true")
+    options.add_argument("--seconds", type=float, default=15)
     options.add_argument("--postgres", default="")
     asked = options.parse_args()
-    worker = serve(Worker(1.0 if asked.chaos else 0))
+    worker = serve(Worker(asked.seconds if asked.chaos else 0))
     with tempfile.TemporaryDirectory() as folder:
         settings = {"ATELIER_DATABASE_URL": asked.postgres} if asked.postgres else {}
         gateways = [Gateway(worker, Path(folder), settings) for _ in range(2 if asked.chaos else 1)]
@@ -240,10 +242,10 @@ def capacity(gateways: list[Gateway], asked: argparse.Namespace) -> None:
     accepted = time.perf_counter() - began
     jobs = asyncio.run(jobs_of(gateways, ids))
     seconds = time.perf_counter() - began
-    print(
+    print(  # noqa: T201
         f"{asked.jobs} jobs: accepted in {accepted:.1f} s, done in {seconds:.1f} s: {asked.jobs / seconds:.1f} jobs/s"
     )
-    print(
+    print(  # noqa: T201
         f"CPU {(sum(cpu.cpu_times()[:2]) - used) / asked.jobs * 1000:.1f} ms a job; memory {before:.0f} -> {gateways[0].memory():.0f} MiB"
     )
     print(Counter(job["status"] for job in jobs.values()))  # noqa: T201
@@ -261,7 +263,7 @@ def chaos(gateways: list[Gateway], asked: argparse.Namespace) -> None:
     seconds = time.perf_counter() - began
     over.set()
     killer.join()
-    time.sleep(2)  # for the usage log's last batch
+    time.sleep(80)  # until rows that killed gateways had not written are made good
     print(f"{len(set(ids))} jobs, {numbers[0]} kills, {seconds:.0f} s: {dict(asyncio.run(check(gateways[0], jobs)))}")  # noqa: T201
 
 

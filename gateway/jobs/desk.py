@@ -115,6 +115,7 @@ class Desk:
                 {
                     "id": job_id,
                     "caller": caller.id,
+                    "owner": caller.owner,
                     "turn": caller.id or address,
                     "places": caller.concurrent_streams,
                     "kind": steps[-1].task,

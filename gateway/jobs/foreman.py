@@ -25,6 +25,7 @@ LOOK_SECONDS = 0.5  # between two looks for what other gateways have accepted or
 BEAT_SECONDS = 2.0
 DEAD_SECONDS = 8.0  # without a beat, and a gateway's jobs go on elsewhere
 SWEEP_SECONDS = 15.0
+ROW_SECONDS = timedelta(seconds=60)  # after which a request's row that is not there will not come
 HOOK_SECONDS = 1.0
 HOOK_LEASE = timedelta(seconds=60)  # for a delivery; who is killed in one leaves it to others after that
 KINDS = {"/v1/videos": "video", "/v1/3d/generations": "mesh"}  # what events are called by; others are jobs
@@ -195,6 +196,7 @@ class Foreman:
             try:
                 for job_id in await self._store.expired(datetime.now(UTC)):
                     await self.remove(job_id)
+                await self._store.write_lost_rows(datetime.now(UTC) - ROW_SECONDS)
             except (*AWAY, GatewayError) as error:
                 logger.warning("jobs: what is old has to wait: %s", type(error).__name__)
             await asyncio.sleep(SWEEP_SECONDS)

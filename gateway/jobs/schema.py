@@ -26,6 +26,7 @@ class JobRow(Tables):
     seq: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(40), unique=True)
     caller: Mapped[str] = mapped_column(Line(64))
+    owner: Mapped[str] = mapped_column(Line(128))
     turn: Mapped[str] = mapped_column(Line(64))
     """Who takes turns with others: the key, or else the address."""
     places: Mapped[int | None]
@@ -158,6 +159,7 @@ class Job:
     seq: int
     id: str
     caller: str
+    owner: str
     turn: str
     places: int | None
     kind: str

@@ -22,6 +22,8 @@ from gateway.jobs.schema import (
     Outcome,
 )
 from gateway.usage.receipts import write
+from gateway.usage.rollup import count_records
+from gateway.usage.schema import ReceiptRow, Record, Usage
 from services.schema import Receipt
 
 COLUMNS = tuple(JobRow.__table__.columns)
@@ -287,6 +289,24 @@ class Store:
             rows = await connection.execute(wanted)
             return {(job_id, attempt): (request_id, step) for job_id, attempt, request_id, step in rows}
 
+    async def write_lost_rows(self, before: datetime) -> None:
+        """Give receipts of jobs the usage rows that they lack: a gateway that was killed had not written them yet."""
+        orphan = ReceiptRow.usage_id.is_(None), ReceiptRow.received_at < before
+        wanted = select(*COLUMNS).join(ReceiptRow, ReceiptRow.request_id == JobRow.request_id).where(*orphan)
+        async with self._database.connect() as connection:
+            jobs = {row.id: Job.of(row) for row in await connection.execute(wanted.limit(BATCH_ROWS))}
+        for job in jobs.values():
+            await self._write_row(job)
+
+    async def _write_row(self, job: Job) -> None:
+        async with self._database.begin() as connection:
+            # Nobody else gets further with this job until we are done.
+            await connection.execute(update(JobRow).where(JobRow.seq == job.seq).values(request_id=job.request_id))
+            if await connection.scalar(select(Usage.id).where(Usage.request_id == job.request_id)) is None:
+                record = record_of(job)
+                await connection.execute(insert(Usage), [vars(record)])
+                await count_records(connection, [record])
+
     # --- webhooks ---
 
     async def due(self, now: datetime, lease: timedelta) -> list[Job]:
@@ -338,6 +358,30 @@ class Store:
             if receipt is not None:
                 await write(connection, [receipt])
             return Job.of(row)
+
+
+def record_of(job: Job) -> Record:
+    """The request that a job came by, as far as the job knows."""
+    return Record(
+        request_id=job.request_id,
+        started_at=job.created_at,
+        method="POST",
+        endpoint=job.route,
+        client_address="" if job.caller else job.turn,
+        response_seconds=0,
+        first_byte_seconds=None,
+        status=202,
+        bytes_out=0,
+        ending="complete",
+        successful=True,
+        caller=job.caller,
+        owner=job.owner,
+        route=job.route,
+        model=job.model,
+        modality=job.kind,
+        prompt=None,
+        output=None,
+    )
 
 
 async def _tell(connection: AsyncConnection, row: Any) -> None:

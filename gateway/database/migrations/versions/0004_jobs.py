@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("seq", Serial, autoincrement=True, nullable=False),
         sa.Column("id", sa.String(40), nullable=False),
         sa.Column("caller", sa.String(64), nullable=False),
+        sa.Column("owner", sa.String(128), nullable=False),
         sa.Column("turn", sa.String(64), nullable=False),
         sa.Column("places", sa.Integer(), nullable=True),
         sa.Column("kind", sa.String(16), nullable=False),
