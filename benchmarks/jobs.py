@@ -264,7 +264,11 @@ def chaos(gateways: list[Gateway], asked: argparse.Namespace) -> None:
     over.set()
     killer.join()
     time.sleep(80)  # until rows that killed gateways had not written are made good
-    print(f"{len(set(ids))} jobs, {numbers[0]} kills, {seconds:.0f} s: {dict(asyncio.run(check(gateways[0], jobs)))}")  # noqa: T201
+    found = asyncio.run(check(gateways[0], jobs))
+    print(f"{len(set(ids))} jobs, {numbers[0]} kills, {seconds:.0f} s: {dict(found)}")  # noqa: T201
+    is_whole = len(set(ids)) == asked.jobs and not found["ended more than once"] and not found["missing or torn"]
+    if not is_whole or any(found[f"paid: {unit}"] != found[f"made: {unit}"] for unit in ("meshes", "frames")):
+        sys.exit("a job was lost, ended twice, has no whole file, or was not paid once")
 
 
 if __name__ == "__main__":

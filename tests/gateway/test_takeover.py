@@ -1,7 +1,10 @@
 """Real gateways that die or are paused: their jobs go on at others, and each ends once. On SQLite and on Postgres."""
 
+import asyncio
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +24,7 @@ from tests.gateway.servers import postgres_server
 from tests.gateway.test_jobs import MESH, PROMPT, a_file, sent
 
 NUM_GATEWAYS = 2
+ROOT = Path(__file__).parents[2]
 
 
 class Slow:
@@ -37,8 +41,6 @@ class Slow:
         return StreamingResponse(self.pieces(await request.json()), media_type="text/event-stream")
 
     async def pieces(self, body: dict[str, object]) -> AsyncGenerator[bytes, None]:
-        import asyncio
-
         yield sent("started")
         while not self.is_open:
             yield sent("progress", step=1, steps=2)
@@ -81,6 +83,7 @@ def until(process: Process, job_id: str, **wanted: object) -> dict[str, object]:
         time.sleep(0.05)
 
 
+@pytest.mark.live
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "paused"])
 def test_a_gateway_that_is_gone_leaves_its_jobs_to_another(
     tmp_path: Path, database: str, number: signal.Signals
@@ -104,7 +107,16 @@ def test_a_gateway_that_is_gone_leaves_its_jobs_to_another(
             process.process.kill()
 
     assert worker.attempts == ["1", "2"]
-    assert [line for line in text.split("\n") if '"status"' in line and "completed" in line].__len__() == 1
+    assert text.count('"status": "completed"') == 1
     assert job["outputs"][0]["sha256"] == sha256(content).hexdigest()  # type: ignore[index]
     assert job["usage"] == {"meshes": 1}
     assert sum(row["units"].get("meshes", 0) for row in rows) <= 1
+
+
+@pytest.mark.fresh
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
+def test_twenty_kills_lose_and_repeat_nothing(database: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.jobs", "--chaos", "--jobs", "200", "--kills", "20"]
+    asked = ["--postgres", database] if database.startswith("postgresql") else []
+
+    subprocess.run([*command, *asked], cwd=ROOT, check=True)

@@ -15,7 +15,7 @@ import trimesh
 from tests.live.conftest import LONG, System
 from tests.live.pictures import png
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # the SDK, of all its video verbs
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the SDK, of its video verbs
 
 
 def ended(system: System, client: httpx.Client, job_id: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def test_a_chain_from_a_text_to_a_mesh_and_the_command_line(
 
     assert job["status"] == "completed", job["error"]
     assert set(job["usage"]) >= {"tokens", "pixel_steps", "meshes"}
-    assert len(trimesh.load(io.BytesIO(mesh), file_type="glb").geometry) == 1
+    assert len(trimesh.load_scene(io.BytesIO(mesh), file_type="glb").geometry) == 1
 
 
 def test_cancel_stops_the_model_within_an_iteration(system: System, client: httpx.Client) -> None:
