@@ -204,9 +204,9 @@ async def check(gateway: Gateway, jobs: dict[str, dict[str, Any]]) -> Counter[st
             if job["status"] == "completed":
                 content = (await http.get(f"{gateway.url}/v1/jobs/{job_id}/content")).content
                 found["missing or torn"] += hashlib.sha256(content).hexdigest() != job["outputs"][0]["sha256"]
-        rows = (await http.get(f"{gateway.url}/v1/usage", params={"limit": 1000})).json()["data"]
-    for row in rows:
-        paid.update(row["units"])
+        totals = (await http.get(f"{gateway.url}/v1/usage/summary", params={"bucket_width": "all"})).json()["data"]
+    for total in (result for bucket in totals for result in bucket["results"]):
+        paid.update(total["units"])
     made = Counter(job["kind"] for job in jobs.values() if job["status"] == "completed")
     found["paid: meshes"], found["made: meshes"] = round(paid["meshes"]), made["mesh"]
     found["paid: frames"], found["made: frames"] = round(paid["frames"]), 9 * made["video"]
@@ -242,12 +242,9 @@ def capacity(gateways: list[Gateway], asked: argparse.Namespace) -> None:
     accepted = time.perf_counter() - began
     jobs = asyncio.run(jobs_of(gateways, ids))
     seconds = time.perf_counter() - began
-    print(  # noqa: T201
-        f"{asked.jobs} jobs: accepted in {accepted:.1f} s, done in {seconds:.1f} s: {asked.jobs / seconds:.1f} jobs/s"
-    )
-    print(  # noqa: T201
-        f"CPU {(sum(cpu.cpu_times()[:2]) - used) / asked.jobs * 1000:.1f} ms a job; memory {before:.0f} -> {gateways[0].memory():.0f} MiB"
-    )
+    rate, cost = asked.jobs / seconds, (sum(cpu.cpu_times()[:2]) - used) / asked.jobs * 1000
+    print(f"{asked.jobs} jobs: accepted in {accepted:.1f} s, done in {seconds:.1f} s: {rate:.1f} jobs/s")  # noqa: T201
+    print(f"CPU {cost:.1f} ms a job; memory {before:.0f} -> {gateways[0].memory():.0f} MiB")  # noqa: T201
     print(Counter(job["status"] for job in jobs.values()))  # noqa: T201
 
 
