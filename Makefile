@@ -45,6 +45,8 @@ bench: install ## measure the start, the scheduler, batching against two peers, 
 	@$(BIN)/python -m benchmarks.media
 	@$(BIN)/python -m benchmarks.gateway
 	@$(BIN)/python -m benchmarks.gateway --soak 100000
+	@$(BIN)/python -m benchmarks.jobs
+	@$(BIN)/python -m benchmarks.jobs --chaos
 
 tiny: install ## build the tiny checkpoints that are missing
 	@$(BIN)/python -m services.tiny

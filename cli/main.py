@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import keys
+from cli import jobs, keys
 from cli.client import DEFAULT_URL, Url
 from cli.errors import CommandError
 from cli.settings import Settings
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command, and print what stops it as a line."""
+    app.add_typer(jobs.app, name="jobs")
     app.add_typer(keys.app, name="keys")
     try:
         app(prog_name="atelier")

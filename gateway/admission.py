@@ -10,6 +10,7 @@ from gateway.auth import check_scope
 from gateway.callers import Caller
 from gateway.catalog import Ours, Target
 from gateway.errors import ModelNotAllowed
+from gateway.preference import prefers_job
 from gateway.prompts import Passage, outside_prompts, prompts_of
 from gateway.state import State
 from services.registry import Task, models_of
@@ -139,7 +140,8 @@ async def reserve(scope: Scope, state: State, task: Task, model: str, estimate: 
     estimates = [(units, units * state.prices.of(task, each)) for each, units in estimate()]
     units, money = (max(numbers) for numbers in zip(*estimates, strict=True))
     price, request_id = state.prices.of(task, model), scope["request_id"]
-    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, money):
+    seconds = state.jobs.patience if prefers_job(scope) else None
+    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, money, seconds):
 
         async def release() -> None:
             if scope.get("nothing_was_made"):

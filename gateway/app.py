@@ -14,6 +14,7 @@ from opentelemetry.trace import Tracer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from gateway.artefacts.store import Artefacts
 from gateway.auth import Authentication, Door
 from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import read_prices
@@ -22,6 +23,10 @@ from gateway.database.database import open_database
 from gateway.direct import serve_directly
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
+from gateway.jobs.desk import Desk
+from gateway.jobs.foreman import Foreman
+from gateway.jobs.runner import Runner
+from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
@@ -43,11 +48,13 @@ from gateway.routes import (
     health,
     images,
     internal,
+    jobs,
     keys,
     models,
     signed_urls,
     summary,
     usage,
+    videos,
     webhooks,
 )
 from gateway.settings import Settings
@@ -100,16 +107,17 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     traces = open_provider("atelier-gateway")
     tracer = traces.get_tracer("atelier.gateway") if traces is not None else None
     policies = read_policies(settings.policy_file)
+    guard = Guard(settings.allowed_networks)
     drain = Drain(under_way, settings.drain_seconds, settings.drain_patience)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
+            open_outside(guard) as named_urls,
             sender(settings.max_upstream_connections, transport, tracer) as work,
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
             client(sender(MAX_MODERATIONS, transport, tracer)) as moderation,
-            open_outside(Guard(settings.allowed_networks)) as named_urls,
             Catalog(
                 settings.workers,
                 registered,
@@ -131,21 +139,29 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             app.state.usage = log
             secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
             signer = Signer(secret)
+            told = Webhooks(named_urls, secret)
+            artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
+            relay = Relay(
+                work,
+                Pulse(pulses, settings.probe_interval),
+                metrics,
+                receipts.write,
+                connect_timeout=settings.connect_timeout,
+                deadline=settings.deadline,
+                idle_timeout=settings.idle_timeout,
+                token=internal_token,
+            )
+            relay.instead = jobs.instead
+            policy = Policy(policies, Moderator(moderation, settings.moderation_key))
+            store = Store(database, settings.job_retention)
+            runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
+            foreman = Foreman(store, runner, artefacts, settings.job_places, told)
             app.state.wired = State(
                 catalog=catalog,
-                relay=Relay(
-                    work,
-                    Pulse(pulses, settings.probe_interval),
-                    metrics,
-                    receipts.write,
-                    connect_timeout=settings.connect_timeout,
-                    deadline=settings.deadline,
-                    idle_timeout=settings.idle_timeout,
-                    token=internal_token,
-                ),
+                relay=relay,
                 metrics=metrics,
                 drain=drain,
-                policy=Policy(policies, Moderator(moderation, settings.moderation_key)),
+                policy=policy,
                 signer=signer,
                 internal_token=internal_token,
                 keyring=keyring,
@@ -160,11 +176,15 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 budgets=budgets,
                 receipts=receipts,
                 prices=prices,
-                webhooks=Webhooks(named_urls, secret),
+                webhooks=told,
+                guard=guard,
                 models=registered,
                 profile=settings.profile,
+                jobs=Desk(store, foreman, runner, artefacts, budgets, settings.job_patience),
+                job_store=store,
             )
-            yield
+            async with foreman.working():
+                yield
             await under_way.end(LAST_SECONDS)  # the server has cut what took too long; its rows are still to come
         if traces is not None:
             await asyncio.to_thread(traces.shutdown)  # which sends the last ones
@@ -182,6 +202,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(audio.router)
     app.include_router(generate.router)
     app.include_router(models.router)
+    app.include_router(jobs.router)
+    app.include_router(videos.videos)
+    app.include_router(videos.meshes)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
     app.include_router(webhooks.router)

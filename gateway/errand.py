@@ -23,6 +23,7 @@ class Errand:
         renamed: the worker's names of fields that the caller calls otherwise.
         left: is done when the caller has left.
         ends_at: when the answer must have begun, by the event loop's clock.
+        attempt: which of the request the first try is.
     """
 
     request: Request
@@ -32,6 +33,7 @@ class Errand:
     renamed: Mapping[str, str]
     left: Reason
     ends_at: float
+    attempt: int = 1
 
     @property
     def seconds_left(self) -> float:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -17,14 +19,18 @@ from gateway.errand import Declined, Errand
 from gateway.errors import CallerLeft, GatewayError, ProviderFailed, WorkerDied, WorkerTimedOut, WorkerUnreachable
 from gateway.meter import Meter
 from gateway.metrics import Metrics
+from gateway.preference import prefers_job
 from gateway.providers import ADDED_USAGE, Provider
 from gateway.pulse import Pulse
 from gateway.refusals import refusal
 from gateway.waiting import Patience, Reason, departure
 from services.registry import Task
-from services.schema import ATTEMPT_HEADER, CALLER_HEADER, DEADLINE_HEADER, RUN_HEADERS, TOKEN_HEADER
+from services.schema import ATTEMPT_HEADER, CALLER_HEADER, DEADLINE_HEADER, MAX_ATTEMPT, RUN_HEADERS, TOKEN_HEADER
 
 logger = logging.getLogger("atelier.gateway")
+
+# The request, the model that is asked for in place of what the body names, path, accept, body.
+Instead = Callable[[Request, str | None, str, str, Mapping[str, Any]], Awaitable[Response]]
 
 # Content-Encoding stays: bytes are passed on raw. Hop-by-hop headers (RFC 9110 §7.6.1) do not.
 MEDIA_HEADERS = frozenset({b"content-type", b"content-length", b"content-encoding"})
@@ -143,6 +149,7 @@ class Relay:
         self._deadline = deadline
         self._idle_timeout = idle_timeout
         self._urls: dict[str, httpx.URL] = {}
+        self.instead: Instead | None = None  # what makes a job of a request that prefers to be one
 
     async def send(
         self,
@@ -175,6 +182,8 @@ class Relay:
             ProviderResting: it is left alone for a while.
             CallerLeft: the client left before the answer.
         """
+        if self.instead is not None and prefers_job(request.scope) and isinstance(targets[0], Ours):
+            return await self.instead(request, targets[0].model, path, accept, body)
         errand = self._errand(request, path, accept, body, renamed or {})
         attempt, target, upstream = await self._first_to_take(targets, errand)
         if isinstance(target, Provider):
@@ -182,6 +191,34 @@ class Relay:
             meter = self._metered(errand, attempt, target, upstream)
             return RelayResponse(upstream, errand.left, self._idle_timeout, named, MEDIA_HEADERS, meter)
         return RelayResponse(upstream, errand.left, self._idle_timeout, headers or {})
+
+    async def open(
+        self, request: Request, targets: Sequence[Target], path: str, *, accept: str, attempt: int, **body: Any
+    ) -> httpx.Response:
+        """Return an answer that has begun, to be read under `watched` and closed by whoever asks; for jobs.
+
+        Raises:
+            GatewayError: as `send`.
+        """
+        errand = replace(self._errand(request, path, accept, body, {}), attempt=min(attempt, MAX_ATTEMPT))
+        _, _, upstream = await self._first_to_take(targets, errand)
+        return upstream
+
+    @asynccontextmanager
+    async def watched(self, upstream: httpx.Response) -> AsyncGenerator[None]:
+        """Read `upstream` inside, however long it is silent: as long as the worker lives.
+
+        Raises:
+            WorkerUnreachable: it does not any more.
+        """
+        url = str(upstream.request.url)
+        gone = asyncio.create_task(self._pulse.stops(url.removesuffix(upstream.request.url.path)))
+        try:
+            async with Patience() as patience:
+                patience.unless(gone)
+                yield
+        finally:
+            gone.cancel()
 
     async def read(self, request: Request, targets: Sequence[Target], path: str, **body: Any) -> bytes:
         """Return the whole JSON of an answer.
@@ -204,14 +241,15 @@ class Relay:
     def _errand(
         self, request: Request, path: str, accept: str, body: Mapping[str, Any], renamed: Mapping[str, str]
     ) -> Errand:
-        ends_at = asyncio.get_running_loop().time() + self._deadline
+        seconds = request.scope.get("patience", self._deadline)
+        ends_at = asyncio.get_running_loop().time() + seconds
         return Errand(request, path, accept, body, renamed, departure(request), ends_at)
 
     async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[int, Target, httpx.Response]:
         """Ask one after the other until one takes it on: what comes then, comes from that one."""
         error: GatewayError = WorkerUnreachable("there is nobody to ask")
         self._metrics.upstream(errand.path, errand.request.scope["leases"])
-        for attempt, target in enumerate(targets, start=1):
+        for attempt, target in enumerate(targets, start=errand.attempt):
             try:
                 opening = target.open(errand) if isinstance(target, Provider) else self._open(target, errand, attempt)
                 return attempt, target, await opening
@@ -262,6 +300,7 @@ class Relay:
             except httpx.TransportError as error:
                 replica.broke_off()
                 raise WorkerDied("the worker went away while it worked on this; try again") from error
+            upstream.request = sent
             replica.answered()
             if not upstream.is_success:
                 refused = await refusal(upstream, errand.renamed)

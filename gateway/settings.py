@@ -1,6 +1,8 @@
 """Everything an operator may set about the gateway, read once from `ATELIER_*` variables."""
 
 import re
+from collections.abc import Mapping
+from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +77,10 @@ class Settings(BaseSettings):
     key_cache_seconds: float = Field(default=5, ge=0)  # how long a revoked key lives on in another gateway
     redis_url: SecretStr = SecretStr("")  # where several gateways count together; empty: each counts for itself
     redis_down: WhenDown = "allow"  # what becomes of requests of limited keys that cannot be counted
+    job_concurrency: int = Field(default=8, ge=1)  # jobs of a modality at work at once, by this gateway
+    job_concurrency_by_task: Mapping[Task, Annotated[int, Field(ge=0)]] = {}  # as JSON: {"video": 2}; 0: by others
+    job_patience: float = Field(default=86_400, gt=0)  # seconds from a job's acceptance until it is given up
+    job_retention_days: int = Field(default=7, ge=0)  # how long jobs and their files stay after their end; 0: for ever
     profile: Profile = "tiny"  # of the workers: whose defaults count for what a request leaves out
     prices_file: Path | None = None  # TOML: what a unit costs
     open_metrics: bool = False  # /metrics without a key although other machines can reach it
@@ -132,6 +138,16 @@ class Settings(BaseSettings):
     def artefacts_dir(self) -> Path:
         """Where results are kept if the operator names no other place, or else where they are written first."""
         return self.data_dir / "artefacts"
+
+    @property
+    def job_places(self) -> dict[Task, int]:
+        """How many jobs of each task may be at work at once."""
+        return {task: self.job_concurrency_by_task.get(task, self.job_concurrency) for task in WORKERS}
+
+    @property
+    def job_retention(self) -> timedelta | None:
+        """How long jobs stay after their end; None: for ever."""
+        return timedelta(days=self.job_retention_days) if self.job_retention_days else None
 
     @property
     def is_loopback(self) -> bool:

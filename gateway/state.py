@@ -10,10 +10,13 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.drain import Drain
+from gateway.jobs.desk import Desk
+from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
+from gateway.outside import Guard
 from gateway.policy import Policy
 from gateway.receipts import Receipts
 from gateway.relay import Relay
@@ -43,8 +46,11 @@ class State:
     receipts: Receipts
     prices: Prices
     webhooks: Webhooks
+    guard: Guard
     models: tuple[Model, ...]
     profile: Profile
+    jobs: Desk
+    job_store: Store
 
 
 def wired(request: Request) -> State:

@@ -67,7 +67,14 @@ class Budgets:
             await asyncio.wait({sweeping})
 
     async def reserve(
-        self, caller: Caller, request_id: str, unit: Unit, units: float, price: float, money: float
+        self,
+        caller: Caller,
+        request_id: str,
+        unit: Unit,
+        units: float,
+        price: float,
+        money: float,
+        seconds: float | None = None,
     ) -> bool:
         """Reserve for a request; whether there is anything to settle.
 
@@ -78,6 +85,7 @@ class Budgets:
             units: that the request can use at most.
             price: of a unit, where the receipt's model has none.
             money: that it can cost at most.
+            seconds: until all of it counts as spent; None: the deadline.
 
         Raises:
             InsufficientQuota: a budget does not allow it.
@@ -93,7 +101,7 @@ class Budgets:
         if not budgets:
             return False
         limits = {hold: scaled(budget.unit, budget.limit) for hold, budget in budgets.items()}
-        expires_at = now + self._seconds
+        expires_at = now + (self._seconds if seconds is None else timedelta(seconds=seconds))
         try:
             with unavailable():
                 await ledger.reserve(self._database, request_id, caller.id, limits, price=price, expires_at=expires_at)

@@ -1,0 +1,1 @@
+"""Durable jobs: a table, conditional updates on it, and the gateways that work it off; knows no media format."""

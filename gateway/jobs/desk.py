@@ -1,0 +1,331 @@
+"""The callers' side of jobs: accept, find, wait, cancel, begin again, delete."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import randrange
+from secrets import token_hex
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from starlette.requests import Request
+
+from gateway.artefacts.store import Artefacts
+from gateway.bodies import read_object
+from gateway.budgets.budgets import Budgets
+from gateway.callers import Caller
+from gateway.jobs.errors import IdempotencyMismatch, NoSuchJob, NotRetriable
+from gateway.jobs.foreman import Foreman
+from gateway.jobs.runner import Runner, reservation
+from gateway.jobs.schema import NOBODY, Change, Job, Step
+from gateway.jobs.store import Query, Store
+from gateway.metrics import TASKS
+from services.registry import Task
+from services.schema import MAX_SEED
+
+MAX_INLINE = 16_384  # bytes of a body that lie in the table; what is longer is a file
+MAX_KEY = 255
+STREAMED = frozenset({"stream", "stream_options", "partial_images", "stream_format"})  # of no use to a job
+SEEDED: frozenset[Task] = frozenset({"audio", "image", "video", "mesh"})
+LOOK_SECONDS = 1.0  # between two looks for what other gateways have done
+
+
+@dataclass(frozen=True)
+class Order:
+    """A step as its caller sends it.
+
+    Args:
+        task: whose worker.
+        path: of its route.
+        body: `content` or `files` and `data`, as httpx takes them.
+        model: that is asked for in place of what the body names.
+        takes: what of the step before goes where.
+    """
+
+    task: Task
+    path: str
+    body: Mapping[str, Any]
+    model: str | None = None
+    takes: str | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A job with the latest of what is under way."""
+
+    job: Job
+    progress: Mapping[str, Any]
+    preview: Mapping[str, Any] | None = None
+    version: int = 0
+    num_ahead: int | None = None
+
+    @property
+    def percent(self) -> int:
+        """How far the job is."""
+        if self.job.state == "completed":
+            return 100
+        step, steps = self.progress.get("step", 0), self.progress.get("steps", 0)
+        done = self.job.step + (min(step / steps, 1) if steps else 0)
+        return min(99, int(100 * done / len(self.job.steps)))
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until the step that is under way is done; None: nobody knows."""
+        return self.progress.get("eta_seconds")
+
+
+class Desk:
+    """Takes jobs on, for all gateways that share the table."""
+
+    def __init__(
+        self, store: Store, foreman: Foreman, runner: Runner, artefacts: Artefacts, budgets: Budgets, patience: float
+    ) -> None:
+        """Jobs are worked on for `patience` seconds at most."""
+        self.patience = patience
+        self.artefacts = artefacts
+        self._store = store
+        self._foreman = foreman
+        self._runner = runner
+        self._budgets = budgets
+
+    async def accept(
+        self, request: Request, orders: Sequence[Order], *, route: str, title: str = "", hook_url: str | None = None
+    ) -> Job:
+        """Take a job on; or find the one that the same key and body stand for.
+
+        Raises:
+            IdempotencyMismatch: the key stands for another body.
+            StorageFull: there is no room for what was uploaded.
+            ArtefactsUnavailable: it cannot be kept.
+        """
+        caller: Caller = request.scope["caller"]
+        request_id: str = request.scope["request_id"]
+        key, fingerprint = idempotency_of(request, caller), fingerprint_of(route, orders)
+        if key is not None and (known := await self._store.repeated(key)) is not None:
+            return await self._again(known, fingerprint, request_id, len(orders))
+        job_id = f"job_{token_hex(12)}"
+        try:
+            steps = [await self._step(job_id, order) for order in orders]
+            address = request.client.host if request.client else ""
+            now = datetime.now(UTC)
+            job = await self._store.add(
+                {
+                    "id": job_id,
+                    "caller": caller.id,
+                    "owner": caller.owner,
+                    "turn": caller.id or address,
+                    "places": caller.concurrent_streams,
+                    "kind": steps[-1].task,
+                    "route": route,
+                    "request_id": request_id,
+                    "title": title,
+                    "steps": [step.row() for step in steps],
+                    "step": 0,
+                    "task": steps[0].task,
+                    "state": "queued",
+                    "executor": NOBODY,
+                    "attempt": 0,
+                    "breaks": 0,
+                    "created_at": now,
+                    "not_before": now,
+                    "is_deleted": False,
+                    "model": steps[-1].model or named_in(orders[-1]) or "",
+                    "queue_seconds": 0,
+                    "run_seconds": 0,
+                    "usage": {},
+                    "error": None,
+                    "outputs": [],
+                    "idempotency": key,
+                    "fingerprint": fingerprint,
+                    "hook_url": hook_url,
+                    "hook_tries": 0,
+                }
+            )
+        except IntegrityError:  # the same request at the same instant
+            await self.artefacts.delete(job_id)
+            known = None if key is None else await self._store.repeated(key)
+            if known is None:
+                raise
+            return await self._again(known, fingerprint, request_id, len(orders))
+        except BaseException:
+            await self.artefacts.delete(job_id)
+            raise
+        self._foreman.wake()
+        return job
+
+    async def _again(self, known: Job, fingerprint: str, request_id: str, num_steps: int) -> Job:
+        """Answer with a job that there is already; this request uses nothing."""
+        for step in range(num_steps):
+            await self._budgets.release(reservation(request_id, step))
+        if known.fingerprint != fingerprint or known.is_deleted:
+            raise IdempotencyMismatch("this Idempotency-Key stands for another request; choose a new one")
+        return known
+
+    async def _step(self, job_id: str, order: Order) -> Step:
+        """Keep what is long as files."""
+        common: dict[str, Any] = {
+            "task": order.task, "path": order.path, "model": order.model, "takes": order.takes,
+        }  # fmt: skip
+        seed = {"seed": randrange(MAX_SEED)} if order.task in SEEDED else {}  # every attempt makes the same
+        if "content" not in order.body:
+            fields = {**seed, **order.body.get("data", {})}
+            fields = {name: str(value) for name, value in fields.items() if name not in STREAMED}
+            files = [
+                (name, filename, await self._keep(job_id, content, "application/octet-stream"))
+                for name, filename, content in uploads(order.body)
+            ]
+            return Step(**common, fields=fields, files=tuple(files))
+        body = {**seed, **read_object(order.body["content"], "application/json")}
+        body = {name: value for name, value in body.items() if name not in STREAMED and value is not None}
+        text = json.dumps(body).encode()
+        if len(text) <= MAX_INLINE:
+            return Step(**common, body=body)
+        return Step(**common, body_file=await self._keep(job_id, text, "application/json"))
+
+    async def _keep(self, job_id: str, content: bytes, media_type: str) -> Any:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield content
+
+        return await self.artefacts.put(job_id, pieces(), media_type)
+
+    # --- what there is ---
+
+    async def get(self, request: Request, job_id: str) -> Job:
+        """Find a job of the caller's; an admin's are all.
+
+        Raises:
+            NoSuchJob: there is none.
+        """
+        job = await self._store.get(job_id, visible_to(request))
+        if job is None:
+            raise NoSuchJob(f"there is no job '{job_id[:64]}'")
+        return job
+
+    async def page(self, query: Query, num_rows: int) -> list[Job]:
+        """List jobs."""
+        return await self._store.page(query, num_rows)
+
+    async def seen(self, job: Job) -> Seen:
+        """Look at what is under way of a job, here or at another gateway."""
+        if job.has_ended:
+            return Seen(job, {})
+        if job.executor == NOBODY:
+            return Seen(job, {}, num_ahead=await self._store.num_ahead(job))
+        live = self._foreman.live.get(job.id)
+        shown = live.shown() if live is not None else await self._store.live_at(job.executor, job.id) or {}
+        return Seen(job, shown.get("progress") or {}, shown.get("preview"), shown.get("version", 0))
+
+    async def wait(self, request: Request, job: Job, seconds: float) -> Job:
+        """Return the job when it has ended, or as it is after so many seconds."""
+        ends_at = asyncio.get_running_loop().time() + seconds
+        while not job.has_ended and (left := ends_at - asyncio.get_running_loop().time()) > 0:
+            await self._change(job, min(left, LOOK_SECONDS))
+            job = await self.get(request, job.id)
+        return job
+
+    async def follow(self, request: Request, job: Job, after: int) -> AsyncGenerator[Change | Seen]:
+        """Yield each change behind the one of that number, once; in between the latest of what is under way."""
+        version = 0
+        while True:
+            changes = await self._store.changes(job, after)
+            for change in changes:
+                after = change.id
+                yield change
+            job = await self.get(request, job.id)
+            if job.has_ended:
+                if not (rest := await self._store.changes(job, after)):
+                    return
+                for change in rest:
+                    after = change.id
+                    yield change
+                return
+            seen = await self.seen(job)
+            if seen.version != version:
+                version = seen.version
+                yield seen
+            await self._change(job, LOOK_SECONDS)
+
+    async def _change(self, job: Job, seconds: float) -> None:
+        live = self._foreman.live.get(job.id)
+        if live is None:
+            await asyncio.sleep(min(seconds, LOOK_SECONDS / 4))
+        else:
+            await live.wait(seconds)
+
+    # --- what becomes of it ---
+
+    async def cancel(self, request: Request, job: Job) -> Job:
+        """End a job; one that has ended stays as it is. The call of its worker is closed at once."""
+        cancelled = await self._store.cancel(job.id, visible_to(request))
+        if cancelled is None:
+            return await self.get(request, job.id)
+        await self._foreman.drop(job.id)
+        await self._runner.release(cancelled)
+        return cancelled
+
+    async def retry(self, request: Request, job: Job) -> Job:
+        """Begin a job again; it stays the same job.
+
+        Raises:
+            NotRetriable: it is under way, or done.
+        """
+        again = await self._store.requeue(job, request.scope["request_id"], datetime.now(UTC))
+        if again is None:
+            for step in range(len(job.steps)):
+                await self._budgets.release(reservation(request.scope["request_id"], step))
+            raise NotRetriable("only a job that failed or was cancelled can be begun again")
+        self._foreman.wake()
+        return again
+
+    async def delete(self, request: Request, job: Job) -> None:
+        """Cancel a job if need be, and delete it with its files."""
+        await self.cancel(request, job)
+        if await self._store.mark_deleted(job.id, visible_to(request)) is not None:
+            await self._foreman.remove(job.id)
+
+
+def visible_to(request: Request) -> str | None:
+    """Whose jobs the caller of a request may see; None: all."""
+    caller: Caller = request.scope["caller"]
+    return None if "admin" in caller.scopes else caller.id
+
+
+def idempotency_of(request: Request, caller: Caller) -> str | None:
+    """The caller's key as it is kept, if there is one."""
+    key = request.headers.get("idempotency-key", "")[:MAX_KEY]
+    return hashlib.sha256(f"{caller.id}\0{key}".encode()).hexdigest() if key else None
+
+
+def fingerprint_of(route: str, orders: Sequence[Order]) -> str:
+    """What tells one request from another."""
+    digest = hashlib.sha256(route.encode())
+    for order in orders:
+        digest.update(f"\0{order.path}\0{order.model}\0{order.takes}\0".encode())
+        digest.update(order.body.get("content", b""))
+        digest.update(json.dumps(sorted(dict(order.body.get("data", {})).items()), default=str).encode())
+        for name, _, content in uploads(order.body):
+            digest.update(f"\0{name}\0".encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def uploads(body: Mapping[str, Any]) -> list[tuple[str, str, bytes]]:
+    """The files of a form: field, name and content."""
+    files = body.get("files") or ()
+    pairs = files.items() if isinstance(files, Mapping) else files
+    return [(name, filename, content) for name, (filename, content) in pairs]
+
+
+def named_in(order: Order) -> str | None:
+    """The model that a body names."""
+    if "content" in order.body:
+        named = read_object(order.body["content"], "application/json").get("model")
+        return named if isinstance(named, str) else None
+    return dict(order.body.get("data", {})).get("model")
+
+
+def task_of(path: str) -> Task:
+    """Whose route a path is."""
+    return TASKS[path]

@@ -1,0 +1,41 @@
+"""What can go wrong with jobs, by what the caller can do about it.
+
+GatewayError
+├── NoSuchJob            404  choose another job
+├── NoSuchOutput         404  choose another variant; the message lists those there are
+├── NotDone              409  come back when the job has ended
+├── NotRetriable         409  nothing: the job is under way, or done
+└── IdempotencyMismatch  409  choose another key
+"""
+
+from gateway.errors import GatewayError
+
+
+class NoSuchJob(GatewayError):
+    """There is none of this id, or it is another's."""
+
+    status, code = 404, "job_not_found"
+
+
+class NoSuchOutput(GatewayError):
+    """The job has no such file."""
+
+    status, code, param = 404, "output_not_found", "variant"
+
+
+class NotDone(GatewayError):
+    """The job has no files yet, or will have none."""
+
+    status, code = 409, "job_not_completed"
+
+
+class NotRetriable(GatewayError):
+    """The job has neither failed nor been cancelled."""
+
+    status, code = 409, "job_not_retriable"
+
+
+class IdempotencyMismatch(GatewayError):
+    """The key stands for another request."""
+
+    status, code, param = 409, "idempotency_key_reused", "Idempotency-Key"

@@ -1,0 +1,224 @@
+"""Gives jobs to this gateway's places, says that it lives, and takes over from gateways that do not."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from secrets import token_hex
+from typing import Self
+
+from gateway.artefacts.store import Artefacts
+from gateway.errors import GatewayError
+from gateway.jobs.live import Live
+from gateway.jobs.runner import AWAY, Runner
+from gateway.jobs.schema import Job
+from gateway.jobs.store import Store
+from gateway.jobs.webhooks import Webhooks, event_of
+from services.registry import Task
+
+logger = logging.getLogger("atelier.jobs")
+
+LOOK_SECONDS = 0.5  # between two looks for what other gateways have accepted or cancelled
+BEAT_SECONDS = 2.0
+DEAD_SECONDS = 8.0  # without a beat, and a gateway's jobs go on elsewhere
+SWEEP_SECONDS = 15.0
+ROW_SECONDS = timedelta(seconds=60)  # after which a request's row that is not there will not come
+HOOK_SECONDS = 1.0
+HOOK_LEASE = timedelta(seconds=60)  # for a delivery; who is killed in one leaves it to others after that
+KINDS = {"/v1/videos": "video", "/v1/3d/generations": "mesh"}  # what events are called by; others are jobs
+
+
+class Foreman:
+    """One for each gateway."""
+
+    def __init__(
+        self,
+        store: Store,
+        runner: Runner,
+        artefacts: Artefacts,
+        places: Mapping[Task, int],
+        webhooks: Webhooks,
+    ) -> None:
+        """Have so many `places` for jobs of each task."""
+        self.executor = token_hex(8)  # a new one for each process: who comes back is somebody else
+        self.live: dict[str, Live] = {}
+        self._store = store
+        self._runner = runner
+        self._artefacts = artefacts
+        self._places = places
+        self._webhooks = webhooks
+        self._running: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self._last: dict[tuple[str, str], int] = {}  # when a caller had a turn, counted
+        self._num_claims = 0
+        self._wake = asyncio.Event()
+        self._seen: dict[str, tuple[int, float]] = {}  # of other gateways: beats, and when they were new
+
+    @asynccontextmanager
+    async def working(self) -> AsyncGenerator[Self]:
+        """Work meanwhile; at the end others may have what is under way."""
+        loops = [self._claiming(), self._looking(), self._beating(), self._sweeping(), self._delivering()]
+        tasks = [asyncio.create_task(loop, name="jobs") for loop in loops]
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await self._drop(list(self._running))
+            try:
+                await self._store.release(self.executor)
+            except AWAY as error:
+                logger.warning("jobs: others notice only by our silence that we are gone: %s", type(error).__name__)
+
+    def wake(self) -> None:
+        """Look for jobs at once."""
+        self._wake.set()
+
+    async def drop(self, job_id: str) -> None:
+        """Close the call of a job that has been cancelled, if it is ours."""
+        await self._drop([job_id])
+
+    async def _drop(self, job_ids: list[str]) -> None:
+        tasks = [self._running[job_id][1] for job_id in job_ids if job_id in self._running]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # --- loops ---
+
+    async def _claiming(self) -> None:
+        while True:
+            self._wake.clear()
+            num_claimed = 0
+            try:
+                num_claimed = await self._claim()
+            except AWAY as error:
+                logger.warning("jobs cannot be looked for: %s", type(error).__name__)
+            if not num_claimed:
+                try:
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    async def _claim(self) -> int:
+        """Give each free place to the caller who has the fewest jobs under way, and among those has waited longest."""
+        taken = Counter(job.task for job, _ in self._running.values())
+        free = {task: places - taken[task] for task, places in self._places.items()}
+        if not any(number > 0 for number in free.values()):
+            return 0
+        now = datetime.now(UTC)
+        found, running = await self._store.waiting(now)
+        order = sorted(
+            (each for each in found if each.places is None or running[each.task, each.turn] < each.places),
+            key=lambda each: (running[each.task, each.turn], self._last.get((each.task, each.turn), 0), each.seq),
+        )
+        num_claimed = 0
+        for each in order:
+            if free.get(each.task, 0) <= 0:  # type: ignore[call-overload]
+                continue
+            job = await self._store.claim(each.seq, self.executor, now)
+            if job is None:
+                continue
+            num_claimed += 1
+            free[job.task] -= 1
+            self._num_claims += 1
+            self._last[job.task, job.turn] = self._num_claims
+            live = self.live[job.id] = Live()
+            self._running[job.id] = job, asyncio.create_task(self._run(job, live), name=f"job {job.id}")
+        if len(self._last) > 10_000:
+            self._last.clear()
+        return num_claimed
+
+    async def _run(self, job: Job, live: Live) -> None:
+        try:
+            await self._runner.run(job, live)
+        finally:
+            self._running.pop(job.id, None)
+            self.live.pop(job.id, None)
+            live.tell()
+            self._wake.set()
+
+    async def _looking(self) -> None:
+        """Close calls of jobs that are not ours any more: cancelled elsewhere, or given to others."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            ours = {job_id: job.attempt for job_id, (job, _) in self._running.items()}
+            if not ours:
+                continue
+            try:
+                held = await self._store.held(self.executor)
+            except AWAY as error:
+                logger.warning("jobs cannot be looked at: %s", type(error).__name__)
+                continue
+            lost = [job_id for job_id, attempt in ours.items() if held.get(job_id) != attempt]
+            await self._drop([job_id for job_id in lost if job_id in self._running and self._is(job_id, ours)])
+
+    def _is(self, job_id: str, ours: Mapping[str, int]) -> bool:
+        return self._running[job_id][0].attempt == ours[job_id]
+
+    async def _beating(self) -> None:
+        has_begun = False
+        while True:
+            try:
+                live = {job_id: live.shown() for job_id, live in self.live.items()}
+                if not await self._store.beat(self.executor, live) and has_begun:
+                    logger.warning("jobs: others took us for dead; what we work on is theirs")
+                    await self._drop(list(self._running))
+                has_begun = True
+                await self._bury()
+            except AWAY as error:
+                logger.warning("jobs: we cannot say that we live: %s", type(error).__name__)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _bury(self) -> None:
+        """Take over from gateways whose numbers have not grown for too long, by our own clock."""
+        now = time.monotonic()
+        found = await self._store.gateways()
+        self._seen = {
+            executor: self._seen[executor] if self._seen.get(executor, (-1, 0))[0] == beats else (beats, now)
+            for executor, beats in found.items()
+            if executor != self.executor
+        }
+        for executor, (beats, since) in list(self._seen.items()):
+            if now - since >= DEAD_SECONDS:
+                num_jobs = await self._store.bury(executor, beats)
+                if num_jobs is not None:
+                    logger.warning("jobs: gateway %s is gone; its %d jobs go on", executor, num_jobs)
+                    self._wake.set()
+
+    async def _sweeping(self) -> None:
+        while True:
+            try:
+                for job_id in await self._store.expired(datetime.now(UTC)):
+                    await self.remove(job_id)
+                await self._store.write_lost_rows(datetime.now(UTC) - ROW_SECONDS)
+            except (*AWAY, GatewayError) as error:
+                logger.warning("jobs: what is old has to wait: %s", type(error).__name__)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def remove(self, job_id: str) -> None:
+        """Delete the files of a hidden job, then its row: who is killed in between leaves a row to begin with again."""
+        await self._artefacts.delete(job_id)
+        await self._store.forget(job_id)
+
+    async def _delivering(self) -> None:
+        while True:
+            try:
+                await asyncio.gather(*map(self._tell, await self._store.due(datetime.now(UTC), HOOK_LEASE)))
+            except AWAY as error:
+                logger.warning("jobs: webhooks have to wait: %s", type(error).__name__)
+            await asyncio.sleep(HOOK_SECONDS)
+
+    async def _tell(self, job: Job) -> None:
+        assert job.hook_url is not None and job.completed_at is not None  # noqa: S101, PT018 - as it is due
+        event = event_of(f"{KINDS.get(job.route, 'job')}.{job.state}", job.id, int(job.completed_at.timestamp()))
+        outcome = await self._webhooks.attempt(job.hook_url, job.caller, event, job.hook_tries)
+        if outcome.again_in is None and not outcome.is_delivered:
+            logger.warning("job %s: its webhook is given up: %s", job.id, outcome.said)
+        again_at = None if outcome.again_in is None else datetime.now(UTC) + timedelta(seconds=outcome.again_in)
+        await self._store.told(job, again_at)

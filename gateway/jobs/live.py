@@ -1,0 +1,34 @@
+"""The latest of what is under way here: progress and previews, in memory alone."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Live:
+    """Of one job; whoever follows waits for the next change."""
+
+    progress: dict[str, Any] = field(default_factory=dict)
+    """`step` of `steps`, `eta_seconds`, `position` in the worker's queue, as far as they are known."""
+    preview: dict[str, Any] | None = None
+    version: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self) -> None:
+        """Let those who wait look again."""
+        self.version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for a change, at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def shown(self) -> dict[str, Any]:
+        """As other gateways read it."""
+        return {"progress": self.progress, "preview": self.preview, "version": self.version}

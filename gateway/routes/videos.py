@@ -1,0 +1,253 @@
+"""`/v1/videos`, as the official SDK speaks it, and `/v1/3d` with the same verbs: both are faces of jobs."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from gateway.admission import begin, pass_ours
+from gateway.bodies import checked, read_object
+from gateway.jobs.desk import Order, visible_to
+from gateway.jobs.errors import NoSuchJob
+from gateway.jobs.schema import Job
+from gateway.jobs.store import Query as Listing
+from gateway.jobs.views import Deleted, MediaPage, MediaView
+from gateway.preference import seconds_to_wait
+from gateway.routes.generate import refuse_repeated
+from gateway.routes.jobs import (
+    BY_PICTURE,
+    ContentQuery,
+    JobId,
+    content_of,
+    ends,
+    hook_of,
+    page_of,
+    poll_after,
+    text_to_video,
+)
+from gateway.state import State, StateOf
+from services.mesh.schema import MeshRequest
+from services.registry import Model, Task, models_of
+from services.schema import Body, complete
+from services.video.schema import TextVideoJob, VideoJob, VideoRequest
+
+videos = APIRouter(prefix="/v1/videos", tags=["videos"])
+meshes = APIRouter(prefix="/v1/3d", tags=["3d"])
+
+VIDEO_ROUTE, MESH_ROUTE = "/v1/videos", "/v1/3d/generations"
+FILE = "input_reference"
+FORM = "multipart/form-data"
+MAX_FIELD_BYTES = 64_000
+
+
+class ListQuery(Body):
+    """Which page."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    after: JobId | None = None
+    order: Literal["asc", "desc"] = "desc"
+
+
+class NewVideo(VideoRequest):
+    """Body of `POST /v1/videos`, multipart or JSON: the worker's, and `seconds` as the SDK sends them."""
+
+    seconds: Annotated[float, Field(gt=0, le=60, description="of film; instead of `num_frames`")] | None = None
+
+
+def media_body(contract: type[Body]) -> dict[str, Any]:
+    """What `/docs` says about the body."""
+    schema = contract.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@videos.post("", openapi_extra=media_body(NewVideo), response_model=MediaView)
+async def create_video(request: Request, state: StateOf) -> Response:
+    """Begin a film: of the picture in `input_reference`, or of what `prompt` says."""
+    request.scope["is_job"] = True
+    await begin(request, state, "video")
+    picture, given = await read_video(request)
+    if not given.get("prompt"):
+        given.pop("prompt", None)  # the SDK always sends one
+    body = checked(given, NewVideo)
+    model = chosen(state, body, has_picture=picture is not None)
+    fields = {**body.model_dump(exclude_none=True, exclude={"seconds"}), "model": model.id}
+    defaults = {**model.defaults_in(state.profile)}
+    is_text = model.id == text_to_video(state)
+    fields.setdefault("fps", defaults.get("fps"))
+    if body.seconds is not None:
+        fields["num_frames"] = frames_of(body.seconds, fields["fps"], is_text)
+    fields.setdefault("num_frames", defaults.get("num_frames"))
+    fields.setdefault("size", defaults.get("size"))
+    checked_request = checked(fields, VideoRequest)
+    check_fits(TextVideoJob if is_text else VideoJob, checked_request, defaults)
+    await pass_ours(request, state, "video", checked_request, model.id)
+    files = {} if picture is None else {FILE: ("image", picture)}
+    order = Order("video", VIDEO_ROUTE, {"data": fields, "files": files})
+    job = await state.jobs.accept(
+        request, [order], route=VIDEO_ROUTE, title=body.prompt or "video", hook_url=hook_of(request, state)
+    )
+    return await shown(request, state, job)
+
+
+async def read_video(request: Request) -> tuple[bytes | None, dict[str, Any]]:
+    """Return the picture, if there is one, and the fields."""
+    if not request.headers.get("content-type", "").lower().startswith(FORM):
+        return None, read_object(await request.body(), request.headers.get("content-type", ""))
+    async with request.form(max_part_size=MAX_FIELD_BYTES) as form:
+        refuse_repeated("body", form.multi_items())
+        picture = form.get(FILE)
+        if isinstance(picture, str):
+            raise unfit(FILE, "must be a file; give the part a filename")
+        fields = {name: value for name, value in form.multi_items() if name != FILE}
+        for name, value in fields.items():
+            if isinstance(value, UploadFile):
+                raise unfit(name, "must be text")
+        return None if picture is None else await picture.read(), fields
+
+
+def chosen(state: State, body: NewVideo, *, has_picture: bool) -> Model:
+    """Choose the model that films this."""
+    known = models_of("video", state.models)
+    films_texts = text_to_video(state)
+    state.catalog.serving("video", body.model)
+    wanted = body.model or (films_texts if not has_picture else next(m.id for m in known if m.id != films_texts))
+    if wanted != films_texts and not has_picture:
+        raise unfit(FILE, f"is required for model '{wanted}': a multipart form with a picture")
+    if wanted == films_texts and has_picture:
+        raise unfit(FILE, f"is of no use: model '{wanted}' films a prompt and takes no picture")
+    return next(model for model in known if model.id == wanted)
+
+
+def frames_of(seconds: float, fps: int, is_text: bool) -> int:
+    """Frames of a film; a model for prompts makes the first alone, then four at a time."""
+    number = max(2, round(seconds * fps))
+    return 4 * round(number / 4) + 1 if is_text else number
+
+
+def check_fits(contract: type[Any], body: VideoRequest, defaults: Mapping[str, Any]) -> None:
+    """Refuse what the model would refuse when the job's turn has come."""
+    try:
+        complete(contract, body, defaults)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from error
+
+
+def unfit(field: str, sentence: str) -> RequestValidationError:
+    """What is wrong with a field."""
+    return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": sentence, "input": None}])
+
+
+@meshes.post("/generations", status_code=202, openapi_extra=media_body(MeshRequest), response_model=MediaView)
+async def create_mesh(request: Request, state: StateOf) -> Response:
+    """Begin a mesh: of what `prompt` says, or of the picture in `image` (base64)."""
+    request.scope["is_job"] = True
+    await begin(request, state, "mesh")
+    content = await request.body()
+    body = checked(read_object(content, request.headers.get("content-type", "")), MeshRequest)
+    state.catalog.serving("mesh", body.model)
+    model = body.model or (BY_PICTURE if body.image is not None else models_of("mesh", state.models)[0].id)
+    await pass_ours(request, state, "mesh", body, model)
+    order = Order("mesh", MESH_ROUTE, {"content": content}, model)
+    job = await state.jobs.accept(
+        request, [order], route=MESH_ROUTE, title=body.prompt or "mesh", hook_url=hook_of(request, state)
+    )
+    return await shown(request, state, job, status=202)
+
+
+async def shown(request: Request, state: State, job: Job, status: int = 200) -> Response:
+    """Show a job that has just been accepted, after the time that the caller would wait."""
+    job = await state.jobs.wait(request, job, seconds_to_wait(request.scope))
+    seen = await state.jobs.seen(job)
+    headers = {"location": f"/v1/jobs/{job.id}", **poll_after(seen)}
+    return JSONResponse(MediaView.of(seen).model_dump(mode="json"), 200 if job.has_ended else status, headers)
+
+
+async def of_kind(request: Request, state: State, job_id: str, kind: Task) -> Job:
+    """Find a job of the caller's that makes this.
+
+    Raises:
+        NoSuchJob: there is none.
+    """
+    job = await state.jobs.get(request, job_id)
+    if job.kind != kind:
+        raise NoSuchJob(f"there is no {kind} '{job_id[:64]}'")
+    return job
+
+
+async def page(request: Request, state: State, query: ListQuery, kind: Task) -> MediaPage:
+    """List jobs that make this."""
+    listing = Listing(visible_to(request), kind=kind, after=query.after, ascending=query.order == "asc")
+    jobs, has_more = await page_of(state, listing, query.limit)
+    data = [MediaView.of(await state.jobs.seen(job)) for job in jobs]
+    return MediaPage(data=data, has_more=has_more, **ends(jobs))
+
+
+async def show(request: Request, response: Response, state: State, job_id: str, kind: Task) -> MediaView:
+    """Show one, and when it is worth asking again."""
+    seen = await state.jobs.seen(await of_kind(request, state, job_id, kind))
+    response.headers.update(poll_after(seen))
+    return MediaView.of(seen)
+
+
+async def delete(request: Request, state: State, job_id: str, kind: Task) -> Job:
+    """Delete one with its files."""
+    job = await of_kind(request, state, job_id, kind)
+    await state.jobs.delete(request, job)
+    return job
+
+
+@videos.get("")
+async def list_videos(query: Annotated[ListQuery, Query()], request: Request, state: StateOf) -> MediaPage:
+    """List the caller's films, newest first."""
+    return await page(request, state, query, "video")
+
+
+@videos.get("/{video_id}")
+async def get_video(video_id: JobId, request: Request, state: StateOf, response: Response) -> MediaView:
+    """Show a film's state; `openai-poll-after-ms` says when to ask again."""
+    return await show(request, response, state, video_id, "video")
+
+
+@videos.get("/{video_id}/content", response_class=Response)
+async def get_video_content(
+    video_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf
+) -> Response:
+    """Download a film, its `thumbnail` or its `spritesheet`; with `Range` a part of it."""
+    return await content_of(request, state, await of_kind(request, state, video_id, "video"), query.variant or "video")
+
+
+@videos.delete("/{video_id}")
+async def delete_video(video_id: JobId, request: Request, state: StateOf) -> Deleted:
+    """Delete a film; one that is being made is cancelled."""
+    return Deleted(id=(await delete(request, state, video_id, "video")).id, object="video.deleted")
+
+
+@meshes.get("")
+async def list_meshes(query: Annotated[ListQuery, Query()], request: Request, state: StateOf) -> MediaPage:
+    """List the caller's meshes, newest first."""
+    return await page(request, state, query, "mesh")
+
+
+@meshes.get("/{mesh_id}")
+async def get_mesh(mesh_id: JobId, request: Request, state: StateOf, response: Response) -> MediaView:
+    """Show a mesh's state."""
+    return await show(request, response, state, mesh_id, "mesh")
+
+
+@meshes.get("/{mesh_id}/content", response_class=Response)
+async def get_mesh_content(
+    mesh_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf
+) -> Response:
+    """Download a mesh as `glb`, `obj`, `ply` or `points`, or its turning picture, `preview`."""
+    return await content_of(request, state, await of_kind(request, state, mesh_id, "mesh"), query.variant)
+
+
+@meshes.delete("/{mesh_id}")
+async def delete_mesh(mesh_id: JobId, request: Request, state: StateOf) -> Deleted:
+    """Delete a mesh; one that is being made is cancelled."""
+    return Deleted(id=(await delete(request, state, mesh_id, "mesh")).id, object="mesh.deleted")

@@ -1,0 +1,361 @@
+"""Jobs: accepted, run, shown, followed, cancelled, begun again, deleted, over workers that play their part."""
+
+import base64
+import json
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from hashlib import sha256
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tests.gateway.conftest import LONG, Gateway, Workers, error_of, opened, served
+
+Start = Callable[..., Gateway]
+PROMPT = {"prompt": "a chair"}
+MESH = "/v1/3d/generations"
+FILM = b"a film of some length"
+
+
+def sent(name: str, **data: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def a_file(variant: str, media_type: str, content: bytes) -> bytes:
+    half = len(content) // 2
+    pieces = [
+        sent("output", variant=variant, media_type=media_type, b64=base64.b64encode(piece).decode())
+        for piece in (content[:half], content[half:])
+    ]
+    whole = {"variant": variant, "media_type": media_type, "bytes": len(content)}
+    return b"".join(pieces) + sent("file", **whole, sha256=sha256(content).hexdigest())
+
+
+FILES = {
+    "/v1/3d/generations": (("glb", "model/gltf-binary", b"glTF"), ("preview", "image/gif", b"GIF")),
+    "/v1/videos": (
+        ("video", "video/mp4", FILM),
+        ("thumbnail", "image/jpeg", b"small"),
+        ("spritesheet", "image/jpeg", b"many"),
+    ),
+    "/v1/images/generations": (("image", "image/png", b"PNG"),),
+    "/v1/images/edits": (("image", "image/png", b"PNG"),),
+    "/v1/audio/speech": (("audio", "audio/wav", b"RIFF"),),
+    "/v1/chat/completions": (
+        ("answer", "application/json", json.dumps({"choices": [{"message": {"content": "a red boat"}}]}).encode()),
+    ),
+}  # fmt: skip
+USAGE = {"/v1/3d/generations": {"meshes": 1}, "/v1/videos": {"frames": 9}, "/v1/images/generations": {"pixel_steps": 7}}
+
+
+def works(workers: Workers, gate: Future[None] | None = None, broken: int = 0) -> None:
+    """Do each job; the first `broken` break off; where there is a gate, after a preview."""
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        begun = (
+            sent("started") + sent("progress", step=1, steps=4, eta_seconds=2.0) + sent("preview", step=1, b64="eA==")
+        )
+        if sum(each.url.path == path for each in workers.requests) <= broken:
+            return workers.stream(begun, httpx.ReadError("gone"), x_seed="5", x_model="a-model")
+        done = b"".join(a_file(*each) for each in FILES[path]) + sent("done", usage=USAGE.get(path, {}))
+        waits = [] if gate is None else [opened(gate)]
+        return workers.stream(begun, *waits, done, x_seed="5", x_model="a-model")
+
+    workers.answer = answer
+
+
+def ended(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    return until(client, job_id, lambda job: job["status"] not in ("queued", "in_progress"))
+
+
+def until(client: httpx.Client, job_id: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    give_up_at = time.monotonic() + LONG
+    while True:
+        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
+        if is_so(job):
+            return job
+        assert time.monotonic() < give_up_at, job
+
+
+def create(
+    client: httpx.Client, path: str = MESH, body: Mapping[str, Any] = PROMPT, headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    answer = client.post(path, json=body, headers=headers)
+    assert answer.is_success, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_a_mesh_is_a_job_with_files(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    accepted = gateway.client.post(MESH, json=PROMPT)
+    mesh_id = accepted.json()["id"]
+    job = ended(gateway.client, mesh_id)
+
+    assert (accepted.status_code, accepted.headers["location"]) == (202, f"/v1/jobs/{mesh_id}")
+    assert (job["status"], job["progress"], job["seed"], job["model"]) == ("completed", 100, 5, "a-model")
+    assert {each["variant"]: each["bytes"] for each in job["outputs"]} == {"glb": 4, "preview": 3}
+    assert workers.requests[0].headers["accept"] == "text/event-stream; final=1"
+    assert gateway.client.get(f"/v1/3d/{mesh_id}").json()["status"] == "completed"
+    content = gateway.client.get(f"/v1/3d/{mesh_id}/content", params={"variant": "preview"})
+    assert (content.content, content.headers["content-type"]) == (b"GIF", "image/gif")
+    assert error_of(gateway.client.get(f"/v1/3d/{mesh_id}/content?variant=ply"))["code"] == "output_not_found"
+    assert gateway.client.get(f"/v1/videos/{mesh_id}").status_code == 404
+
+
+def test_the_sdks_video_verbs(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    sdk = OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
+    with pytest.warns(DeprecationWarning, match="deprecated"):  # noqa: PT031 - the SDK's warning about every verb
+        film = sdk.videos.create_and_poll(
+            prompt="", input_reference=("a.png", b"a picture"), seconds="4", size="720x1280"
+        )
+        films = [sdk.videos.create(prompt="a boat").id for _ in range(3)]
+        listed = [each.id for each in sdk.videos.list(limit=2)]
+        content = sdk.videos.download_content(film.id).read()
+        sheet = sdk.videos.download_content(film.id, variant="spritesheet").read()
+        again = sdk.videos.retrieve(film.id)
+        gone = sdk.videos.delete(film.id)
+
+    assert (film.status, film.progress, film.seconds, film.size) == ("completed", 100, "4", "720x1280")
+    assert (content, sheet, again.id) == (FILM, b"many", film.id)
+    assert listed == [*reversed(films), film.id]
+    assert gone.deleted
+    assert gateway.client.get(f"/v1/jobs/{film.id}").status_code == 404
+    part = gateway.client.get(f"/v1/videos/{films[0]}/content", headers={"range": "bytes=2-5"})
+    assert ended(gateway.client, films[0])["status"] == "completed"
+    part = gateway.client.get(f"/v1/videos/{films[0]}/content", headers={"range": "bytes=2-5"})
+    assert (part.status_code, part.content) == (206, FILM[2:6])
+
+
+def test_whatever_is_asked_for_can_be_a_job(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    prefers = {"prefer": "respond-async"}
+    asked = [
+        gateway.client.get("/generate/audio", params={"prompt": "hello"}, headers=prefers),
+        gateway.client.get("/generate/image", params={"prompt": "a boat"}, headers=prefers),
+        gateway.client.post("/generate/video", files={"image": b"a picture"}, headers=prefers),
+        gateway.client.post(
+            "/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": "a"}], "stream": True},
+            headers={"prefer": "respond-async, wait=20"},
+        ),
+    ]
+
+    assert [each.status_code for each in asked] == [202, 202, 202, 200]
+    for each in asked:
+        job = ended(gateway.client, each.json()["id"])
+        assert (job["status"], each.headers["location"]) == ("completed", f"/v1/jobs/{job['id']}")
+    chat = next(each for each in workers.requests if each.url.path == "/v1/chat/completions")
+    assert "stream" not in json.loads(chat.content)
+
+
+def test_a_chain_is_one_job(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    steps = [
+        {"route": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "a scene"}]}},
+        {"route": "/v1/images/generations", "body": {"size": "64x64"}},
+        {"route": "/v1/videos", "body": {"num_frames": 4}},
+    ]
+    job = ended(gateway.client, create(gateway.client, "/v1/jobs", {"steps": steps})["id"])
+    drawn, filmed = workers.requests[1:]
+
+    assert (job["status"], job["kind"], job["steps"]) == ("completed", "video", ["text", "image", "video"])
+    assert [each["variant"] for each in job["outputs"]] == ["answer", "image", "video", "thumbnail", "spritesheet"]
+    assert json.loads(drawn.content)["prompt"] == "a red boat"
+    assert b'name="input_reference"' in filmed.content
+    assert b"PNG" in filmed.content
+
+
+@pytest.mark.parametrize(
+    ("steps", "param"),
+    [
+        ([], "steps"),
+        ([{"route": "/v1/keys"}], "steps.0.route"),
+        ([{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/chat/completions"}], "steps.1.route"),
+        ([{"route": "/v1/images/generations", "body": {"prompt": "a", "size": "1x1"}}], "size"),
+    ],
+)  # fmt: skip
+def test_a_chain_that_cannot_be_is_refused_before_it_begins(client: httpx.Client, steps: list[Any], param: str) -> None:
+    refused = client.post("/v1/jobs", json={"steps": steps})
+
+    assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+
+
+def test_the_same_key_and_body_are_the_same_job(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    first = create(gateway.client, headers={"idempotency-key": "mine"})
+    again = create(gateway.client, headers={"idempotency-key": "mine"})
+    other = gateway.client.post(MESH, json={"prompt": "another"}, headers={"idempotency-key": "mine"})
+    ended(gateway.client, first["id"])
+
+    assert again["id"] == first["id"]
+    assert (other.status_code, other.headers["x-should-retry"]) == (409, "false")
+    assert len(workers.requests) == 1
+
+
+def test_a_call_that_breaks_off_is_made_again(gateway: Gateway, workers: Workers) -> None:
+    works(workers, broken=2)
+    job = ended(gateway.client, create(gateway.client)["id"])
+
+    assert (job["status"], job["attempts"], len(job["outputs"])) == ("completed", 3, 2)
+    assert [each.headers["x-atelier-attempt"] for each in workers.requests] == ["1", "2", "3"]
+    assert len({json.loads(each.content)["seed"] for each in workers.requests}) == 1
+
+
+def test_what_the_worker_refuses_fails_with_its_words(gateway: Gateway, workers: Workers) -> None:
+    workers.refuses_in_envelope(400, "grid_size: too fine", "grid_size")
+    job = ended(gateway.client, create(gateway.client)["id"])
+
+    assert (job["status"], job["error"]["message"]) == ("failed", "grid_size: too fine")
+    assert gateway.client.get(f"/v1/3d/{job['id']}/content").status_code == 409
+    works(workers)
+    assert gateway.client.post(f"/v1/jobs/{job['id']}/retry").status_code == 202
+    assert ended(gateway.client, job["id"])["status"] == "completed"
+    assert error_of(gateway.client.post(f"/v1/jobs/{job['id']}/retry"))["code"] == "job_not_retriable"
+
+
+def test_cancel_closes_the_call(gateway: Gateway, workers: Workers) -> None:
+    gate: Future[None] = Future()
+    works(workers, gate)
+    job_id = create(gateway.client)["id"]
+    under_way = until(gateway.client, job_id, lambda job: bool(job["step_progress"]))
+    cancelled = gateway.client.post(f"/v1/jobs/{job_id}/cancel").json()
+
+    assert workers.streams[0].is_closed.is_set()
+    assert (under_way["progress"], under_way["eta_seconds"]) == (25, 2.0)
+    assert (cancelled["status"], cancelled["error"]["code"]) == ("cancelled", "cancelled")
+    assert gateway.client.get(f"/v1/3d/{job_id}").json()["status"] == "failed"
+    assert gateway.client.delete(f"/v1/jobs/{job_id}").json()["deleted"] is True
+
+
+def read(client: httpx.Client, job_id: str, **headers: str) -> list[tuple[int | None, str, dict[str, Any]]]:
+    """All events: number, name and data."""
+    found = []
+    text = client.get(f"/v1/jobs/{job_id}/events", headers=headers).text
+    assert text.endswith("data: [DONE]\n\n")
+    for block in text.split("\n\n")[:-2]:
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        number = int(fields["id"]) if "id" in fields else None
+        found.append((number, fields["event"], json.loads(fields["data"])))
+    return found
+
+
+def test_who_follows_sees_each_change_once_and_the_latest_preview(gateway: Gateway, workers: Workers) -> None:
+    gate: Future[None] = Future()
+    works(workers, gate)
+    job_id = create(gateway.client)["id"]
+    seen = ""
+    with gateway.client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+        for text in stream.iter_text():
+            seen += text
+            if "event: preview" in seen and not gate.done():
+                gate.set_result(None)
+    events = read(gateway.client, job_id)
+    numbers = [number for number, _, _ in events if number is not None]
+    rest = read(gateway.client, job_id, **{"last-event-id": str(numbers[0])})
+
+    assert [data["status"] for _, name, data in events if name == "status"] == ["queued", "in_progress", "completed"]
+    assert seen.count("event: status") == 3
+    assert '"eta_seconds": 2.0' in seen
+    assert [number for number, _, _ in rest] == numbers[1:]
+
+
+def test_callers_take_turns(start: Start, workers: Workers) -> None:
+    gate: Future[None] = Future()
+    works(workers, gate)
+    gateway = start(job_concurrency=1)
+    keys = {owner: make_key(gateway, owner, admin=owner == "admin") for owner in ("admin", "a", "b")}
+    many = [create(gateway.client, headers=keys["a"])["id"] for _ in range(4)]
+    one = create(gateway.client, headers=keys["b"])["id"]
+    gate.set_result(None)
+    gateway.client.headers.update(keys["admin"])
+    started = {job_id: ended(gateway.client, job_id) for job_id in [*many, one]}
+    order = [each.headers["x-atelier-caller"] for each in workers.requests]
+
+    assert all(job["status"] == "completed" for job in started.values())
+    assert len(set(order[:3])) == 2
+
+
+def make_key(gateway: Gateway, owner: str, *, admin: bool = False, **fields: Any) -> dict[str, str]:
+    scopes = ["mesh", "video", *(["admin"] if admin else [])]
+    made = gateway.client.post("/v1/keys", json={"owner": owner, "scopes": scopes, **fields})
+    assert made.status_code == 201, made.text
+    header = {"authorization": f"Bearer {made.json()['key']}"}
+    if admin:
+        gateway.client.headers.update(header)
+    return header
+
+
+def test_callers_see_their_own_jobs_alone(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    keys = {owner: make_key(gateway, owner, admin=owner == "admin") for owner in ("admin", "a", "b")}
+    mine = create(gateway.client, headers=keys["a"])["id"]
+    ended(gateway.client, mine)
+    for verb, path in [("GET", ""), ("GET", "/content"), ("GET", "/events"), ("POST", "/cancel"), ("DELETE", "")]:
+        assert gateway.client.request(verb, f"/v1/jobs/{mine}{path}", headers=keys["b"]).status_code == 404
+    assert gateway.client.get("/v1/3d", headers=keys["b"]).json()["data"] == []
+    assert [each["id"] for each in gateway.client.get("/v1/jobs?kind=mesh", headers=keys["a"]).json()["data"]] == [mine]
+
+
+def test_budgets_are_reserved_at_acceptance_and_settled_by_what_was_made(gateway: Gateway, workers: Workers) -> None:
+    gate: Future[None] = Future()
+    works(workers, gate)
+    make_key(gateway, "admin", admin=True)
+    key = make_key(gateway, "a", budgets={"day": {"frames": 100}})
+    ask = {"prompt": "a boat", "num_frames": 81}
+    film = create(gateway.client, "/v1/videos", ask, headers=key)["id"]
+    refused = gateway.client.post("/v1/videos", json=ask, headers=key)
+    gate.set_result(None)
+    ended(gateway.client, film)
+
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
+    assert used(gateway, key) == 9
+    row = next(row for row in gateway.client.get("/v1/usage").json()["data"] if row["units"])
+    assert row["units"] == {"frames": 9}
+
+
+def used(gateway: Gateway, key: Mapping[str, str]) -> float:
+    key_id = next(each["id"] for each in gateway.client.get("/v1/keys").json()["data"] if each["owner"] == "a")
+    found: float = gateway.client.get(f"/v1/keys/{key_id}").json()["used"]["day"]["frames"]
+    return found
+
+
+class Inbox:
+    """A receiver of webhooks that fails the first time."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[bytes, dict[str, str]]] = []
+
+    async def take(self, request: Request) -> Response:
+        self.got.append((await request.body(), dict(request.headers)))
+        return Response(status_code=200)
+
+
+def test_the_end_of_a_job_is_told_so_that_the_sdk_believes_it(start: Start, workers: Workers) -> None:
+    works(workers)
+    inbox = Inbox()
+    with served(Starlette(routes=[Route("/", inbox.take, methods=["POST"])])) as url:
+        closed = start()
+        refused = closed.client.post("/v1/jobs", json={"steps": [{"route": MESH, "body": PROMPT}], "webhook_url": url})
+        closed.close()
+        gateway = start(allowed_networks="127.0.0.1/32")
+        job_id = create(gateway.client, headers={"x-webhook-url": url})["id"]
+        give_up_at = time.monotonic() + LONG
+        while not inbox.got:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.02)
+        secret = gateway.client.get("/v1/webhooks/secret").json()["secret"]
+    sdk = OpenAI(base_url=f"{gateway.url}/v1", api_key="none", webhook_secret=secret)
+    event = sdk.webhooks.unwrap(*inbox.got[0])
+
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "webhook_url")
+    assert (event.type, vars(event.data)["id"]) == ("mesh.completed", job_id)
