@@ -9,6 +9,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,7 @@ def serve(artefacts: Artefacts) -> Iterator[Serve]:
     titles: dict[str, Artefact] = {}
 
     async def answer(request: Request) -> Response:
+        request.scope["leases"] = AsyncExitStack()  # as the gateway gives each request
         return await download(request, artefacts, titles[request.url.path], 'A "nice"/film')
 
     app = Starlette(

@@ -407,7 +407,7 @@ class TestFirstKey:
         [shown] = gateway.client.get("/v1/keys", headers=bearer(key)).json()["data"]
         assert set(shown["scopes"]) == SCOPES
         others = {path.name for path in tmp_path.iterdir() if not path.name.startswith("atelier.sqlite3")}
-        assert others == {"admin.key", "signing.key"}
+        assert others == {"admin.key", "signing.key", "artefacts"}
 
     def test_the_file_is_kept(self, start: Start, tmp_path: Path) -> None:
         file = tmp_path / "admin.key"

@@ -134,7 +134,7 @@ class TestHalf:
         declared = {} if length is None else {"content_length": length}
         workers.streams_once(b"half", httpx.ReadError("the worker was killed"), **declared)
 
-        with gateway.client.stream("GET", SPEECH, headers={"x-request-id": "broken-one"}) as response:
+        with gateway.client.stream("GET", SPEECH) as response:
             assert response.status_code == 200
             with pytest.raises(httpx.RemoteProtocolError):
                 response.read()
@@ -144,7 +144,6 @@ class TestHalf:
         assert workers.num_open == 0
         [line] = [record for record in caplog.records if record.name.startswith("atelier")]
         assert (line.levelno, line.exc_info) == (logging.WARNING, None)
-        assert "broken-one" in line.message
         assert not [record for record in caplog.records if record.exc_info]
 
     def test_a_worker_that_falls_silent_midway_is_cut_off(

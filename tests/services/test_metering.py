@@ -34,8 +34,9 @@ def made(model: str, recorder: Recorder, phases: Counter[str]) -> dict[str, floa
     """What came of a request, by the forwards it was in and by what left the model; nothing is zero."""
     match model:
         case "tinyllama-1.1b-chat":
-            is_read = bool(recorder.state.answers)  # the prompt's last part gives the first token
-            prompt = len(recorder.state.prompt) if is_read else recorder.state.row.length
+            unread = recorder.state.unread  # the prompt's last part gives the first token
+            is_read = not unread
+            prompt = unread[0].row.length if unread else len(recorder.state.job.tokens(lambda _: ())[0])
             written = is_read + phases["DECODE"]
             cached = recorder.made["cached_tokens"]
             units = {"tokens": prompt + written, "prompt_tokens": prompt, "cached_tokens": cached}
