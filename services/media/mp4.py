@@ -12,6 +12,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from services.media.sink import Sink
+
 FRAGMENTED = {
     "movflags": "empty_moov+default_base_moof+frag_every_frame",  # the index first, then a fragment for each frame
     "flush_packets": "1",
@@ -33,7 +35,7 @@ class Encoder:
     """
 
     def __init__(self, frame_rate: int, threads: Literal[1, 2] = 1) -> None:
-        self._sink = _Sink()
+        self._sink = Sink()
         self._film = _Film(av.open(self._sink, "w", format="mp4", options=FRAGMENTED), frame_rate, LIVE, threads)
 
     def __enter__(self) -> Self:
@@ -164,20 +166,3 @@ class _Film:
         picture.pts, picture.time_base, picture.duration = self._num_frames, self._time_base, 1
         self._num_frames += 1
         return picture
-
-
-class _Sink:
-    """A file that cannot seek: keeps what was written until it is taken."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self._written: list[bytes] = []
-
-    def write(self, piece: bytes) -> int:
-        self._written.append(piece)
-        return len(piece)
-
-    def take(self) -> bytes:
-        written = b"".join(self._written)
-        self._written.clear()
-        return written

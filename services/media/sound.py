@@ -14,6 +14,8 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
+from services.media.sink import Sink
+
 Format = Literal["mp3", "opus", "flac", "aac"]
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
 REPEATABLE = {"fflags": "+bitexact"}  # no random serial numbers, no library's version: the same sound, the same bytes
@@ -51,7 +53,7 @@ class Encoder:
 
     def __init__(self, form: Format, sample_rate: int, tags: Mapping[str, str] = NO_TAGS) -> None:
         kind = KINDS[form]
-        self._sink = _Sink()
+        self._sink = Sink()
         options = {**REPEATABLE, **kind.options}
         self._container = av.open(self._sink, "w", format=kind.container, options=options)
         self._container.metadata.update(tags)
@@ -165,20 +167,3 @@ def frame_of(samples: NDArray[np.float32], sample_rate: int, num_before: int) ->
     frame = AudioFrame.from_ndarray(levels[np.newaxis], format="s16", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = sample_rate, num_before, Fraction(1, sample_rate)
     return frame
-
-
-class _Sink:
-    """A file that cannot seek: keeps what was written until it is taken."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self._written: list[bytes] = []
-
-    def write(self, piece: bytes) -> int:
-        self._written.append(piece)
-        return len(piece)
-
-    def take(self) -> bytes:
-        written = b"".join(self._written)
-        self._written.clear()
-        return written
