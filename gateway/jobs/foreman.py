@@ -197,6 +197,7 @@ class Foreman:
                 for job_id in await self._store.expired(datetime.now(UTC)):
                     await self.remove(job_id)
                 await self._store.write_lost_rows(datetime.now(UTC) - ROW_SECONDS)
+                await asyncio.to_thread(self._artefacts.sweep)
             except (*AWAY, GatewayError) as error:
                 logger.warning("jobs: what is old has to wait: %s", type(error).__name__)
             await asyncio.sleep(SWEEP_SECONDS)

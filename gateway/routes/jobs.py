@@ -279,6 +279,7 @@ def event(name: str, data: Mapping[str, Any], number: int | None = None) -> byte
     return f"{head}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
+@router.head("/{job_id}/content", include_in_schema=False)
 @router.get("/{job_id}/content", response_class=Response)
 async def get_content(
     job_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf

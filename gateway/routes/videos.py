@@ -213,6 +213,7 @@ async def get_video(video_id: JobId, request: Request, state: StateOf, response:
     return await show(request, response, state, video_id, "video")
 
 
+@videos.head("/{video_id}/content", include_in_schema=False)
 @videos.get("/{video_id}/content", response_class=Response)
 async def get_video_content(
     video_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf
@@ -239,6 +240,7 @@ async def get_mesh(mesh_id: JobId, request: Request, state: StateOf, response: R
     return await show(request, response, state, mesh_id, "mesh")
 
 
+@meshes.head("/{mesh_id}/content", include_in_schema=False)
 @meshes.get("/{mesh_id}/content", response_class=Response)
 async def get_mesh_content(
     mesh_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf

@@ -130,7 +130,9 @@ def test_the_sdks_video_verbs(gateway: Gateway, workers: Workers) -> None:
     assert gateway.client.get(f"/v1/jobs/{film.id}").status_code == 404
     assert ended(gateway.client, films[0])["status"] == "completed"
     part = gateway.client.get(f"/v1/videos/{films[0]}/content", headers={"range": "bytes=2-5"})
+    head = gateway.client.head(f"/v1/videos/{films[0]}/content")
     assert (part.status_code, part.content) == (206, FILM[2:6])
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(FILM)), b"")
 
 
 def test_whatever_is_asked_for_can_be_a_job(gateway: Gateway, workers: Workers) -> None:
