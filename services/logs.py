@@ -2,9 +2,11 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Literal
 
 from opentelemetry import trace
@@ -51,11 +53,17 @@ class NamingFormatter(logging.Formatter):
 
 
 def write_logs(handlers: Iterable[logging.Handler], form: LogFormat) -> None:
-    """Let `handlers` write in one form; as JSON, Python's warnings go to them too."""
+    """Let `handlers` write in one form; as JSON, Python's warnings go to them too, and what ends the process."""
     if form == "json":
         logging.captureWarnings(True)
+        sys.excepthook = log_last_words
     for handler in handlers:
         if form == "json":
             handler.setFormatter(JsonFormatter())
         elif not isinstance(handler.formatter, NamingFormatter):  # loggers share handlers
             handler.setFormatter(NamingFormatter(handler.formatter or logging.Formatter()))
+
+
+def log_last_words(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Say what ends the process, where Python would print it."""
+    logging.getLogger("atelier").critical("the process ends by an error", exc_info=(kind, error, traceback))

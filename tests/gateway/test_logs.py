@@ -3,6 +3,8 @@
 import json
 import logging
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,3 +101,20 @@ def test_a_line_says_what_failed_and_which_trace_it_belongs_to() -> None:
     assert line["message"] == "it\nfailed"
     assert line["trace_id"] == f"{0xABC:032x}"
     assert line["exception"].endswith("ZeroDivisionError: by zero")
+
+
+ENDS_BY_AN_ERROR = """
+import logging
+from services.logs import write_logs
+logging.basicConfig()
+write_logs(logging.getLogger().handlers, "json")
+1 / 0
+"""
+
+
+def test_what_ends_a_process_is_an_object_too() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS_BY_AN_ERROR], capture_output=True, text=True, check=False)
+
+    [line] = map(json.loads, done.stderr.splitlines())
+    assert (line["level"], "ZeroDivisionError" in line["exception"]) == ("CRITICAL", True)
+    assert done.returncode == 1
