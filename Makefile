@@ -54,5 +54,5 @@ tiny: install ## build the tiny checkpoints that are missing
 build: install ## build the five bentos
 	@$(BIN)/python deploy/build.py
 
-lock: install ## write locks/*.txt from pyproject.toml; UPGRADE=1 takes newer versions
-	@$(BIN)/python deploy/lock.py $(if $(UPGRADE),--upgrade)
+lock: ## write locks/*.txt from pyproject.toml; UPGRADE=1 takes newer versions
+	@$(PYTHON) deploy/lock.py $(if $(UPGRADE),--upgrade)
