@@ -44,6 +44,8 @@ async def test_callers_take_turns_and_who_has_left_is_not_estimated(estimates: E
     leaving = ask("gone", "other")
     await asyncio.sleep(0)  # all have asked
     leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
     gate.opened.set()
 
     assert await asyncio.gather(*asked) == [7, 7, 7, 6, 6]
