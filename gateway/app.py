@@ -28,6 +28,7 @@ from gateway.jobs.foreman import Foreman
 from gateway.jobs.runner import Runner
 from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
+from gateway.keeping import Keeper
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
@@ -182,6 +183,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 profile=settings.profile,
                 jobs=Desk(store, foreman, runner, artefacts, budgets, settings.job_patience),
                 job_store=store,
+                keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url),
             )
             async with foreman.working():
                 yield

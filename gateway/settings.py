@@ -6,6 +6,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    public_url: str = ""  # where callers reach the gateway; empty: as the request's own Host header has it
     data_dir: Path = Path(".atelier")
     database_url: str = ""  # SQLAlchemy URL with an async driver; empty: atelier.sqlite3 in the data folder
     artefacts_url: str = ""  # where results are kept: a path or s3://bucket/prefix; empty: artefacts in the data folder
@@ -90,6 +92,15 @@ class Settings(BaseSettings):
     def split_commas(cls, value: object) -> object:
         """Read `a,b` as two origins."""
         return split(value) if isinstance(value, str) else value
+
+    @field_validator("public_url")
+    @classmethod
+    def check_is_url(cls, value: str) -> str:
+        """Refuse what no browser could follow; links are put behind it."""
+        parts = urlsplit(value)
+        if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.query or parts.fragment):
+            raise ValueError("must be an http or https URL, such as https://api.example.org")
+        return value.rstrip("/")
 
     @field_validator("signing_key")
     @classmethod

@@ -13,6 +13,7 @@ from gateway.drain import Drain
 from gateway.jobs.desk import Desk
 from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
+from gateway.keeping import Keeper
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
@@ -51,6 +52,7 @@ class State:
     profile: Profile
     jobs: Desk
     job_store: Store
+    keeper: Keeper
 
 
 def wired(request: Request) -> State:

@@ -1,6 +1,6 @@
 """OpenAI's routes for pictures: drawn from a text, or over a picture in a form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,11 +9,15 @@ from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from gateway.admission import begin
+from gateway.admission import begin, defaults_of
+from gateway.bodies import checked, read_object
+from gateway.catalog import Ours, Target
+from gateway.direct import body_of
 from gateway.errors import CallerLeft
-from gateway.routes.chat import admitted, pass_on, takes
+from gateway.preference import prefers_job
+from gateway.routes.chat import MAX_BYTES, admitted, takes
 from gateway.routes.generate import refuse_repeated
-from gateway.state import wired
+from gateway.state import State, wired
 from services.image.schema import EditRequest, ImageRequest
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
@@ -26,7 +30,8 @@ MAX_FIELD_BYTES = 64_000
 File = tuple[str, tuple[str, bytes]]
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "JSON; with `stream` events that end with `[DONE]`; the file alone under `Accept: image/png`.",
+        "description": "JSON, with base64 or (`response_format` url) links; with `stream` events that end with "
+        "`[DONE]`; the file alone under `Accept: image/png`.",
         "content": {"application/json": {}, "text/event-stream": {}, "image/png": {}},
     }
 }
@@ -35,7 +40,11 @@ FORMS: dict[int | str, dict[str, Any]] = {
 @router.post("/generations", responses=FORMS, response_class=Response, openapi_extra=takes(ImageRequest))
 async def generations(request: Request) -> Response:
     """Draw pictures."""
-    return await pass_on(request, "image", ImageRequest)
+    state = wired(request)
+    await begin(request, state, "image")
+    content = await body_of(request, MAX_BYTES)
+    body = read_object(content, request.headers.get("content-type", ""))
+    return await draw(request, state, body, ImageRequest, content=content)
 
 
 @router.post("/edits", responses=FORMS, response_class=Response, openapi_extra=takes(EditRequest, FORM, *FILES))
@@ -44,10 +53,34 @@ async def edits(request: Request) -> Response:
     state = wired(request)
     await begin(request, state, "image")
     files, fields = await read_form(request)
-    found = state.catalog.serving("image", fields.get("model") or None)
-    targets = await admitted(request, state, "image", found, fields, EditRequest)
+    return await draw(request, state, fields, EditRequest, files=files, data=fields)
+
+
+async def draw(
+    request: Request, state: State, fields: Mapping[str, Any], contract: type[ImageRequest], **sent: Any
+) -> Response:
+    """Ask whoever serves the model; what our own draw is kept where links are asked for.
+
+    Args:
+        request: the caller's, whose body has been read.
+        state: of the application.
+        fields: the body.
+        contract: of it.
+        sent: the same as httpx takes it.
+    """
+    model = fields.get("model")
+    found: Sequence[Target] = state.catalog.serving("image", model if isinstance(model, str) and model else None)
+    wants_links = fields.get("response_format") == "url"
+    if wants_links:  # others' links are their own
+        found = [each for each in found if isinstance(each, Ours) is isinstance(found[0], Ours)]
+    targets = await admitted(request, state, "image", found, fields, contract)
+    if wants_links and isinstance(targets[0], Ours) and not prefers_job(request.scope):
+        body = checked(fields, contract)
+        _, chosen = request.scope["asked"]
+        size = body.size or defaults_of(state, "image", chosen)["size"]
+        return await state.keeper.draw(request, targets, body, size, sent)
     accept = request.headers.get("accept", "application/json")
-    return await state.relay.send(request, targets, request.scope["path"], accept=accept, files=files, data=fields)
+    return await state.relay.send(request, targets, request.scope["path"], accept=accept, **sent)
 
 
 async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:

@@ -78,8 +78,14 @@ def encoder(request: Request, worker: Worker, job: ImageJob, prefix: str) -> Enc
     """Choose the answer's form by the body and by the caller's `Accept`.
 
     Raises:
-        InvalidRequest: several pictures where there is room for one, or more than may ever wait.
+        InvalidRequest: several pictures where there is room for one, or more than may ever wait; or links, where
+            nobody keeps what they could lead to.
     """
+    if job.response_format == "url" and not wants_final(request):
+        raise InvalidRequest(
+            "response_format: a worker keeps no picture that a link could lead to; ask the gateway, or for b64_json",
+            param="response_format",
+        )
     file = PictureEncoder(job, worker.provenance(job, chosen(job)))
     if job.stream and not wants_final(request):
         return PictureEvents(file, job, prefix)
