@@ -119,6 +119,7 @@ class Keeper:
             "task": "image",
             "state": "completed",
             "executor": NOBODY,
+            "accepted_by": NOBODY,
             "attempt": 1,
             "breaks": 0,
             "created_at": began,

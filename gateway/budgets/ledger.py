@@ -74,17 +74,24 @@ async def settle(
     The same receipt may come twice. One of a later attempt adds to what is settled. Whether it is more than was
     reserved is not asked: it has been made. `price` is that of a unit, where it is not the reservation's.
     """
+    async with database.begin() as connection:
+        return await settle_in(connection, request_id, attempt, units, price)
+
+
+async def settle_in(
+    connection: AsyncConnection, request_id: str, attempt: int, units: float, price: float | None = None
+) -> bool:
+    """The same in a transaction that there is already."""
     if units < 0:
         raise ValueError("nobody makes less than nothing")
-    async with database.begin() as connection:
-        first = await _close(connection, request_id, attempt, Reservations.attempt.is_(None))
-        row = first or await _close(connection, request_id, attempt, Reservations.attempt < attempt)
-        if row is None:
-            return False
-        for hold in row.holds:
-            amount = units * (row.price if price is None else price) if hold.unit == "money" else units
-            await _move(connection, row.key_id, hold, scaled(hold.unit, amount), freed=hold.need if first else 0)
-        return True
+    first = await _close(connection, request_id, attempt, Reservations.attempt.is_(None))
+    row = first or await _close(connection, request_id, attempt, Reservations.attempt < attempt)
+    if row is None:
+        return False
+    for hold in row.holds:
+        amount = units * (row.price if price is None else price) if hold.unit == "money" else units
+        await _move(connection, row.key_id, hold, scaled(hold.unit, amount), freed=hold.need if first else 0)
+    return True
 
 
 async def reserved(database: AsyncEngine, request_ids: Collection[str]) -> set[str]:

@@ -18,6 +18,10 @@ POSTGRES_LOCK = 0x61_74_65_6C_69_65_72  # any number that nobody else locks: "at
 NEWEST = max(path.stem[:4] for path in Path(__file__).with_name("migrations").glob("versions/[0-9]*.py"))
 
 
+NUM_CONNECTIONS = 10  # that are kept; making one takes longer than most that is done with it
+MORE_CONNECTIONS = 5
+
+
 @asynccontextmanager
 async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator[AsyncEngine]:
     """Open the database, made and migrated where needed, and close it at the end.
@@ -26,7 +30,9 @@ async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator
         url: SQLAlchemy's, with an asynchronous driver, such as `sqlite+aiosqlite:///var/atelier.sqlite3`.
         busy_seconds: how long SQLite waits for another connection's lock.
     """
-    engine = create_async_engine(url, hide_parameters=True)  # an error's text names no caller
+    engine = create_async_engine(
+        url, hide_parameters=True, pool_size=NUM_CONNECTIONS, max_overflow=MORE_CONNECTIONS
+    )  # an error's text names no caller
     if engine.dialect.name == "sqlite":
         _make_folder(make_url(url))
         event.listen(engine.sync_engine, "connect", _SqlitePragmas(busy_seconds))
@@ -35,6 +41,12 @@ async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator
         yield engine
     finally:
         await engine.dispose()
+
+
+def for_reading(engine: AsyncEngine) -> AsyncEngine:
+    """The same connections, for single statements that only read: Postgres is spared a transaction around each."""
+    is_postgres = engine.dialect.name == "postgresql"
+    return engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
 
 
 async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:

@@ -17,9 +17,9 @@ from gateway.artefacts.store import Artefacts
 from gateway.bodies import read_object
 from gateway.budgets.budgets import Budgets
 from gateway.callers import Caller
+from gateway.jobs.books import reservation
 from gateway.jobs.errors import IdempotencyMismatch, NoSuchJob, NotRetriable
 from gateway.jobs.foreman import Foreman
-from gateway.jobs.runner import Runner, reservation
 from gateway.jobs.schema import NOBODY, Change, Job, Step
 from gateway.jobs.store import Query, Store
 from gateway.metrics import TASKS
@@ -80,15 +80,12 @@ class Seen:
 class Desk:
     """Takes jobs on, for all gateways that share the table."""
 
-    def __init__(
-        self, store: Store, foreman: Foreman, runner: Runner, artefacts: Artefacts, budgets: Budgets, patience: float
-    ) -> None:
+    def __init__(self, store: Store, foreman: Foreman, artefacts: Artefacts, budgets: Budgets, patience: float) -> None:
         """Jobs are worked on for `patience` seconds at most."""
         self.patience = patience
         self.artefacts = artefacts
         self._store = store
         self._foreman = foreman
-        self._runner = runner
         self._budgets = budgets
 
     async def accept(
@@ -127,6 +124,7 @@ class Desk:
                     "task": steps[0].task,
                     "state": "queued",
                     "executor": NOBODY,
+                    "accepted_by": self._foreman.executor,
                     "attempt": 0,
                     "breaks": 0,
                     "created_at": now,
@@ -263,7 +261,6 @@ class Desk:
         if cancelled is None:
             return await self.get(request, job.id)
         await self._foreman.drop(job.id)
-        await self._runner.release(cancelled)
         return cancelled
 
     async def retry(self, request: Request, job: Job) -> Job:

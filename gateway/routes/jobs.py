@@ -14,9 +14,9 @@ from starlette.types import Receive, Scope, Send
 from gateway.admission import begin, pass_ours
 from gateway.artefacts.download import download
 from gateway.bodies import checked, read_object
+from gateway.jobs.books import reservation
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
-from gateway.jobs.runner import reservation
 from gateway.jobs.schema import Change, Job, JobState
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, JobPage, JobView
