@@ -110,6 +110,7 @@ class Keeper:
             "caller": caller.id,
             "owner": caller.owner,
             "turn": caller.id,
+            "places": None,
             "kind": "image",
             "route": request.scope["path"],
             "request_id": request.scope["request_id"],
@@ -135,7 +136,9 @@ class Keeper:
             "usage": outcome.usage,
             "error": None,
             "outputs": [each.row() for each in outcome.outputs],
+            "idempotency": None,
             "fingerprint": "",
+            "hook_url": None,
             "hook_tries": 0,
         }
 
