@@ -18,6 +18,7 @@ from gateway.breaker import NUM_FAILURES
 from gateway.errors import Misconfigured
 from tests.gateway.conftest import LONG, Gateway, error_of, raw_worker, served
 from tests.gateway.test_keys import bearer, create
+from tests.gateway.test_receipts import away, entry_of
 
 KEY = "sk-very-secret-0123456789"
 CHAT = "/v1/chat/completions"
@@ -419,6 +420,23 @@ class TestMetering:
         gateway.close()
         shown = run('task = "image"').client.get(f"/v1/keys/{key['id']}", headers=admin)
         assert shown.json()["used"]["day"]["pixel_steps"] >= 64 * 64
+
+    def test_a_database_that_was_away_costs_no_receipt(
+        self, run: Start, first: Outside, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first.chunks, gateway = (ANSWER,), run()
+        with away(tmp_path, "reservations"):
+            ask(gateway)
+            for _ in range(1000):
+                if "cannot write" in caplog.text:
+                    break
+                gateway.client.get("/livez")
+            assert "cannot write" in caplog.text
+        request_id = ask(gateway).headers["x-request-id"]
+        for _ in range(1000):
+            if entry_of(gateway, request_id)["units"]:
+                return
+        raise AssertionError("receipts are written no more")
 
     def test_the_books_way_counts_too(self, start: Start, first: Outside) -> None:
         first.chunks = (ANSWER,)
