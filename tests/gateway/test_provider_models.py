@@ -18,7 +18,7 @@ from gateway.breaker import NUM_FAILURES
 from gateway.errors import Misconfigured
 from tests.gateway.conftest import LONG, Gateway, error_of, raw_worker, served
 from tests.gateway.test_keys import bearer, create
-from tests.gateway.test_receipts import away, entry_of
+from tests.gateway.test_receipts import TOKEN, away, entry_of, post, receipt
 
 KEY = "sk-very-secret-0123456789"
 CHAT = "/v1/chat/completions"
@@ -388,6 +388,23 @@ class TestMetering:
         first.status, second.chunks = 500, (ANSWER,)
         _, used, row = self.asks(run('fallbacks = ["other"]', prices_file=prices), max_tokens=10)
         assert (row["model"], used) == ("other", {"tokens": 18, "money": 9})
+
+    def test_our_workers_receipt_frees_nothing_of_what_a_fallback_may_use(
+        self, run: Start, first: Outside, second: Outside
+    ) -> None:
+        """Our own workers are `second`."""
+        second.status, first.hangs_midway = 503, True
+        gateway = run(outside_fallbacks='"tinyllama-1.1b-chat" = ["gpt"]', internal_token=TOKEN)
+        admin = bearer(create(gateway, scopes=["admin"])["key"])
+        key = create(gateway, admin["authorization"][7:], budgets={"day": {"tokens": 1000}})
+        body = {"messages": MESSAGES, "max_tokens": 600, "stream": True}
+        with gateway.client.stream("POST", CHAT, json=body, headers=bearer(key["key"])) as answer:
+            told = receipt(answer.headers["x-request-id"], modality="text", units={}, ending="failed")
+            assert post(gateway, told).status_code == 204
+            used = gateway.client.get(f"/v1/keys/{key['id']}", headers=admin).json()["used"]["day"]["tokens"]
+            refused = gateway.client.post(CHAT, json=body, headers=bearer(key["key"]))
+        assert used >= 600
+        assert error_of(refused)["code"] == "insufficient_quota"
 
     def test_what_the_dearest_of_a_chain_may_cost_is_reserved(
         self, run: Start, first: Outside, second: Outside, tmp_path: Path
