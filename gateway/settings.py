@@ -91,6 +91,12 @@ class Settings(BaseSettings):
         """Read `a,b` as two origins."""
         return split(value) if isinstance(value, str) else value
 
+    @field_validator("openai_api_key", "moderation_key", mode="before")
+    @classmethod
+    def strip(cls, value: object) -> object:
+        """Leave out the line feed that ends the file it came from: no header may hold one."""
+        return value.strip() if isinstance(value, str) else value
+
     @field_validator("signing_key")
     @classmethod
     def check_length(cls, value: SecretStr) -> SecretStr:
