@@ -65,6 +65,12 @@ def test_who_is_no_worker_is_refused(gateway: Gateway, token: str | None) -> Non
     assert TOKEN not in refused.text
 
 
+def test_what_strangers_send_is_not_even_read(gateway: Gateway) -> None:
+    headers = {"content-type": "application/json"}
+    assert gateway.client.post(ROUTE, content=b"{", headers=headers).status_code == 401
+    assert gateway.client.post(ROUTE, content=b"{", headers={**headers, TOKEN_HEADER: TOKEN}).status_code == 400
+
+
 @pytest.mark.parametrize("token", [None, "", "guessed"])
 def test_without_a_token_nobody_is_a_worker(start: Start, token: str | None) -> None:
     assert post(start(internal_token=""), receipt("request"), token=token).status_code == 401
