@@ -17,7 +17,7 @@ SIGNATURES = {
     "thumbnail": (0, b"\xff\xd8\xff"),
     "spritesheet": (0, b"\xff\xd8\xff"),
     "glb": (0, b"glTF\x02"),
-    "obj": (0, b"v "),
+    "obj": (0, b"# AI-generated: {"),
     "ply": (0, b"ply\nformat binary_little_endian"),
     "points": (0, b"ply\nformat binary_little_endian"),
     "preview": (0, b"GIF89a"),
