@@ -35,7 +35,8 @@ from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
-from gateway.outside import Guard, open_outside
+from gateway.outside import Guard, GuardedTransport, open_outside
+from gateway.pictures import Pictures
 from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entries, Entry, load_entries
 from gateway.providers import Provider
@@ -52,6 +53,7 @@ from gateway.routes import (
     jobs,
     keys,
     models,
+    provenance,
     signed_urls,
     summary,
     usage,
@@ -115,6 +117,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
             open_outside(guard) as named_urls,
+            GuardedTransport(guard) as named_pictures,
             sender(settings.max_upstream_connections, transport, tracer) as work,
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
@@ -183,6 +186,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 profile=settings.profile,
                 jobs=Desk(store, foreman, runner, artefacts, budgets, settings.job_patience),
                 job_store=store,
+                pictures=Pictures(
+                    named_pictures, follows_links=settings.image_urls, max_bytes=settings.max_upload_bytes
+                ),
                 keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url),
             )
             async with foreman.working():
@@ -209,6 +215,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(videos.meshes)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
+    app.include_router(provenance.router)
     app.include_router(webhooks.router)
     app.include_router(summary.router)
     app.include_router(internal.router)
