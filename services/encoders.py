@@ -5,10 +5,11 @@ import json
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from services.engine.events import Done, Event, Preview, Progress, Queued, Started
+from services.engine.outputs import Mesh
 from services.errors import ServiceError
 from services.media import animation, glb, jpeg, mp4, obj, ply, turntable
 from services.provenance import Provenance
@@ -57,20 +58,37 @@ class EventStream(ABC):
         """Free what is held."""
 
 
+Reshape = Callable[[Mesh], Mesh]
+
+
+def as_it_is(mesh: Mesh) -> Mesh:
+    """Return a mesh."""
+    return mesh
+
+
 class MeshEncoder(ABC):
     """One mesh with vertex colours, as a file that says where it comes from."""
 
     media_type: str
     streams = False
 
-    def __init__(self, provenance: Provenance | None = None) -> None:
-        """Write `provenance` into it; None: nothing."""
+    def __init__(self, provenance: Provenance | None = None, reshape: Reshape = as_it_is) -> None:
+        """Write what `reshape` makes of the mesh, and `provenance`; None: nothing."""
         self._provenance = provenance
         self._comment = "" if provenance is None else provenance.line
+        self._reshape = reshape
+
+    def add(self, data: Mesh) -> bytes:
+        """Take the mesh.
+
+        Raises:
+            ServiceError: it cannot be reshaped.
+        """
+        return self.encode(self._reshape(data))
 
     @abstractmethod
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
 
     def close(self, done: Done) -> bytes:
         """Return nothing: the mesh is whole."""
@@ -85,9 +103,9 @@ class ObjEncoder(MeshEncoder):
 
     media_type = "model/obj"
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return obj.encode(data.vertices, data.faces, data.colours, self._comment)
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
+        return obj.encode(mesh.vertices, mesh.faces, mesh.colours, self._comment)
 
 
 class GlbEncoder(MeshEncoder):
@@ -95,10 +113,10 @@ class GlbEncoder(MeshEncoder):
 
     media_type = "model/gltf-binary"
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
         extras = {} if self._provenance is None else self._provenance.extras
-        return glb.encode(data.vertices, data.faces, data.colours, extras)
+        return glb.encode(mesh.vertices, mesh.faces, mesh.colours, extras)
 
 
 class PlyEncoder(MeshEncoder):
@@ -106,9 +124,9 @@ class PlyEncoder(MeshEncoder):
 
     media_type = "model/ply"
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return ply.encode(data.vertices, data.faces, data.colours, self._comment)
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
+        return ply.encode(mesh.vertices, mesh.faces, mesh.colours, self._comment)
 
 
 class TurntableEncoder(MeshEncoder):
@@ -116,9 +134,9 @@ class TurntableEncoder(MeshEncoder):
 
     media_type = "image/gif"
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return turntable.encode(data.vertices, data.faces, data.colours, self._comment)
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
+        return turntable.encode(mesh.vertices, mesh.faces, mesh.colours, self._comment)
 
 
 class Mp4Encoder:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
-from services.encoders import Encoder, Telling, server_sent, text_of
+from services.encoders import Encoder, Reshape, Telling, as_it_is, server_sent, text_of
 from services.engine.events import Done
 from services.engine.outputs import Mesh, Sound
 from services.media import animation, glb, jpeg, mp4, obj, ply, turntable
@@ -202,15 +202,25 @@ class Frames:
 class MeshFiles:
     """One mesh in every format that we have, and a GIF in which it turns."""
 
-    def __init__(self, provenance: Provenance | None = None, num_points: int = ply.NUM_POINTS) -> None:
-        """Expect one mesh; `provenance` goes into all files."""
+    def __init__(
+        self,
+        provenance: Provenance | None = None,
+        reshape: Reshape = as_it_is,
+        num_points: int = ply.NUM_POINTS,
+    ) -> None:
+        """Expect one mesh, of which `reshape` makes what is written; `provenance` goes into all files."""
+        self._reshape = reshape
         self._line, self._extras = ("", {}) if provenance is None else (provenance.line, provenance.extras)
         self._num_points = num_points
         self._mesh: Mesh | None = None
 
     def add(self, data: Mesh) -> None:
-        """Take the mesh."""
-        self._mesh = data
+        """Take the mesh.
+
+        Raises:
+            ServiceError: it cannot be reshaped.
+        """
+        self._mesh = self._reshape(data)
 
     def close(self, done: Done) -> Iterator[File]:
         """Yield them, each made when it is asked for."""

@@ -51,6 +51,10 @@ class MeshRequest(MediaRequest):
     num_inference_steps: MeshSteps | None = None
     guidance_scale: Guidance | None = None
     grid_size: GridSize | None = None
+    num_points: Annotated[int, Field(ge=1, le=1_000_000, description="of the point cloud")] | None = None
+    max_faces: Annotated[int, Field(ge=4, le=1_000_000, description="fewer, where there are more")] | None = None
+    smoothing: Annotated[int, Field(ge=0, le=100, description="rounds; more is smoother")] | None = None
+    watertight: Annotated[bool, Field(description="repairs what is not closed")] | None = None
 
     @model_validator(mode="after")
     def check_has_one_source(self) -> Self:
@@ -70,5 +74,7 @@ class MeshJob(MeshRequest):
 
 def chosen(job: MeshRequest) -> dict[str, Any]:
     """Name what a mesh was made with, besides model, seed and prompt."""
-    names = {"num_inference_steps", "guidance_scale", "grid_size"}
+    names = {
+        "num_inference_steps", "guidance_scale", "grid_size", "num_points", "max_faces", "smoothing", "watertight",
+    }  # fmt: skip
     return job.model_dump(include=names, exclude_none=True)

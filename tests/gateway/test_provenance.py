@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -108,6 +108,7 @@ def test_the_sdk_reads_what_a_file_says(shared: tuple[Gateway, Workers]) -> None
     assert foreign.results[0].model is None
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(sorted(written())), st.data())
 def test_a_file_that_was_spoilt_is_read_or_not_and_no_more(name: str, data: st.DataObject) -> None:
     file = bytearray(written()[name])
@@ -120,6 +121,7 @@ def test_a_file_that_was_spoilt_is_read_or_not_and_no_more(name: str, data: st.D
     assert found is None or json.dumps(found.model_dump(), allow_nan=False)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.sampled_from([file[:12] for file in written().values()]), st.binary(max_size=300))
 def test_any_bytes_behind_a_head_are_no_error(head: bytes, rest: bytes) -> None:
     read(head + rest)

@@ -49,7 +49,10 @@ SIGNATURES = {
         (
             "mesh",
             "/v1/3d/generations",
-            {"json": {"prompt": "A chair", "num_inference_steps": 2, "grid_size": 16}},
+            {
+                "json": {"prompt": "A chair", "num_inference_steps": 2, "grid_size": 16}
+                | {"num_points": 9, "max_faces": 200, "smoothing": 2, "watertight": True}
+            },
             ["glb", "obj", "ply", "points", "preview"],
         ),
     ],
