@@ -84,7 +84,7 @@ class Keeper:
             "created": int(time.time()),
             "data": [self._link(request, job, number) for number in range(len(job.outputs))],
             **described(size, body.output_format),
-            "usage": usage(outcome.usage),
+            "usage": usage({**outcome.usage, "images": len(job.outputs)}),
             "job": job.id,
         }
         known = {name: value for name in RUN_HEADERS if (value := upstream.headers.get(name))}

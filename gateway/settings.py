@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     drain_patience: float = Field(default=5, ge=0)  # seconds more for what is under way; what lasts longer is cut
     policy_file: Path | None = None  # TOML; docs/policy.md; unset: anything may be asked for
     allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()  # that callers' URLs may lead to
+    image_urls: bool = False  # whether pictures are fetched from the http(s) URLs that callers name
     moderation_key: SecretStr = SecretStr("")  # that the moderation of the policy file is asked with
     signing_key: SecretStr = SecretStr("")  # of signed URLs, shared by gateways; empty: a file in the data folder
     trust_traceparent: bool = False  # whether callers say which trace their requests belong to

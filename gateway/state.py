@@ -18,6 +18,7 @@ from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.outside import Guard
+from gateway.pictures import Pictures
 from gateway.policy import Policy
 from gateway.receipts import Receipts
 from gateway.relay import Relay
@@ -53,6 +54,7 @@ class State:
     jobs: Desk
     books: Books
     keeper: Keeper
+    pictures: Pictures
 
 
 def wired(request: Request) -> State:

@@ -90,6 +90,13 @@ class GenerationRequest(Body):
     seed: Seed | None = None
 
 
+class MediaRequest(GenerationRequest):
+    """What every request for a file has, besides."""
+
+    deterministic: Annotated[bool, Field(description="shares no forward: a replay gives the same bytes")] | None = None
+    prompt_in_metadata: Annotated[bool, Field(description="lets files say what was asked for")] | None = None
+
+
 Job = TypeVar("Job", bound=GenerationRequest)
 
 

@@ -1,5 +1,6 @@
 """OpenAI's routes for pictures: drawn from a text, or over a picture in a form."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from gateway.bodies import checked, read_object
 from gateway.catalog import Ours, Target
 from gateway.direct import body_of
 from gateway.errors import CallerLeft
+from gateway.pictures import Pictures
 from gateway.preference import prefers_job
 from gateway.routes.chat import MAX_BYTES, admitted, takes
 from gateway.routes.generate import refuse_repeated
@@ -24,7 +26,8 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
 
 CONTRACTS = (ImageRequest, EditRequest)
 FORM = "multipart/form-data"
-FILES = frozenset({"image", "image[]", "mask"})  # a client with a list of pictures sends the second
+IMAGES = "image[]"  # a client with a list of pictures calls each so
+FILES = frozenset({"image", IMAGES, "mask"})
 MAX_FILES = 20  # beyond what any client sends: the worker says which are too many
 MAX_FIELD_BYTES = 64_000
 File = tuple[str, tuple[str, bytes]]
@@ -52,7 +55,13 @@ async def edits(request: Request) -> Response:
     """Draw over a picture, or only where a mask says so."""
     state = wired(request)
     await begin(request, state, "image")
-    files, fields = await read_form(request)
+    media_type = request.headers.get("content-type", "").lower()
+    if media_type.startswith("application/json"):
+        files, fields = await read_links(request, state.pictures)
+    elif media_type.startswith(FORM):
+        files, fields = await read_form(request)
+    else:
+        raise unfit("image", "must be a file; send a multipart form")
     return await draw(request, state, fields, EditRequest, files=files, data=fields)
 
 
@@ -87,12 +96,10 @@ async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:
     """Return the files under the names that they came by, and the other fields.
 
     Raises:
-        RequestValidationError: there is no form, a file is text, or a name is given twice.
+        RequestValidationError: a file is text, or a name is given twice.
         HTTPException: the form cannot be read.
         CallerLeft: it ends before its end.
     """
-    if not request.headers.get("content-type", "").lower().startswith(FORM):
-        raise unfit("image", "must be a file; send a multipart form")
     files: list[File] = []
     fields: list[tuple[str, str]] = []
     try:
@@ -110,6 +117,39 @@ async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:
     if not any(name.startswith("image") for name, _ in files):
         raise unfit("image", "must be a file; send one to be drawn over")
     return files, dict(fields)
+
+
+async def read_links(request: Request, pictures: Pictures) -> tuple[Sequence[File], dict[str, str]]:
+    """Return the same of a JSON body that names its pictures, as OpenAI has it: `images`, each with its `image_url`.
+
+    Raises:
+        RequestValidationError: it is no JSON, or names no pictures.
+        GatewayError: one of them cannot be had.
+    """
+    given = read_object(await request.body(), request.headers.get("content-type", ""))
+    named = given.pop("images", None)
+    if not isinstance(named, list) or not 0 < len(named) <= MAX_FILES:
+        raise unfit("images", f"must be a list of 1 to {MAX_FILES} pictures, or send a multipart form with files")
+    masks = [] if given.get("mask") is None else [given.pop("mask")]
+    names = [IMAGES] * len(named) + ["mask"] * len(masks)
+    found = await pictures.read_all([*named, *masks], ["images"] * len(named) + ["mask"] * len(masks))
+    files = [(name, (name, picture)) for name, picture in zip(names, found, strict=True)]
+    return files, {name: text_of(name, value) for name, value in given.items() if value is not None}
+
+
+def text_of(name: str, value: object) -> str:
+    """A value as a form has it.
+
+    Raises:
+        RequestValidationError: a form has none such.
+    """
+    match value:
+        case str():
+            return value
+        case bool() | int() | float():
+            return json.dumps(value)
+        case _:
+            raise unfit(name, "must be text, a number, true or false")
 
 
 def unfit(field: str, sentence: str) -> RequestValidationError:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
 
-from services.schema import MAX_SEED, GenerationRequest, Guidance, Prompt, Size, Steps
+from services.schema import MAX_SEED, Guidance, MediaRequest, Prompt, Size, Steps
 
 MAX_PICTURES = 10
 MAX_PARTIAL_IMAGES = 3
@@ -32,7 +32,7 @@ def nothing_if_auto(value: object) -> object:
 Auto = BeforeValidator(nothing_if_auto, json_schema_input_type=Size | Literal["auto"])
 
 
-class ImageRequest(GenerationRequest):
+class ImageRequest(MediaRequest):
     """Body of `POST /v1/images/generations`; what is left out takes the model's default.
 
     Of `n` pictures the first has the request's seed, and each further one the next number.
@@ -44,7 +44,6 @@ class ImageRequest(GenerationRequest):
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     scheduler: Scheduler | None = None
-    deterministic: Annotated[bool, Field(description="shares no forward: a replay gives the same bytes")] | None = None
     output_format: OutputFormat | None = None
     output_compression: Compression | None = None
     stream: bool | None = None
