@@ -22,7 +22,7 @@ from gateway.jobs.books import reservation
 from gateway.jobs.calls import kept_whole
 from gateway.jobs.errors import IdempotencyMismatch, NoSuchJob, NotRetriable
 from gateway.jobs.foreman import Foreman
-from gateway.jobs.schema import NOBODY, Change, Job, Step
+from gateway.jobs.schema import ENDED, NOBODY, Change, Job, Step
 from gateway.jobs.store import Query, Store
 from gateway.metrics import TASKS
 from services.registry import Task
@@ -257,23 +257,31 @@ class Desk:
         """Yield each change behind the one of that number, once; in between the latest of what is under way."""
         version = 0
         while True:
+            live = self._foreman.live.get(job.id)
             changes = await self._store.changes(job, after)
             for change in changes:
                 after = change.id
                 yield change
+            if changes and changes[-1].state in ENDED:
+                return  # and may be deleted by now
             job = await self.get(request, job.id)
             if job.has_ended:
-                if not (rest := await self._store.changes(job, after)):
+                if not await self._store.changes(job, after):
                     return
-                for change in rest:
-                    after = change.id
-                    yield change
-                return
-            seen = await self.seen(job)
-            if seen.version != version:
-                version = seen.version
-                yield seen
-            await self._change(job, LOOK_SECONDS)
+                continue
+            if live is None or live.is_over:
+                seen = await self.seen(job)
+                if seen.version != version:
+                    version = seen.version
+                    yield seen
+                await self._change(job, LOOK_SECONDS)
+                continue
+            while not live.is_over:  # until then nothing changes but what is to be seen here
+                if live.version != version:
+                    version = live.version
+                    yield Seen(job, live.progress, live.preview, version)
+                else:
+                    await live.wait(LOOK_SECONDS)
 
     async def _change(self, job: Job, seconds: float) -> None:
         live = self._foreman.live.get(job.id)

@@ -135,6 +135,7 @@ class Foreman:
         finally:
             self._running.pop(job.id, None)
             self.live.pop(job.id, None)
+            live.is_over = True
             live.tell()
             self._wake.set()
 
