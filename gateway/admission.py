@@ -72,7 +72,10 @@ async def pass_ours(
     def estimate() -> Iterator[tuple[str, float]]:
         yield chosen, most(body, defaults_of(state, task, chosen))
 
-    await _pass(request, state, task, chosen, prompts_of(body), estimate)
+    if await is_repetition(request, state):
+        check_model(request.scope["caller"], chosen)
+    else:
+        await _pass(request, state, task, chosen, prompts_of(body), estimate)
 
 
 async def pass_outside(request: Request, state: State, task: Task, model: str, body: Mapping[str, Any]) -> None:
@@ -115,8 +118,15 @@ async def pass_chain(
             else:
                 yield target.id, most_outside(task, body)
 
+    if isinstance(targets[0], Ours) and await is_repetition(request, state):
+        return
     asked_for = targets[0].id or (ours.model if ours is not None else None) or default
     await _pass(request, state, task, asked_for, outside_prompts(body), estimate)
+
+
+async def is_repetition(request: Request, state: State) -> bool:
+    """Whether a request of ours is to become a job, and its key stands for one: that has passed, and is its answer."""
+    return prefers_job(request.scope) and await state.jobs.repeated(request) is not None
 
 
 async def _pass(

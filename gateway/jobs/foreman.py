@@ -135,6 +135,7 @@ class Foreman:
         finally:
             self._running.pop(job.id, None)
             self.live.pop(job.id, None)
+            live.is_over = True
             live.tell()
             self._wake.set()
 
@@ -191,6 +192,9 @@ class Foreman:
             try:
                 for job_id in await self._store.expired(datetime.now(UTC)):
                     await self.remove(job_id)
+                for job_id in await self._store.abandoned():
+                    await self._artefacts.delete(job_id)
+                    await self._store.forget_upload(job_id)
                 await self._books.write_lost_rows()
                 await asyncio.to_thread(self._artefacts.sweep)
             except (*AWAY, GatewayError) as error:

@@ -158,7 +158,10 @@ def with_model(body: Mapping[str, Any], step: Step) -> dict[str, Any]:
 
 
 def text_of(answer: Mapping[str, Any]) -> str:
-    """The text of a chat's or a completion's answer."""
+    """The text of a chat's, a completion's or a response's answer."""
+    if "output" in answer:
+        parts = (part for item in answer["output"] for part in item.get("content") or ())
+        return "".join(part.get("text", "") for part in parts)
     choice = answer["choices"][0]
     return str(choice["message"]["content"] or "" if "message" in choice else choice["text"])
 

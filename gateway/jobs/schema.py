@@ -82,6 +82,15 @@ class EventRow(Tables):
     step: Mapped[int]
 
 
+class UploadRow(Tables):
+    """Files that are kept for a job whose own row is not written yet."""
+
+    __tablename__ = "uploads"
+
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    accepted_by: Mapped[str] = mapped_column(String(32))
+
+
 class GatewayRow(Tables):
     """A gateway that lives, as long as its number grows; with the latest of what it works on."""
 
@@ -208,6 +217,11 @@ class Job:
         kept["steps"] = tuple(map(Step.of, kept["steps"]))
         kept["outputs"] = tuple(map(Output.of, kept["outputs"]))
         return cls(**kept)
+
+    @property
+    def has_uploads(self) -> bool:
+        """Whether files came with it."""
+        return any(step.files or step.body_file for step in self.steps)
 
     @property
     def has_ended(self) -> bool:

@@ -1,11 +1,13 @@
 """The statements that every job needs, each built once: to build one takes longer than to run it."""
 
-from sqlalchemy import ColumnElement, Executable, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Executable, bindparam, delete, func, insert, select, update
 
 from gateway.database.types import Tables
-from gateway.jobs.schema import NOBODY, OPEN, EventRow, GatewayRow, JobRow, JobState
+from gateway.jobs.schema import NOBODY, OPEN, EventRow, GatewayRow, JobRow, JobState, UploadRow
 
-JOBS, EVENTS, GATEWAYS = (Tables.metadata.tables[each.__tablename__] for each in (JobRow, EventRow, GatewayRow))
+JOBS, EVENTS, UPLOADS, GATEWAYS = (
+    Tables.metadata.tables[each.__tablename__] for each in (JobRow, EventRow, UploadRow, GatewayRow)
+)
 COLUMNS = tuple(JOBS.c)
 
 WAITS: tuple[ColumnElement[bool], ...] = (JOBS.c.executor == NOBODY, JOBS.c.state.in_(OPEN))
@@ -19,6 +21,8 @@ SEEN: tuple[ColumnElement[bool], ...] = (JOBS.c.id == bindparam("its_id"), JOBS.
 
 ADD = insert(JOBS).returning(JOBS.c.seq)
 TELL = insert(EVENTS)
+UPLOAD = select(UPLOADS.c.job_id).where(UPLOADS.c.job_id == bindparam("its_id"))
+FORGET_UPLOAD = delete(UPLOADS).where(UPLOADS.c.job_id == bindparam("its_id"))
 OF_ANYBODY = select(*COLUMNS).where(*SEEN)
 OF_CALLER = OF_ANYBODY.where(JOBS.c.caller == bindparam("its_caller"))
 REPEATED = select(*COLUMNS).where(JOBS.c.idempotency == bindparam("its_key"))

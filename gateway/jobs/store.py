@@ -26,6 +26,7 @@ from gateway.jobs.schema import (
     JobRow,
     JobState,
     Outcome,
+    UploadRow,
 )
 from gateway.jobs.statements import COLUMNS
 from services.schema import Receipt
@@ -80,7 +81,26 @@ class Store:
             seq = await connection.scalar(statements.ADD, dict(values))
             job = Job.made({**NOT_YET, **values, "seq": seq})
             await _tell(connection, [job])
+            if job.has_uploads:
+                await connection.execute(statements.FORGET_UPLOAD, {"its_id": job.id})
             return job
+
+    async def note_upload(self, job_id: str, executor: str) -> None:
+        """Say that files are kept for a job that is not accepted yet: if its gateway dies, somebody deletes them."""
+        async with self._database.begin() as connection:
+            if await connection.scalar(statements.UPLOAD, {"its_id": job_id}) is None:
+                await connection.execute(insert(UploadRow).values(job_id=job_id, accepted_by=executor))
+
+    async def forget_upload(self, job_id: str) -> None:
+        """Say that there are none any more."""
+        async with self._database.begin() as connection:
+            await connection.execute(statements.FORGET_UPLOAD, {"its_id": job_id})
+
+    async def abandoned(self) -> list[str]:
+        """The jobs that dead gateways have begun to accept, and did not."""
+        dead = UploadRow.accepted_by.not_in(select(GatewayRow.id))
+        async with self._reading.connect() as connection:
+            return list(await connection.scalars(select(UploadRow.job_id).where(dead).limit(BATCH_ROWS)))
 
     async def get(self, job_id: str, caller: str | None) -> Job | None:
         """Look a job up, if it is the caller's; None as a caller sees all."""
@@ -148,10 +168,10 @@ class Store:
         async with self._database.begin() as connection:
             return await _change(connection, fresh, *ended)
 
-    async def mark_deleted(self, job_id: str, caller: str | None) -> Job | None:
-        """Hide a job that has ended from everybody; its files and its row are to follow."""
+    async def mark_deleted(self, job_id: str, caller: str | None, until: datetime) -> Job | None:
+        """Hide a job that has ended from everybody; its files are to follow, and by then its row."""
         marked = update(JobRow).where(JobRow.id == job_id, *_of(caller), JobRow.state.in_(ENDED))
-        values = {"is_deleted": True, "expires_at": datetime.now(UTC)}
+        values = {"is_deleted": True, "expires_at": until}
         async with self._database.begin() as connection:
             row = (await connection.execute(marked.values(values).returning(*COLUMNS))).one_or_none()
             return None if row is None else Job.of(row)

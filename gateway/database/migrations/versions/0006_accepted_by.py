@@ -1,4 +1,4 @@
-"""Jobs say which gateway has accepted them."""
+"""Jobs and uploads say which gateway has accepted them."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,10 +10,17 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; empty: one that is not there any more."""
+    """Add the column (empty: one that is not there any more) and a table."""
     op.add_column("jobs", sa.Column("accepted_by", sa.String(32), nullable=False, server_default=""))
+    op.create_table(
+        "uploads",
+        sa.Column("job_id", sa.String(40), nullable=False),
+        sa.Column("accepted_by", sa.String(32), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_uploads")),
+    )
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop both."""
+    op.drop_table("uploads")
     op.drop_column("jobs", "accepted_by")
