@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from secrets import token_hex
 from typing import Any
 
 import httpx
@@ -23,18 +24,21 @@ from gateway.database.database import open_database
 from gateway.direct import serve_directly
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
+from gateway.jobs.books import Books
 from gateway.jobs.desk import Desk
 from gateway.jobs.foreman import Foreman
 from gateway.jobs.runner import Runner
 from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
+from gateway.keeping import Keeper
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
-from gateway.outside import Guard, open_outside
+from gateway.outside import Guard, GuardedTransport, open_outside
+from gateway.pictures import Pictures
 from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entries, Entry, load_entries
 from gateway.providers import Provider
@@ -51,6 +55,7 @@ from gateway.routes import (
     jobs,
     keys,
     models,
+    provenance,
     signed_urls,
     summary,
     usage,
@@ -112,8 +117,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        executor = token_hex(8)  # a new one each time: who comes back is somebody else
         async with (
             open_outside(guard) as named_urls,
+            GuardedTransport(guard) as named_pictures,
             sender(settings.max_upstream_connections, transport, tracer) as work,
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
@@ -128,6 +135,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 settings.probe_interval,
             ) as catalog,
             open_database(settings.database) as database,
+            Store(database, settings.job_retention).present(executor) as store,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             kept_in_order(database, settings.usage_retention_days),
             Keyring.open(database, settings.key_cache_seconds) as keyring,
@@ -153,9 +161,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             )
             relay.instead = jobs.instead
             policy = Policy(policies, Moderator(moderation, settings.moderation_key))
-            store = Store(database, settings.job_retention)
-            runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
-            foreman = Foreman(store, runner, artefacts, settings.job_places, told)
+            books = Books(database)
+            runner = Runner(store, relay, catalog, artefacts, policy, settings.job_patience)
+            foreman = Foreman(executor, store, books, runner, artefacts, settings.job_places, told)
             app.state.wired = State(
                 catalog=catalog,
                 relay=relay,
@@ -180,8 +188,12 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 guard=guard,
                 models=registered,
                 profile=settings.profile,
-                jobs=Desk(store, foreman, runner, artefacts, budgets, settings.job_patience),
-                job_store=store,
+                jobs=Desk(store, foreman, artefacts, budgets, settings.job_patience),
+                books=books,
+                pictures=Pictures(
+                    named_pictures, follows_links=settings.image_urls, max_bytes=settings.max_upload_bytes
+                ),
+                keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url),
             )
             async with foreman.working():
                 yield
@@ -207,6 +219,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(videos.meshes)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
+    app.include_router(provenance.router)
     app.include_router(webhooks.router)
     app.include_router(summary.router)
     app.include_router(internal.router)

@@ -3,6 +3,7 @@
 GatewayError
 ├── NotSignable        400  ask for another path
 ├── UrlNotAllowed      400  name another URL: this one is not for us to ask
+├── PictureNotFetched  400  name another URL, or send the picture itself
 ├── ContentRefused     400  ask for something else: the operator's content policy does not allow it
 ├── InvalidSignature   401  ask for a new signed URL
 ├── NotAWorker         401  nothing: this route is for the gateway's own workers
@@ -59,6 +60,7 @@ from services.schema import envelope, explain
 FILE_FIELDS = {
     "/generate/video": "image",
     "/v1/images/edits": "image",
+    "/v1/content_provenance_checks": "file",
 }  # what an upload that cannot be read is named by
 
 
@@ -230,6 +232,18 @@ class UrlNotAllowed(GatewayError):
     def __init__(self, message: str, param: str | None = None) -> None:
         """Take a sentence, and the field that has the URL."""
         super().__init__(f"{param}: {message}" if param else message)
+        self.sentence = message
+        self.param = param
+
+
+class PictureNotFetched(GatewayError):
+    """A URL leads to no picture that could be had."""
+
+    status, code = 400, "invalid_image_url"
+
+    def __init__(self, message: str, param: str) -> None:
+        """Take a sentence, and the field that has the URL."""
+        super().__init__(f"{param}: {message}")
         self.param = param
 
 

@@ -273,10 +273,16 @@ class Relay:
         return Errand(request, path, accept, body, renamed, departure(request), ends_at)
 
     async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[int, Target, httpx.Response]:
-        """Ask one after the other until one takes it on: what comes then, comes from that one."""
+        """Ask one after the other until one takes it on: what comes then, comes from that one.
+
+        What is reserved is kept for the next before it is asked: the receipt of the last would give it back.
+        """
         error: GatewayError = WorkerUnreachable("there is nobody to ask")
+        keep_reserved = errand.request.scope.get("keep_reserved")
         self._metrics.upstream(errand.path, errand.request.scope["leases"])
         for attempt, target in enumerate(targets, start=errand.attempt):
+            if attempt > errand.attempt and keep_reserved is not None:
+                await keep_reserved(attempt)
             try:
                 opening = target.open(errand) if isinstance(target, Provider) else self._open(target, errand, attempt)
                 return attempt, target, await opening

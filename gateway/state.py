@@ -10,13 +10,15 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.drain import Drain
+from gateway.jobs.books import Books
 from gateway.jobs.desk import Desk
-from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
+from gateway.keeping import Keeper
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.outside import Guard
+from gateway.pictures import Pictures
 from gateway.policy import Policy
 from gateway.receipts import Receipts
 from gateway.relay import Relay
@@ -50,7 +52,9 @@ class State:
     models: tuple[Model, ...]
     profile: Profile
     jobs: Desk
-    job_store: Store
+    books: Books
+    keeper: Keeper
+    pictures: Pictures
 
 
 def wired(request: Request) -> State:

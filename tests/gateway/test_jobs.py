@@ -55,7 +55,12 @@ FILES = {
 USAGE = {"/v1/3d/generations": {"meshes": 1}, "/v1/videos": {"frames": 9}, "/v1/images/generations": {"pixel_steps": 7}}
 
 
-def works(workers: Workers, gate: Future[None] | None = None, broken: int = 0) -> None:
+def works(
+    workers: Workers,
+    gate: Future[None] | None = None,
+    broken: int = 0,
+    files: Mapping[str, tuple[tuple[str, str, bytes], ...]] = FILES,
+) -> None:
     """Do each job; the first `broken` break off; where there is a gate, after a preview."""
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -65,7 +70,7 @@ def works(workers: Workers, gate: Future[None] | None = None, broken: int = 0) -
         )
         if sum(each.url.path == path for each in workers.requests) <= broken:
             return workers.stream(begun, httpx.ReadError("gone"), x_seed="5", x_model="a-model")
-        done = b"".join(a_file(*each) for each in FILES[path]) + sent("done", usage=USAGE.get(path, {}))
+        done = b"".join(a_file(*each) for each in {**FILES, **files}[path]) + sent("done", usage=USAGE.get(path, {}))
         waits = [] if gate is None else [opened(gate)]
         return workers.stream(begun, *waits, done, x_seed="5", x_model="a-model")
 
@@ -285,7 +290,7 @@ def test_callers_take_turns(start: Start, workers: Workers) -> None:
 
 
 def make_key(gateway: Gateway, owner: str, *, admin: bool = False, **fields: Any) -> dict[str, str]:
-    scopes = ["mesh", "video", *(["admin"] if admin else [])]
+    scopes = ["mesh", "video", "image", *(["admin"] if admin else [])]
     made = gateway.client.post("/v1/keys", json={"owner": owner, "scopes": scopes, **fields})
     assert made.status_code == 201, made.text
     header = {"authorization": f"Bearer {made.json()['key']}"}
