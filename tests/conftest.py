@@ -1,8 +1,15 @@
 """What holds for all tests."""
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.collector import Collector
+    from tests.live.conftest import System
 
 # Before torch is imported: the tiny networks are through sooner than a second thread is awake.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,3 +17,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # An example may take its time: the machines that run the tests are small and shared.
 settings.register_profile("atelier", deadline=None)
 settings.load_profile("atelier")
+
+
+@pytest.fixture(scope="session")
+def collector() -> "Collector":
+    from tests.collector import Collector
+
+    return Collector()
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory, collector: "Collector") -> Iterator["System"]:
+    """The whole system, once for all that ask it."""
+    from tests.live.conftest import started
+
+    with collector.serve() as traced:
+        yield from started(tmp_path_factory, {"ATELIER_LOG_FORMAT": "json", **traced})

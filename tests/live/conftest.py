@@ -14,8 +14,6 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.collector import Collector
-
 TASKS = ("text", "audio", "image", "video", "mesh")
 TOKEN = {"x-atelier-token": "of-this-test"}  # what workers want to see of whoever asks them
 LONG = 180.0  # seconds after which a start or a stop counts as hung
@@ -77,17 +75,6 @@ class System:
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         )
-
-
-@pytest.fixture(scope="session")
-def collector() -> Collector:
-    return Collector()
-
-
-@pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[System]:
-    with collector.serve() as traced:
-        yield from started(tmp_path_factory, {"ATELIER_LOG_FORMAT": "json", **traced})
 
 
 def started(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> Iterator[System]:
