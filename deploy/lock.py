@@ -20,6 +20,7 @@ CHOSEN_BY_USER = re.compile(r"(torch|triton|cuda-[a-z-]+|nvidia-(?!ml-py)[a-z0-9
 LOCKS = {
     "all": ["--extra", "all", "--group", "dev", "--group", "install"],
     "gateway": ["--group", "install", "--constraint", "locks/all.txt"],
+    "open3d": ["--extra", "open3d", "--constraint", "locks/all.txt"],
     "bento": ["--extra", "all", "--constraint", "locks/all.txt"],
 }
 WITHOUT_HASHES = "bento"  # BentoML adds a line of its own without any, and pip takes all or none

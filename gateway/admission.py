@@ -1,6 +1,7 @@
 """What every generation has to pass before a worker hears of it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -151,13 +152,16 @@ async def reserve(scope: Scope, state: State, task: Task, model: str, estimate: 
     units, money = (max(numbers) for numbers in zip(*estimates, strict=True))
     price, request_id = state.prices.of(task, model), scope["request_id"]
     seconds = state.jobs.patience if prefers_job(scope) else None
-    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, money, seconds):
+    reserved = await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, money, seconds)
+    if reserved is None:
+        return
 
-        async def release() -> None:
-            if scope.get("nothing_was_made"):
-                await state.budgets.release(request_id)
+    async def release() -> None:
+        if scope.get("nothing_was_made"):
+            await state.budgets.release(request_id)
 
-        scope["leases"].push_async_callback(release)
+    scope["leases"].push_async_callback(release)
+    scope["keep_reserved"] = partial(state.budgets.keep, reserved)
 
 
 def allowed(caller: Caller, targets: Sequence[Target]) -> tuple[Target, ...]:

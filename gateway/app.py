@@ -30,13 +30,15 @@ from gateway.jobs.foreman import Foreman
 from gateway.jobs.runner import Runner
 from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
+from gateway.keeping import Keeper
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
-from gateway.outside import Guard, open_outside
+from gateway.outside import Guard, GuardedTransport, open_outside
+from gateway.pictures import Pictures
 from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entries, Entry, load_entries
 from gateway.providers import Provider
@@ -53,6 +55,7 @@ from gateway.routes import (
     jobs,
     keys,
     models,
+    provenance,
     signed_urls,
     summary,
     usage,
@@ -117,6 +120,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         executor = token_hex(8)  # a new one each time: who comes back is somebody else
         async with (
             open_outside(guard) as named_urls,
+            GuardedTransport(guard) as named_pictures,
             sender(settings.max_upstream_connections, transport, tracer) as work,
             client(sender(MAX_PROBES, transport)) as probes,
             client(sender(MAX_PROBES, transport)) as pulses,
@@ -186,6 +190,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 profile=settings.profile,
                 jobs=Desk(store, foreman, artefacts, budgets, settings.job_patience),
                 books=books,
+                pictures=Pictures(
+                    named_pictures, follows_links=settings.image_urls, max_bytes=settings.max_upload_bytes
+                ),
+                keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url),
             )
             async with foreman.working():
                 yield
@@ -211,6 +219,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     app.include_router(videos.meshes)
     app.include_router(usage.router)
     app.include_router(signed_urls.router)
+    app.include_router(provenance.router)
     app.include_router(webhooks.router)
     app.include_router(summary.router)
     app.include_router(internal.router)

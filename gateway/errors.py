@@ -3,6 +3,7 @@
 GatewayError
 ├── NotSignable        400  ask for another path
 ├── UrlNotAllowed      400  name another URL: this one is not for us to ask
+├── PictureNotFetched  400  name another URL, or send the picture itself
 ├── ContentRefused     400  ask for something else: the operator's content policy does not allow it
 ├── InvalidSignature   401  ask for a new signed URL
 ├── NotAWorker         401  nothing: this route is for the gateway's own workers
@@ -59,7 +60,11 @@ from services.schema import envelope, explain
 FILE_FIELDS = {
     "/generate/video": "image",
     "/v1/images/edits": "image",
+    "/v1/content_provenance_checks": "file",
 }  # what an upload that cannot be read is named by
+
+
+NEVER_AGAIN = MappingProxyType({"x-should-retry": "false"})
 
 
 class GatewayError(Exception):
@@ -227,6 +232,18 @@ class UrlNotAllowed(GatewayError):
     def __init__(self, message: str, param: str | None = None) -> None:
         """Take a sentence, and the field that has the URL."""
         super().__init__(f"{param}: {message}" if param else message)
+        self.sentence = message
+        self.param = param
+
+
+class PictureNotFetched(GatewayError):
+    """A URL leads to no picture that could be had."""
+
+    status, code = 400, "invalid_image_url"
+
+    def __init__(self, message: str, param: str) -> None:
+        """Take a sentence, and the field that has the URL."""
+        super().__init__(f"{param}: {message}")
         self.param = param
 
 
@@ -392,7 +409,7 @@ async def render_invalid(request: Request, error: Exception) -> JSONResponse:
     # The first part of the location is where the field was: query, body, path or header.
     message, param = explain({**first, "loc": first["loc"][1:]})
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return JSONResponse(envelope(400, message, code, param).model_dump(), 400)
+    return JSONResponse(envelope(400, message, code, param).model_dump(), 400, NEVER_AGAIN)
 
 
 async def render_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -405,4 +422,4 @@ async def render_http_exception(request: Request, error: Exception) -> JSONRespo
     }
     param = FILE_FIELDS.get(request.url.path) if status is HTTPStatus.BAD_REQUEST else None  # a form that is none
     body = envelope(status, words.get(status, error.detail), status.name.lower(), param)
-    return JSONResponse(body.model_dump(), status, error.headers)
+    return JSONResponse(body.model_dump(), status, {**NEVER_AGAIN, **(error.headers or {})})

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 
 from services.registry import Task
 
-Id = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]+$", max_length=200)]  # a count in the pattern takes 20 MB
+# It goes into a header: ASCII alone. A count in the pattern takes 20 MB.
+Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=200)]
 
 
 class Entry(BaseModel):
@@ -88,7 +89,7 @@ def with_key(entry: Entry, environment: Mapping[str, str]) -> Entry:
     if entry.api_key_file:
         key = entry.api_key_file.read_text(encoding="utf-8").strip()
     elif entry.api_key_env:
-        key = environment.get(entry.api_key_env, "")
+        key = environment.get(entry.api_key_env, "").strip()
     else:
         return entry
     if not key:

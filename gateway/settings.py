@@ -1,17 +1,18 @@
 """Everything an operator may set about the gateway, read once from `ATELIER_*` variables."""
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.auth import is_loopback
 from gateway.limits import WhenDown
+from gateway.patterns import Patterns
 from gateway.usage.content import Kept
 from gateway.usage.schema import MAX_CONTENT
 from services.logs import LogFormat
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    public_url: str = ""  # where callers reach the gateway; empty: as the request's own Host header has it
     data_dir: Path = Path(".atelier")
     database_url: str = ""  # SQLAlchemy URL with an async driver; empty: atelier.sqlite3 in the data folder
     artefacts_url: str = ""  # where results are kept: a path or s3://bucket/prefix; empty: artefacts in the data folder
@@ -61,6 +63,7 @@ class Settings(BaseSettings):
     drain_patience: float = Field(default=5, ge=0)  # seconds more for what is under way; what lasts longer is cut
     policy_file: Path | None = None  # TOML; docs/policy.md; unset: anything may be asked for
     allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()  # that callers' URLs may lead to
+    image_urls: bool = False  # whether pictures are fetched from the http(s) URLs that callers name
     moderation_key: SecretStr = SecretStr("")  # that the moderation of the policy file is asked with
     signing_key: SecretStr = SecretStr("")  # of signed URLs, shared by gateways; empty: a file in the data folder
     trust_traceparent: bool = False  # whether callers say which trace their requests belong to
@@ -69,7 +72,7 @@ class Settings(BaseSettings):
     internal_token: SecretStr = SecretStr("")  # shared with the workers; empty: their receipts are refused
     log_content: Kept = "none"  # of what callers ask and are answered, in the usage log
     log_content_chars: int = Field(default=4000, ge=1, le=MAX_CONTENT)  # of each
-    redact_patterns: tuple[str, ...] = ()  # regular expressions, as JSON: what the log must not hold besides our own
+    redact_patterns: Patterns = ()  # as JSON: what the log must not hold besides our own
     usage_retention_days: int = Field(default=365, ge=0)  # how long usage rows stay; 0: for ever
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
     admin_key_file: Path | None = None  # the operator's key; written where it is absent
@@ -91,6 +94,21 @@ class Settings(BaseSettings):
         """Read `a,b` as two origins."""
         return split(value) if isinstance(value, str) else value
 
+    @field_validator("public_url")
+    @classmethod
+    def check_is_url(cls, value: str) -> str:
+        """Refuse what no browser could follow; links are put behind it."""
+        parts = urlsplit(value)
+        if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.query or parts.fragment):
+            raise ValueError("must be an http or https URL, such as https://api.example.org")
+        return value.rstrip("/")
+
+    @field_validator("openai_api_key", "moderation_key", mode="before")
+    @classmethod
+    def strip(cls, value: object) -> object:
+        """Leave out the line feed that ends the file it came from: no header may hold one."""
+        return value.strip() if isinstance(value, str) else value
+
     @field_validator("signing_key")
     @classmethod
     def check_length(cls, value: SecretStr) -> SecretStr:
@@ -103,17 +121,6 @@ class Settings(BaseSettings):
     def signing_key_file(self) -> Path:
         """Where the secret of signed URLs is kept, if the operator names none."""
         return self.data_dir / "signing.key"
-
-    @field_validator("redact_patterns")
-    @classmethod
-    def check_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Refuse what is no regular expression before anything is logged."""
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
-        return value
 
     @field_validator("admin_key_file", "prices_file", "policy_file", "providers_file", mode="before")
     @classmethod

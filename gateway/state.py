@@ -13,10 +13,12 @@ from gateway.drain import Drain
 from gateway.jobs.books import Books
 from gateway.jobs.desk import Desk
 from gateway.jobs.webhooks import Webhooks
+from gateway.keeping import Keeper
 from gateway.keys.keyring import Keyring
 from gateway.limits import Limits
 from gateway.metrics import Metrics
 from gateway.outside import Guard
+from gateway.pictures import Pictures
 from gateway.policy import Policy
 from gateway.receipts import Receipts
 from gateway.relay import Relay
@@ -51,6 +53,8 @@ class State:
     profile: Profile
     jobs: Desk
     books: Books
+    keeper: Keeper
+    pictures: Pictures
 
 
 def wired(request: Request) -> State:

@@ -5,12 +5,14 @@ import json
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from services.engine.events import Done, Event, Preview, Progress, Queued, Started
+from services.engine.outputs import Mesh
 from services.errors import ServiceError
-from services.media import glb, jpeg, mp4, obj, ply, turntable
+from services.media import animation, glb, jpeg, mp4, obj, ply, turntable
+from services.provenance import Provenance
 from services.schema import envelope
 
 
@@ -56,51 +58,85 @@ class EventStream(ABC):
         """Free what is held."""
 
 
-class ObjEncoder:
-    """One mesh with vertex colours, as Wavefront OBJ."""
+Reshape = Callable[[Mesh], Mesh]
 
-    media_type, streams = "model/obj", False
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return obj.encode(data.vertices, data.faces, data.colours)
+def as_it_is(mesh: Mesh) -> Mesh:
+    """Return a mesh."""
+    return mesh
+
+
+class MeshEncoder(ABC):
+    """One mesh with vertex colours, as a file that says where it comes from."""
+
+    media_type: str
+    streams = False
+
+    def __init__(self, provenance: Provenance | None = None, reshape: Reshape = as_it_is) -> None:
+        """Write what `reshape` makes of the mesh, and `provenance`; None: nothing."""
+        self._provenance = provenance
+        self._comment = "" if provenance is None else provenance.line
+        self._reshape = reshape
+
+    def add(self, data: Mesh) -> bytes:
+        """Take the mesh.
+
+        Raises:
+            ServiceError: it cannot be reshaped.
+        """
+        return self.encode(self._reshape(data))
+
+    @abstractmethod
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
 
     def close(self, done: Done) -> bytes:
         """Return nothing: the mesh is whole."""
         return b""
 
-    def abort(self) -> None:
+    def abort(self) -> None:  # noqa: B027 - not abstract: none of them holds anything
         """Hold nothing."""
 
 
-class GlbEncoder(ObjEncoder):
+class ObjEncoder(MeshEncoder):
+    """One mesh, as Wavefront OBJ."""
+
+    media_type = "model/obj"
+
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
+        return obj.encode(mesh.vertices, mesh.faces, mesh.colours, self._comment)
+
+
+class GlbEncoder(MeshEncoder):
     """One mesh, as binary glTF."""
 
     media_type = "model/gltf-binary"
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return glb.encode(data.vertices, data.faces, data.colours)
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
+        extras = {} if self._provenance is None else self._provenance.extras
+        return glb.encode(mesh.vertices, mesh.faces, mesh.colours, extras)
 
 
-class PlyEncoder(ObjEncoder):
+class PlyEncoder(MeshEncoder):
     """One mesh, as binary PLY."""
 
     media_type = "model/ply"
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return ply.encode(data.vertices, data.faces, data.colours)
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
+        return ply.encode(mesh.vertices, mesh.faces, mesh.colours, self._comment)
 
 
-class GifEncoder(ObjEncoder):
+class TurntableEncoder(MeshEncoder):
     """One mesh that turns, as GIF."""
 
     media_type = "image/gif"
 
-    def add(self, data: Any) -> bytes:
-        """Take a `Mesh`."""
-        return turntable.encode(data.vertices, data.faces, data.colours)
+    def encode(self, mesh: Mesh) -> bytes:
+        """Return the file."""
+        return turntable.encode(mesh.vertices, mesh.faces, mesh.colours, self._comment)
 
 
 class Mp4Encoder:
@@ -111,9 +147,9 @@ class Mp4Encoder:
 
     media_type, streams = "video/mp4", True
 
-    def __init__(self, frame_rate: int) -> None:
+    def __init__(self, frame_rate: int, provenance: Provenance | None = None) -> None:
         """Expect frames of one size."""
-        self._encoder = mp4.Encoder(frame_rate)
+        self._encoder = mp4.Encoder(frame_rate, comment="" if provenance is None else provenance.line)
         self._lock = threading.Lock()
 
     def add(self, data: Any) -> bytes:
@@ -130,6 +166,54 @@ class Mp4Encoder:
         """Free the codec, as soon as no thread is in it."""
         with self._lock:
             self._encoder.abort()
+
+
+class GifEncoder:
+    """A film, as GIF that is seen while it arrives."""
+
+    media_type, streams = "image/gif", True
+
+    def __init__(self, frame_rate: int, provenance: Provenance | None = None) -> None:
+        """Expect frames of one size."""
+        self._gif = animation.Gif(frame_rate, "" if provenance is None else provenance.line)
+
+    def add(self, data: Any) -> bytes:
+        """Take a frame, uint8 of shape (height, width, 3)."""
+        return self._gif.add(data)
+
+    def close(self, done: Done) -> bytes:
+        """Return the end."""
+        return self._gif.close()
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
+
+class WebpEncoder:
+    """A film, as animated WebP, whose head says how long it is: nothing leaves before the end."""
+
+    media_type, streams = "image/webp", False
+
+    def __init__(self, frame_rate: int, provenance: Provenance | None = None) -> None:
+        """Expect frames of one size."""
+        said = ("", b"") if provenance is None else (provenance.line, provenance.xmp)
+        self._webp = animation.Webp(frame_rate, *said)
+        self._pieces: list[bytes] = []
+
+    def add(self, data: Any) -> bytes:
+        """Take a frame, uint8 of shape (height, width, 3)."""
+        self._pieces.append(self._webp.add(data))
+        return b""
+
+    def close(self, done: Done) -> bytes:
+        """Return the film."""
+        self._pieces.append(self._webp.close())
+        film = b"".join(self._pieces)
+        return animation.sized(film, len(film))
+
+    def abort(self) -> None:
+        """Forget what was not taken."""
+        self._pieces.clear()
 
 
 class Base64Encoder:

@@ -8,6 +8,7 @@ ServiceError
 ├── PayloadTooLarge   413  send less
 ├── NotJson           415  send JSON
 ├── QueueFull         429  come back after `retry_after`
+├── NotInstalled      501  leave out what needs it, or ask the operator to install it
 ├── GenerationFailed  500  the model failed on this request; the worker goes on
 ├── ModelLoading      503  come back after `retry_after`
 ├── ModelUnavailable  503  the operator has to act: the model could not be loaded
@@ -79,6 +80,12 @@ class QueueFull(ServiceError):
     """More requests wait than the operator allows."""
 
     status, code, should_retry = 429, "queue_full", True
+
+
+class NotInstalled(ServiceError):
+    """An option needs software that this worker does not have."""
+
+    status, code = 501, "not_installed"
 
 
 class GenerationFailed(ServiceError):

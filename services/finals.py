@@ -12,19 +12,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image
 
-from services.encoders import Encoder, Telling, server_sent, text_of
+from services.encoders import Encoder, Reshape, Telling, as_it_is, server_sent, text_of
 from services.engine.events import Done
 from services.engine.outputs import Mesh, Sound
-from services.media import glb, jpeg, mp4, obj, ply, turntable, wav
+from services.media import animation, glb, jpeg, mp4, obj, ply, turntable
 from services.media.spritesheet import Spritesheet
+from services.provenance import Provenance
 
 PIECE = 192 * 1024  # bytes, and so 256 KiB as text
 THUMBNAIL_SIDE = 640  # pixels
+FILMS = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,27 @@ class OneFile:
 
 
 class FilmFiles:
-    """A film as MP4, its first frame, and its frames on one picture. What it holds does not grow with the film."""
+    """A film, its first frame, and its frames on one picture. What it holds does not grow with the film."""
 
-    def __init__(self, frame_rate: int, num_frames: int) -> None:
-        """Expect `num_frames` of one size."""
+    def __init__(
+        self,
+        frame_rate: int,
+        num_frames: int,
+        provenance: Provenance | None = None,
+        output_format: Literal["mp4", "gif", "webp"] = "mp4",
+    ) -> None:
+        """Expect `num_frames` of one size; `provenance` goes into all files."""
         self._file = Scratch()
-        self._film = mp4.FileEncoder(self._file.path, frame_rate)
+        self._line, self._xmp = ("", b"") if provenance is None else (provenance.line, provenance.xmp)
+        self._media_type = FILMS[output_format]
+        match output_format:
+            case "mp4":
+                film: Film = mp4.FileEncoder(self._file.path, frame_rate, comment=self._line)
+            case "gif":
+                film = Frames(animation.Gif(frame_rate, self._line), self._file)
+            case "webp":
+                film = Frames(animation.Webp(frame_rate, self._line, self._xmp), self._file)
+        self._film = film
         self._sheet = Spritesheet(num_frames)
         self._thumbnail = b""
 
@@ -129,52 +146,109 @@ class FilmFiles:
         """Take a frame, uint8 of shape (height, width, 3)."""
         self._film.add(data)
         self._sheet.add(data)
-        self._thumbnail = self._thumbnail or thumbnail(data)
+        self._thumbnail = self._thumbnail or thumbnail(data, self._line, self._xmp)
 
     def close(self, done: Done) -> Iterator[File]:
         """Yield them."""
         self._film.close()
-        yield File("video", "video/mp4", self._file.pieces())
+        yield File("video", self._media_type, self._pieces())
         yield File("thumbnail", "image/jpeg", [self._thumbnail])
-        yield File("spritesheet", "image/jpeg", [self._sheet.close()])
+        yield File("spritesheet", "image/jpeg", [self._sheet.close(self._line, self._xmp)])
 
     def abort(self) -> None:
         """Free the codec and the disk."""
         self._film.abort()
         self._file.close()
 
+    def _pieces(self) -> Iterator[bytes]:
+        for number, piece in enumerate(self._file.pieces()):
+            is_unsized = number == 0 and self._media_type == FILMS["webp"]
+            yield animation.sized(piece, self._file.num_bytes) if is_unsized else piece
+
+
+class Film(Protocol):
+    """Frames on their way into a file."""
+
+    def add(self, frame: Any) -> None:
+        """Take a frame."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+    def abort(self) -> None:
+        """Free what is held; any number of times."""
+
+
+class Frames:
+    """An animation on its way into a file."""
+
+    def __init__(self, animation: animation.Gif | animation.Webp, file: "Scratch") -> None:
+        """Write what `animation` makes into `file`."""
+        self._animation = animation
+        self._file = file
+
+    def add(self, frame: Any) -> None:
+        """Take a frame."""
+        self._file.write(self._animation.add(frame))
+
+    def close(self) -> None:
+        """Write the end."""
+        self._file.write(self._animation.close())
+
+    def abort(self) -> None:
+        """Hold nothing."""
+
 
 class MeshFiles:
     """One mesh in every format that we have, and a GIF in which it turns."""
 
-    def __init__(self) -> None:
-        """Expect one mesh."""
+    def __init__(
+        self,
+        provenance: Provenance | None = None,
+        reshape: Reshape = as_it_is,
+        num_points: int = ply.NUM_POINTS,
+    ) -> None:
+        """Expect one mesh, of which `reshape` makes what is written; `provenance` goes into all files."""
+        self._reshape = reshape
+        self._line, self._extras = ("", {}) if provenance is None else (provenance.line, provenance.extras)
+        self._num_points = num_points
         self._mesh: Mesh | None = None
 
     def add(self, data: Mesh) -> None:
-        """Take the mesh."""
-        self._mesh = data
+        """Take the mesh.
+
+        Raises:
+            ServiceError: it cannot be reshaped.
+        """
+        self._mesh = self._reshape(data)
 
     def close(self, done: Done) -> Iterator[File]:
         """Yield them, each made when it is asked for."""
         if self._mesh is None:
             return
         mesh = self._mesh.vertices, self._mesh.faces, self._mesh.colours
-        yield File("glb", "model/gltf-binary", [glb.encode(*mesh)])
-        yield File("obj", "model/obj", [obj.encode(*mesh)])
-        yield File("ply", "model/ply", [ply.encode(*mesh)])
-        yield File("points", "model/ply", [ply.encode_points(*mesh)])
-        yield File("preview", "image/gif", [turntable.encode(*mesh)])
+        yield File("glb", "model/gltf-binary", [glb.encode(*mesh, self._extras)])
+        yield File("obj", "model/obj", [obj.encode(*mesh, self._line)])
+        yield File("ply", "model/ply", [ply.encode(*mesh, self._line)])
+        yield File("points", "model/ply", [ply.encode_points(*mesh, self._num_points, self._line)])
+        yield File("preview", "image/gif", [turntable.encode(*mesh, self._line)])
 
     def abort(self) -> None:
         """Forget the mesh."""
         self._mesh = None
 
 
-class SoundFiles:
-    """Sound as the file that another encoder streams; a WAV with its true sizes. It does not grow in memory."""
+class Finishing(Encoder, Protocol):
+    """An encoder whose file's head is whole only at its end."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def finished(self, start: bytes, num_bytes: int) -> bytes:
+        """Return the beginning of the whole file, of which `start` is the first bytes."""
+
+
+class SoundFiles:
+    """Sound as the file that another encoder streams, with its length in its head. It does not grow in memory."""
+
+    def __init__(self, encoder: Finishing) -> None:
         """Keep what `encoder` makes."""
         self._encoder = encoder
         self._file = Scratch()
@@ -196,8 +270,7 @@ class SoundFiles:
 
     def _pieces(self) -> Iterator[bytes]:
         for number, piece in enumerate(self._file.pieces()):
-            is_head = number == 0 and self._encoder.media_type == wav.MEDIA_TYPE
-            yield wav.sized(piece, self._file.num_bytes) if is_head else piece
+            yield self._encoder.finished(piece, self._file.num_bytes) if number == 0 else piece
 
 
 class Scratch:
@@ -242,8 +315,8 @@ def cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(waiting)
 
 
-def thumbnail(frame: Any) -> bytes:
-    """Return a frame as a small JPEG."""
+def thumbnail(frame: Any, description: str = "", xmp: bytes = b"") -> bytes:
+    """Return a frame as a small JPEG, with words about it."""
     picture = Image.fromarray(frame)
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    return jpeg.encode(np.asarray(picture))
+    return jpeg.encode(np.asarray(picture), jpeg.QUALITY, description, xmp)

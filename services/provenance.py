@@ -1,6 +1,7 @@
 """Where a file comes from, as it says itself: model, revision, seed, parameters, and that no camera made it.
 
-Never the prompt. The words are for all formats; each codec in `media/` puts them where its format has a place for them.
+The prompt only where its author has asked for that. The words are for all formats; each codec in `media/` puts them
+where its format has a place for them.
 """
 
 import json
@@ -23,7 +24,7 @@ class Provenance:
         model: its id in the registry.
         revision: of its weights.
         seed: that makes the same file again.
-        parameters: that the request or the model's defaults chose; no texts.
+        parameters: that the request or the model's defaults chose; texts only where the caller wants them there.
     """
 
     model: str
@@ -45,9 +46,15 @@ class Provenance:
 
     @property
     def line(self) -> str:
-        """In one line, for formats with room for one."""
+        """In one line of ASCII, for formats with room for one."""
         said = {"model": self.model, "revision": self.revision, "seed": self.seed, **self.parameters}
         return f"{AI_GENERATED}: {json.dumps(said)}"
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """As JSON, for formats with room for it."""
+        said = {"model": self.model, "revision": self.revision, "seed": self.seed, "parameters": dict(self.parameters)}
+        return {"comment": AI_GENERATED, "digitalSourceType": SOURCE_TYPE, **said}
 
     @property
     def xmp(self) -> bytes:

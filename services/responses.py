@@ -65,7 +65,13 @@ class Delivery:
         async for event in self._events():
             match event:
                 case Output(data):
-                    pieces.append(await asyncio.to_thread(self._encoder.add, data))
+                    try:
+                        pieces.append(await asyncio.to_thread(self._encoder.add, data))
+                    except ServiceError as error:
+                        if not isinstance(self._encoder, EventStream) or not self._has_begun:
+                            raise
+                        yield b"".join([*pieces, self._encoder.tell(error)])
+                        return
                 case Done() as done:
                     rest = self._rest(done)
                     while (piece := await asyncio.to_thread(next, rest, None)) is not None:

@@ -90,6 +90,13 @@ class GenerationRequest(Body):
     seed: Seed | None = None
 
 
+class MediaRequest(GenerationRequest):
+    """What every request for a file has, besides."""
+
+    deterministic: Annotated[bool, Field(description="shares no forward: a replay gives the same bytes")] | None = None
+    prompt_in_metadata: Annotated[bool, Field(description="lets files say what was asked for")] | None = None
+
+
 Job = TypeVar("Job", bound=GenerationRequest)
 
 
@@ -143,6 +150,7 @@ SHOULD = re.compile(r"^[A-Z][a-z]+ should")
 SENTENCES: Final = {  # what pydantic says in words that only Python programmers know
     "missing": "is required",
     "extra_forbidden": "there is no such parameter here",
+    "none_required": "there is no such parameter here",
     "json_invalid": "must be JSON",
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",

@@ -28,7 +28,7 @@ from services.provenance import Provenance
 from services.receipts import Receipts
 from services.registry import Task, load_models, models_of
 from services.responses import rendered, respond, terms_of
-from services.schema import MAX_SEED, GenerationRequest, Job, complete, envelope
+from services.schema import MAX_SEED, GenerationRequest, Job, MediaRequest, complete, envelope
 from services.settings import Settings
 from services.templates import worded
 from services.tracing import open_provider
@@ -37,6 +37,7 @@ Fit = Callable[[Image], Image]
 
 MAX_CONCURRENCY = 1024  # connections with a request: far beyond our queue, since BentoML's 429 says nothing more
 SPARE = 60  # seconds that BentoML waits longer than the engine: for the upload, and so that our own answer comes first
+PROMPTS = {"prompt", "negative_prompt", "input"}  # by whatever name a contract has them
 UNTRACED = [".*"]  # by BentoML, which makes a span of each piece that is streamed: 47 µs, collected or not
 
 
@@ -202,11 +203,18 @@ class Worker:
         """
         return self.engine.submit(work, job.model, job.seed, terms, cost)
 
-    def provenance(self, job: GenerationRequest, parameters: Mapping[str, Any]) -> Provenance:
-        """What a file says that was made of `job`, a request with nothing left out."""
+    def provenance(self, job: MediaRequest, body: MediaRequest, parameters: Mapping[str, Any]) -> Provenance:
+        """What a file says that was made of `job`.
+
+        Args:
+            job: a request with nothing left out, and with the operator's words in it.
+            body: as it came, and so with its caller's words alone.
+            parameters: of `job`.
+        """
         if job.model is None or job.seed is None:
             raise TypeError("a job has a model and a seed")
-        return Provenance(job.model, self.revisions[job.model], job.seed, parameters)
+        texts = body.model_dump(include=PROMPTS, exclude_none=True) if body.prompt_in_metadata else {}
+        return Provenance(job.model, self.revisions[job.model], job.seed, {**parameters, **texts})
 
     async def _estimate(self, work: Any, model: str | None, terms: Terms) -> int | None:
         """Find out what a request will take, as long as its caller waits.

@@ -14,10 +14,16 @@ from gateway.errors import RangeNotSatisfiable
 RANGE = re.compile(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.IGNORECASE)
 EXTENSIONS = {
     "application/json": "json",
+    "audio/aac": "aac",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+    "audio/pcm": "pcm",
     "audio/wav": "wav",
     "image/gif": "gif",
     "image/jpeg": "jpg",
     "image/png": "png",
+    "image/webp": "webp",
     "model/gltf-binary": "glb",
     "model/obj": "obj",
     "model/ply": "ply",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.budgets.ledger import RELEASED, settle_in
+from gateway.budgets.ledger import release_in, settle_in
 from gateway.jobs.schema import GatewayRow, Job, JobRow, Outcome
 from gateway.jobs.statements import COLUMNS
 from gateway.usage.log import unavailable
@@ -73,7 +73,7 @@ async def give_back(connection: AsyncConnection, job: Job) -> None:
     """Give back what the steps have reserved that will not be made; what comes of them all the same counts."""
     if job.caller:
         for step in range(job.step, len(job.steps)):
-            await settle_in(connection, reservation(job.request_id, step), RELEASED, 0)
+            await release_in(connection, reservation(job.request_id, step))
 
 
 def reservation(request_id: str, step: int) -> str:

@@ -48,7 +48,7 @@ async def call(
         began = time.monotonic()
         upstream = await relay.open(request, targets, step.path, accept=ACCEPT, attempt=job.attempt, **body)
         try:
-            async with Files(job, artefacts, NAMES[step.task]) as files:
+            async with Files(job.id, job.step, artefacts, NAMES[step.task]) as files:
                 return await follow(relay, upstream, files, live, began)
         except httpx.HTTPError as error:
             raise WorkerDied("the worker went away while it worked on this") from error
@@ -137,9 +137,10 @@ async def events(pieces: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, dict
 class Files:
     """The files of one answer, kept while they come: each by a task of its own, as they may come in turns."""
 
-    def __init__(self, job: Job, artefacts: Artefacts, name: str) -> None:
-        """Keep for `job`; what has no name is called `name`."""
-        self._job = job
+    def __init__(self, job_id: str, step: int, artefacts: Artefacts, name: str) -> None:
+        """Keep for a job what comes of its `step`; what has no name is called `name`."""
+        self._job_id = job_id
+        self._step = step
         self._artefacts = artefacts
         self._name = name
         self._writers: dict[str, Writer] = {}
@@ -163,7 +164,7 @@ class Files:
         """
         name = data.get("variant") or self._name
         if name not in self._writers:
-            self._writers[name] = Writer(self._artefacts, self._job.id, data["media_type"])
+            self._writers[name] = Writer(self._artefacts, self._job_id, data["media_type"])
         if data.get("b64"):
             await self._writers[name].add(base64.b64decode(data["b64"]))
         if "sha256" in data:
@@ -182,7 +183,7 @@ class Files:
             GatewayError: one cannot be.
             WorkerDied: one is not what the worker sent.
         """
-        return tuple([Output(name, self._job.step, await writer.close()) for name, writer in self._writers.items()])
+        return tuple([Output(name, self._step, await writer.close()) for name, writer in self._writers.items()])
 
 
 class Writer:

@@ -1,6 +1,7 @@
 """OpenAI's routes for pictures: drawn from a text, or over a picture in a form."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,24 +10,31 @@ from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from gateway.admission import begin
+from gateway.admission import begin, defaults_of
+from gateway.bodies import checked, read_object
+from gateway.catalog import Ours, Target
+from gateway.direct import body_of
 from gateway.errors import CallerLeft
-from gateway.routes.chat import admitted, pass_on, takes
+from gateway.pictures import Pictures
+from gateway.preference import prefers_job
+from gateway.routes.chat import MAX_BYTES, admitted, takes
 from gateway.routes.generate import refuse_repeated
-from gateway.state import wired
+from gateway.state import State, wired
 from services.image.schema import EditRequest, ImageRequest
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
 CONTRACTS = (ImageRequest, EditRequest)
 FORM = "multipart/form-data"
-FILES = frozenset({"image", "image[]", "mask"})  # a client with a list of pictures sends the second
+IMAGES = "image[]"  # a client with a list of pictures calls each so
+FILES = frozenset({"image", IMAGES, "mask"})
 MAX_FILES = 20  # beyond what any client sends: the worker says which are too many
 MAX_FIELD_BYTES = 64_000
 File = tuple[str, tuple[str, bytes]]
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "JSON; with `stream` events that end with `[DONE]`; the file alone under `Accept: image/png`.",
+        "description": "JSON, with base64 or (`response_format` url) links; with `stream` events that end with "
+        "`[DONE]`; the file alone under `Accept: image/png`.",
         "content": {"application/json": {}, "text/event-stream": {}, "image/png": {}},
     }
 }
@@ -35,7 +43,11 @@ FORMS: dict[int | str, dict[str, Any]] = {
 @router.post("/generations", responses=FORMS, response_class=Response, openapi_extra=takes(ImageRequest))
 async def generations(request: Request) -> Response:
     """Draw pictures."""
-    return await pass_on(request, "image", ImageRequest)
+    state = wired(request)
+    await begin(request, state, "image")
+    content = await body_of(request, MAX_BYTES)
+    body = read_object(content, request.headers.get("content-type", ""))
+    return await draw(request, state, body, ImageRequest, content=content)
 
 
 @router.post("/edits", responses=FORMS, response_class=Response, openapi_extra=takes(EditRequest, FORM, *FILES))
@@ -43,23 +55,51 @@ async def edits(request: Request) -> Response:
     """Draw over a picture, or only where a mask says so."""
     state = wired(request)
     await begin(request, state, "image")
-    files, fields = await read_form(request)
-    found = state.catalog.serving("image", fields.get("model") or None)
-    targets = await admitted(request, state, "image", found, fields, EditRequest)
+    media_type = request.headers.get("content-type", "").lower()
+    if media_type.startswith("application/json"):
+        files, fields = await read_links(request, state.pictures)
+    elif media_type.startswith(FORM):
+        files, fields = await read_form(request)
+    else:
+        raise unfit("image", "must be a file; send a multipart form")
+    return await draw(request, state, fields, EditRequest, files=files, data=fields)
+
+
+async def draw(
+    request: Request, state: State, fields: Mapping[str, Any], contract: type[ImageRequest], **sent: Any
+) -> Response:
+    """Ask whoever serves the model; what our own draw is kept where links are asked for.
+
+    Args:
+        request: the caller's, whose body has been read.
+        state: of the application.
+        fields: the body.
+        contract: of it.
+        sent: the same as httpx takes it.
+    """
+    model = fields.get("model")
+    found: Sequence[Target] = state.catalog.serving("image", model if isinstance(model, str) and model else None)
+    wants_links = fields.get("response_format") == "url"
+    if wants_links:  # others' links are their own
+        found = [each for each in found if isinstance(each, Ours) is isinstance(found[0], Ours)]
+    targets = await admitted(request, state, "image", found, fields, contract)
+    if wants_links and isinstance(targets[0], Ours) and not prefers_job(request.scope):
+        body = checked(fields, contract)
+        _, chosen = request.scope["asked"]
+        size = body.size or defaults_of(state, "image", chosen)["size"]
+        return await state.keeper.draw(request, targets, body, size, sent)
     accept = request.headers.get("accept", "application/json")
-    return await state.relay.send(request, targets, request.scope["path"], accept=accept, files=files, data=fields)
+    return await state.relay.send(request, targets, request.scope["path"], accept=accept, **sent)
 
 
 async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:
     """Return the files under the names that they came by, and the other fields.
 
     Raises:
-        RequestValidationError: there is no form, a file is text, or a name is given twice.
+        RequestValidationError: a file is text, or a name is given twice.
         HTTPException: the form cannot be read.
         CallerLeft: it ends before its end.
     """
-    if not request.headers.get("content-type", "").lower().startswith(FORM):
-        raise unfit("image", "must be a file; send a multipart form")
     files: list[File] = []
     fields: list[tuple[str, str]] = []
     try:
@@ -77,6 +117,39 @@ async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:
     if not any(name.startswith("image") for name, _ in files):
         raise unfit("image", "must be a file; send one to be drawn over")
     return files, dict(fields)
+
+
+async def read_links(request: Request, pictures: Pictures) -> tuple[Sequence[File], dict[str, str]]:
+    """Return the same of a JSON body that names its pictures, as OpenAI has it: `images`, each with its `image_url`.
+
+    Raises:
+        RequestValidationError: it is no JSON, or names no pictures.
+        GatewayError: one of them cannot be had.
+    """
+    given = read_object(await request.body(), request.headers.get("content-type", ""))
+    named = given.pop("images", None)
+    if not isinstance(named, list) or not 0 < len(named) <= MAX_FILES:
+        raise unfit("images", f"must be a list of 1 to {MAX_FILES} pictures, or send a multipart form with files")
+    masks = [] if given.get("mask") is None else [given.pop("mask")]
+    names = [IMAGES] * len(named) + ["mask"] * len(masks)
+    found = await pictures.read_all([*named, *masks], ["images"] * len(named) + ["mask"] * len(masks))
+    files = [(name, (name, picture)) for name, picture in zip(names, found, strict=True)]
+    return files, {name: text_of(name, value) for name, value in given.items() if value is not None}
+
+
+def text_of(name: str, value: object) -> str:
+    """A value as a form has it.
+
+    Raises:
+        RequestValidationError: a form has none such.
+    """
+    match value:
+        case str():
+            return value
+        case bool() | int() | float():
+            return json.dumps(value)
+        case _:
+            raise unfit(name, "must be text, a number, true or false")
 
 
 def unfit(field: str, sentence: str) -> RequestValidationError:

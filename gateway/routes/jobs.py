@@ -302,7 +302,11 @@ async def content_of(request: Request, state: State, job: Job, variant: str | No
     if output is None:
         there = ", ".join(dict.fromkeys(each.variant for each in job.outputs))
         raise NoSuchOutput(f"this job has no such file; there are: {there}")
-    return await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
+    response = await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
+    if output.step == len(job.steps) - 1 and job.model:  # a job knows no more of the steps before
+        response.headers["x-model"] = job.model
+        response.headers.update({} if job.seed is None else {"x-seed": str(job.seed)})
+    return response
 
 
 @router.post("/{job_id}/cancel")

@@ -1,5 +1,6 @@
 """`/v1/videos`, as the official SDK speaks it, and `/v1/3d` with the same verbs: both are faces of jobs."""
 
+import base64
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -10,12 +11,13 @@ from pydantic import Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from gateway.admission import begin, pass_ours
-from gateway.bodies import checked, read_object
+from gateway.bodies import checked, read_object, with_members
 from gateway.jobs.desk import Order, visible_to
 from gateway.jobs.errors import NoSuchJob
 from gateway.jobs.schema import Job
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, MediaPage, MediaView
+from gateway.pictures import Pictures, is_link
 from gateway.preference import seconds_to_wait
 from gateway.routes.generate import refuse_repeated
 from gateway.routes.jobs import (
@@ -69,7 +71,7 @@ async def create_video(request: Request, state: StateOf) -> Response:
     """Begin a film: of the picture in `input_reference`, or of what `prompt` says."""
     request.scope["is_job"] = True
     await begin(request, state, "video")
-    picture, given = await read_video(request)
+    picture, given = await read_video(request, state.pictures)
     if not given.get("prompt"):
         given.pop("prompt", None)  # the SDK always sends one
     body = checked(given, NewVideo)
@@ -93,10 +95,12 @@ async def create_video(request: Request, state: StateOf) -> Response:
     return await shown(request, state, job)
 
 
-async def read_video(request: Request) -> tuple[bytes | None, dict[str, Any]]:
+async def read_video(request: Request, pictures: Pictures) -> tuple[bytes | None, dict[str, Any]]:
     """Return the picture, if there is one, and the fields."""
     if not request.headers.get("content-type", "").lower().startswith(FORM):
-        return None, read_object(await request.body(), request.headers.get("content-type", ""))
+        given = read_object(await request.body(), request.headers.get("content-type", ""))
+        named = given.pop(FILE, None)
+        return None if named is None else await pictures.read(named, FILE), given
     async with request.form(max_part_size=MAX_FIELD_BYTES) as form:
         refuse_repeated("body", form.multi_items())
         picture = form.get(FILE)
@@ -144,11 +148,15 @@ def unfit(field: str, sentence: str) -> RequestValidationError:
 
 @meshes.post("/generations", status_code=202, openapi_extra=media_body(MeshRequest), response_model=MediaView)
 async def create_mesh(request: Request, state: StateOf) -> Response:
-    """Begin a mesh: of what `prompt` says, or of the picture in `image` (base64)."""
+    """Begin a mesh: of what `prompt` says, or of the picture in `image` (base64 or a URL)."""
     request.scope["is_job"] = True
     await begin(request, state, "mesh")
     content = await request.body()
-    body = checked(read_object(content, request.headers.get("content-type", "")), MeshRequest)
+    given = read_object(content, request.headers.get("content-type", ""))
+    if is_link(given.get("image")):
+        given["image"] = base64.b64encode(await state.pictures.read(given["image"], "image")).decode()
+        content = with_members(content, {"image": given["image"]})
+    body = checked(given, MeshRequest)
     state.catalog.serving("mesh", body.model)
     model = body.model or (BY_PICTURE if body.image is not None else models_of("mesh", state.models)[0].id)
     await pass_ours(request, state, "mesh", body, model)

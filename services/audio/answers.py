@@ -76,6 +76,20 @@ class SpeechEncoder:
             rest = b"" if self._tempo is None else self._file.add(self._tempo.close())
             return rest + self._file.close()
 
+    def finished(self, start: bytes, num_bytes: int) -> bytes:
+        """Return the beginning of the whole file, with its length in it where the format has a place for that.
+
+        Args:
+            start: its first bytes, the head among them.
+            num_bytes: of the whole file.
+        """
+        match self._file:
+            case wav.Encoder():
+                return wav.sized(start, num_bytes)
+            case sound.Encoder() if self._format == "flac":
+                return sound.counted(start, self._file.num_samples)
+        return start
+
     def abort(self) -> None:
         """Free the codec, as soon as no thread is in it."""
         with self._lock:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
-from services.schema import Body, GenerationRequest, check_is_text
+from services.schema import Body, MediaRequest, check_is_text
 
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 Input = Annotated[str, StringConstraints(min_length=1, max_length=4096), AfterValidator(check_is_text)]
@@ -35,7 +35,7 @@ Hint = Annotated[str, StringConstraints(max_length=512)]
 Unused = Field(exclude=True, description="accepted and not used")
 
 
-class SpeechRequest(GenerationRequest):
+class SpeechRequest(MediaRequest):
     """Body of `POST /v1/audio/speech`.
 
     `voice` names one of the checkpoint's own presets (`GET /v1/audio/voices`); without it the model chooses a speaker.

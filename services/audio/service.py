@@ -84,7 +84,7 @@ class AudioService(Worker):
 
         async def prepare(job: SpeechRequest) -> tuple[SpeechRequest, Encoder]:
             speed = 1.0 if job.speed is None else job.speed
-            file = SpeechEncoder(format_of(job, ctx.request), speed, self.provenance(job, chosen(job)))
+            file = SpeechEncoder(format_of(job, ctx.request), speed, self.provenance(job, body, chosen(job)))
             if job.stream_format == "sse" and not wants_final(ctx.request):
                 return job, SpeechEvents(file)
             return job, negotiated(ctx.request, file, files=lambda: SoundFiles(file))

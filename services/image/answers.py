@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from services.encoders import EventStream, server_sent, text_of
 from services.engine.events import Done, Event, Preview, Progress
 from services.errors import ServiceError
 from services.finals import File
-from services.image.schema import ImageJob, seed_of
+from services.image.schema import ImageJob, described, seed_of, usage
 from services.media import jpeg, png, webp
 from services.provenance import Provenance
 from services.schema import envelope
@@ -84,7 +84,7 @@ class DocumentEncoder:
         document = {
             "created": int(time.time()),
             "data": self._pictures,
-            **described(self._job),
+            **described(self._job.size, self._job.output_format),
             "usage": usage(done.usage),
         }
         return json.dumps(document).encode()
@@ -157,21 +157,4 @@ class PictureEvents(EventStream):
     def _event(self, name: str, picture: bytes, **more: Any) -> bytes:
         kind = f"{self._prefix}.{name}"
         head = {"type": kind, "b64_json": text_of(picture), "created_at": int(time.time())}
-        return server_sent(kind, **head, **described(self._job), quality="auto", **more)
-
-
-def described(job: ImageJob) -> dict[str, Any]:
-    """What OpenAI's answers say about a picture."""
-    return {"size": job.size, "background": "opaque", "output_format": job.output_format or "png"}
-
-
-def usage(made: Mapping[str, float]) -> dict[str, Any]:
-    """Say what was made: pixel-steps; OpenAI's names are there, and of tokens there are none."""
-    return {
-        "input_tokens": 0,
-        "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
-        "output_tokens": 0,
-        "output_tokens_details": {"text_tokens": 0, "image_tokens": 0},
-        "total_tokens": 0,
-        **made,
-    }
+        return server_sent(kind, **head, **described(self._job.size, self._job.output_format), quality="auto", **more)

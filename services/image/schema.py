@@ -3,11 +3,12 @@
 What OpenAI has and we do not is refused by its name, unless its value is the default; what changes nothing is accepted.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
 
-from services.schema import MAX_SEED, GenerationRequest, Guidance, Prompt, Size, Steps
+from services.schema import MAX_SEED, Guidance, MediaRequest, Prompt, Size, Steps
 
 MAX_PICTURES = 10
 MAX_PARTIAL_IMAGES = 3
@@ -28,17 +29,10 @@ def nothing_if_auto(value: object) -> object:
     return None if value == "auto" else value
 
 
-def check_is_b64(value: str) -> str:
-    """Refuse links as long as nothing is there for them to lead to."""
-    if value == "url":
-        raise ValueError("pictures are not kept here yet, so there is nothing to link to; ask for b64_json")
-    return value
-
-
 Auto = BeforeValidator(nothing_if_auto, json_schema_input_type=Size | Literal["auto"])
 
 
-class ImageRequest(GenerationRequest):
+class ImageRequest(MediaRequest):
     """Body of `POST /v1/images/generations`; what is left out takes the model's default.
 
     Of `n` pictures the first has the request's seed, and each further one the next number.
@@ -50,11 +44,10 @@ class ImageRequest(GenerationRequest):
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     scheduler: Scheduler | None = None
-    deterministic: Annotated[bool, Field(description="shares no forward: a replay gives the same bytes")] | None = None
     output_format: OutputFormat | None = None
     output_compression: Compression | None = None
-    response_format: Annotated[Literal["b64_json", "url"], AfterValidator(check_is_b64)] | None = None
     stream: bool | None = None
+    response_format: Literal["b64_json", "url"] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_PICTURES)] | None = None
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL_IMAGES, description="sketches on the way")] | None = None
     background: Annotated[Literal["auto", "opaque"] | None, Field(exclude=True)] = None
@@ -63,6 +56,14 @@ class ImageRequest(GenerationRequest):
     style: Annotated[Literal["vivid"] | None, Field(exclude=True)] = None
     safety_identifier: Annotated[Hint | None, Unused] = None
     user: Annotated[Hint | None, Unused] = None
+
+    @field_validator("response_format")
+    @classmethod
+    def check_form(cls, form: str | None, others: ValidationInfo) -> str | None:
+        """Refuse links in a stream: its events have no place for them."""
+        if form == "url" and others.data.get("stream"):
+            raise ValueError("a stream brings its picture in base64; do not stream, or leave this out")
+        return form
 
     @field_validator("n")
     @classmethod
@@ -122,3 +123,20 @@ def chosen(job: ImageJob) -> dict[str, Any]:
     """Name what the picture was made with, besides model, seed and prompts."""
     names = {"size", "num_inference_steps", "guidance_scale", "scheduler", "strength"}
     return job.model_dump(include=names, exclude_none=True)
+
+
+def described(size: str, output_format: OutputFormat | None) -> dict[str, Any]:
+    """What OpenAI's answers say about a picture."""
+    return {"size": size, "background": "opaque", "output_format": output_format or "png"}
+
+
+def usage(made: Mapping[str, float]) -> dict[str, Any]:
+    """Say what was made: pixel-steps; OpenAI's names are there, and of tokens there are none."""
+    return {
+        "input_tokens": 0,
+        "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+        "total_tokens": 0,
+        **made,
+    }

@@ -63,7 +63,7 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
         raise missing("image")
 
     async def prepare(job: EditJob) -> tuple[Edit, Encoder]:
-        form = encoder(request, worker, job, "image_edit")
+        form = encoder(request, worker, job, body, "image_edit")
         fit = fitting(job.size)
         picture = await worker.read_picture(files["image"], "image", fit)
         mask = await worker.read_mask(files["mask"], "mask", fit) if "mask" in files else None
@@ -71,16 +71,23 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
         return Edit(job, picture, mask, strength), form
 
     with naming_the_field():
-        return await worker.answer(request, EditRequest.model_validate(fields), EditJob, prepare)
+        body = EditRequest.model_validate(fields)
+        return await worker.answer(request, body, EditJob, prepare)
 
 
-def encoder(request: Request, worker: Worker, job: ImageJob, prefix: str) -> Encoder:
+def encoder(request: Request, worker: Worker, job: ImageJob, body: ImageRequest, prefix: str) -> Encoder:
     """Choose the answer's form by the body and by the caller's `Accept`.
 
     Raises:
-        InvalidRequest: several pictures where there is room for one, or more than may ever wait.
+        InvalidRequest: several pictures where there is room for one, or more than may ever wait; or links, where
+            nobody keeps what they could lead to.
     """
-    file = PictureEncoder(job, worker.provenance(job, chosen(job)))
+    if job.response_format == "url" and not wants_final(request):
+        raise InvalidRequest(
+            "response_format: a worker keeps no picture that a link could lead to; ask the gateway, or for b64_json",
+            param="response_format",
+        )
+    file = PictureEncoder(job, worker.provenance(job, body, chosen(job)))
     if job.stream and not wants_final(request):
         return PictureEvents(file, job, prefix)
     form = negotiated(request, file, lambda _: DocumentEncoder(file, job), lambda: PictureFiles(file))
@@ -119,7 +126,7 @@ class ImageService(Worker):
         """Draw pictures: JSON with base64, events (`stream`), or the file itself under `Accept: image/png`."""
 
         async def prepare(job: ImageJob) -> tuple[Edit, Encoder]:
-            return Edit(job), encoder(ctx.request, self, job, "image_generation")
+            return Edit(job), encoder(ctx.request, self, job, body, "image_generation")
 
         return await self.answer_api(ctx, body, ImageJob, prepare)
 

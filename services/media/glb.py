@@ -2,6 +2,8 @@
 
 import json
 import struct
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,19 @@ from numpy.typing import NDArray
 
 from services.media.triangles import check, normals
 
+NO_EXTRAS: Mapping[str, Any] = MappingProxyType({})
 FLOAT, UINT = 5126, 5125
 ARRAY, ELEMENTS = 34962, 34963
 Y_UP = [-(0.5**0.5), 0.0, 0.0, 0.5**0.5]  # a quarter turn around x: what we make has z up
 MATTE = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}, "doubleSided": True}
 
 
-def encode(vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: NDArray[np.float32]) -> bytes:
+def encode(
+    vertices: NDArray[np.float32],
+    faces: NDArray[np.integer],
+    colours: NDArray[np.float32],
+    extras: Mapping[str, Any] = NO_EXTRAS,
+) -> bytes:
     """Return a GLB file of a triangle mesh, whose z axis points upwards.
 
     Args:
@@ -23,6 +31,7 @@ def encode(vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: N
         faces: indices of vertices, counted from 0, shape (m, 3), m > 0.
         colours: red, green and blue of each vertex, shape (n, 3), as displays take them (sRGB), in [0, 1]; clipped
             outside, and stored linear, as the format has it.
+        extras: of the asset, as JSON.
 
     Raises:
         ValueError: it is no mesh.
@@ -47,7 +56,7 @@ def encode(vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: N
     ]
     attributes = {"POSITION": 0, "NORMAL": 1, "COLOR_0": 2}
     document = {
-        "asset": {"version": "2.0", "generator": "Atelier"},
+        "asset": {"version": "2.0", "generator": "Atelier"} | ({"extras": dict(extras)} if extras else {}),
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "rotation": Y_UP}],

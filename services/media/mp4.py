@@ -32,11 +32,13 @@ class Encoder:
     Args:
         frame_rate: frames a second, 1 to 60.
         threads: of the encoder; another number gives other bytes.
+        comment: goes into the file's head.
     """
 
-    def __init__(self, frame_rate: int, threads: Literal[1, 2] = 1) -> None:
+    def __init__(self, frame_rate: int, threads: Literal[1, 2] = 1, comment: str = "") -> None:
         self._sink = Sink()
-        self._film = _Film(av.open(self._sink, "w", format="mp4", options=FRAGMENTED), frame_rate, LIVE, threads)
+        container = av.open(self._sink, "w", format="mp4", options=FRAGMENTED)
+        self._film = _Film(container, frame_rate, LIVE, threads, comment)
 
     def __enter__(self) -> Self:
         return self
@@ -82,10 +84,12 @@ class FileEncoder:
         path: of the file, which is read again at the end.
         frame_rate: frames a second, 1 to 60.
         threads: of the encoder; another number gives other bytes.
+        comment: goes into the file's head.
     """
 
-    def __init__(self, path: Path, frame_rate: int, threads: Literal[1, 2] = 1) -> None:
-        self._film = _Film(av.open(str(path), "w", format="mp4", options=WHOLE), frame_rate, COMPACT, threads)
+    def __init__(self, path: Path, frame_rate: int, threads: Literal[1, 2] = 1, comment: str = "") -> None:
+        container = av.open(str(path), "w", format="mp4", options=WHOLE)
+        self._film = _Film(container, frame_rate, COMPACT, threads, comment)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
         """Take a frame, as `Encoder` does.
@@ -112,9 +116,16 @@ class _Film:
     """Frames of one shape on their way into a container, which it owns."""
 
     def __init__(
-        self, container: OutputContainer, frame_rate: int, options: dict[str, str], threads: Literal[1, 2]
+        self,
+        container: OutputContainer,
+        frame_rate: int,
+        options: dict[str, str],
+        threads: Literal[1, 2],
+        comment: str,
     ) -> None:
         self._container = container
+        if comment:
+            container.metadata["comment"] = comment
         self._time_base = Fraction(1, frame_rate)
         self._options = options
         self._threads = threads

@@ -1,10 +1,10 @@
 """A film on one picture, as a player shows it while one seeks; knows nothing of who made the frames."""
 
-from io import BytesIO
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from services.media import jpeg
 
 MAX_TILES = 16
 COLUMNS = 4
@@ -33,8 +33,12 @@ class Spritesheet:
             self._tiles.append(tile)
         self._num_seen += 1
 
-    def close(self) -> bytes:
+    def close(self, description: str = "", xmp: bytes = b"") -> bytes:
         """Return a JPEG of the frames, four in a row, read like a page.
+
+        Args:
+            description: goes into EXIF.
+            xmp: a packet of metadata.
 
         Raises:
             ValueError: there was no frame.
@@ -46,6 +50,4 @@ class Spritesheet:
         sheet = Image.new("RGB", (width * columns, height * -(-len(self._tiles) // columns)))
         for nth, tile in enumerate(self._tiles):
             sheet.paste(tile, (width * (nth % columns), height * (nth // columns)))
-        file = BytesIO()
-        sheet.save(file, "JPEG", quality=QUALITY)
-        return file.getvalue()
+        return jpeg.encode(np.asarray(sheet), QUALITY, description, xmp)

@@ -23,13 +23,16 @@ MAX_CANDIDATES = 1_000_000  # pixels that may be covered, looked at together
 Pixels = NDArray[np.uint8]
 
 
-def encode(vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: NDArray[np.float32]) -> bytes:
+def encode(
+    vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: NDArray[np.float32], comment: str = ""
+) -> bytes:
     """Return a GIF in which a mesh turns once around its upright axis, z, without end.
 
     Args:
         vertices: positions, shape (n, 3).
         faces: indices of vertices, counted from 0, shape (m, 3), m > 0.
         colours: red, green and blue of each vertex, shape (n, 3), in [0, 1]; clipped outside.
+        comment: in ASCII.
 
     Raises:
         ValueError: it is no mesh.
@@ -42,7 +45,7 @@ def encode(vertices: NDArray[np.float32], faces: NDArray[np.integer], colours: N
     shades = np.clip(colours, 0, 1)
     turns = np.arange(NUM_FRAMES) * (2 * np.pi / NUM_FRAMES)
     frames = [Image.fromarray(draw(centred, faces, shades, facing, turn)) for turn in turns]
-    return animate(frames)
+    return animate(frames, comment)
 
 
 def draw(
@@ -165,7 +168,7 @@ def barycentric(
     return [1 - second - third, second, third]
 
 
-def animate(frames: list[Image.Image]) -> bytes:
+def animate(frames: list[Image.Image], comment: str = "") -> bytes:
     """Return a GIF of frames; one palette for all, so that colours do not flicker."""
     looked_at = frames[:: NUM_FRAMES // 4]
     strip = Image.new("RGB", (SIDE, SIDE * len(looked_at)))
@@ -174,5 +177,6 @@ def animate(frames: list[Image.Image]) -> bytes:
     palette = strip.quantize(256, method=Image.Quantize.MEDIANCUT)
     first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     file = BytesIO()
-    first.save(file, "GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    said = {"comment": comment} if comment else {}
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, **said)
     return file.getvalue()

@@ -116,7 +116,12 @@ class MeshStepper:
         return Shape(job, picture, run, scheduler, latents, steps)
 
     def key(self, state: Shape) -> Phase | None:
-        """Let all encode together, and all denoise together: a timestep and a guidance are a row's own."""
+        """Let all encode together, and all denoise together: a timestep and a guidance are a row's own.
+
+        What must repeat byte by byte shares nothing.
+        """
+        if state.job.deterministic:
+            return None
         return state.phase if state.phase in (Phase.ENCODE, Phase.DENOISE) else None
 
     @torch.inference_mode()

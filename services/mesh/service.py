@@ -1,5 +1,6 @@
 """The mesh worker: `bentoml serve services.mesh.service:MeshService`."""
 
+import asyncio
 import base64
 from functools import partial
 from typing import Any, cast
@@ -9,12 +10,15 @@ from PIL.Image import Image
 from starlette.requests import Request
 
 from services.admission import GatewayOnly
-from services.encoders import Base64Encoder, Encoder, GifEncoder, GlbEncoder, ObjEncoder, PlyEncoder
+from services.encoders import Base64Encoder, Encoder, GlbEncoder, ObjEncoder, PlyEncoder, TurntableEncoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
 from services.finals import MeshFiles
+from services.media import ply
 from services.media.picture import reduced
+from services.mesh import reshaping, schema
 from services.mesh.schema import MeshJob, MeshRequest
+from services.provenance import Provenance
 from services.registry import WORKERS, Model
 from services.requests import Correlation
 from services.responses import chosen, negotiated
@@ -24,6 +28,7 @@ from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_wit
 
 TIMEOUT = 900  # seconds
 MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
+FORMS = ObjEncoder, GlbEncoder, PlyEncoder, TurntableEncoder
 IMAGE_MODEL = "shap-e-img2img"  # the default where the source is a picture
 
 
@@ -34,10 +39,13 @@ def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     return MeshStepper(model, settings)
 
 
-def encoder(request: Request) -> Encoder:
+def encoder(request: Request, job: MeshJob, provenance: Provenance) -> Encoder:
     """Choose the answer's form."""
-    raw = chosen(request, (ObjEncoder, GlbEncoder, PlyEncoder, GifEncoder))
-    return negotiated(request, raw, partial(Base64Encoder, output_format="obj"), MeshFiles)
+    reshape = partial(reshaping.reshaped, job=job)
+    num_points = job.num_points or ply.NUM_POINTS
+    raw = chosen(request, [partial(form, provenance, reshape) for form in FORMS])
+    files = partial(MeshFiles, provenance, reshape, num_points)
+    return negotiated(request, raw, partial(Base64Encoder, output_format="obj"), files)
 
 
 routes = routes_with()
@@ -76,7 +84,9 @@ class MeshService(Worker):
             if job.image is not None:
                 image = await self.read_picture(base64.b64decode(job.image), "image", reduced)
                 job = job.model_copy(update={"image": None})  # the file may be large, and the request may wait long
-            return (job, image), encoder(ctx.request)
+            if needed := reshaping.named(job):
+                await asyncio.to_thread(reshaping.load, needed)  # before a mesh is made for nothing
+            return (job, image), encoder(ctx.request, job, self.provenance(job, body, schema.chosen(job)))
 
         return await self.answer_api(ctx, body, MeshJob, prepare)
 

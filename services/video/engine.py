@@ -127,8 +127,10 @@ class FilmStepper:
         return Film(job, ImageOps.fit(picture, (width, height)), seed, run, scheduler, shape, guidance)
 
     def key(self, state: Film) -> Hashable | None:
-        """Name phase and shape; the encoding is a request's own."""
+        """Name phase and shape; the encoding is a request's own, and all of one that must repeat byte by byte."""
         match state.phase:
+            case _ if state.job.deterministic:
+                return None
             case Phase.ENCODE:
                 return None
             case Phase.DENOISE:

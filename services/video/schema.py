@@ -1,12 +1,15 @@
 """The video contract: a picture or a text in, a film out."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from services.schema import GenerationRequest, Guidance, Prompt, Size, Steps, parse_size
+from services.schema import Guidance, MediaRequest, Prompt, Size, Steps, parse_size
 
 NumFrames = Annotated[int, Field(ge=2, le=64)]  # of one frame the pipeline makes none: its guidance ramp is empty
+
+
+Format = Literal["mp4", "gif", "webp"]
 
 
 def check_is_absent(value: object) -> None:
@@ -32,7 +35,7 @@ def check_size(value: str) -> str:
 Absent = Annotated[None, BeforeValidator(check_is_absent)]
 
 
-class VideoRequest(GenerationRequest):
+class VideoRequest(MediaRequest):
     """The form fields of `POST /v1/videos`, beside the file `input_reference` (PNG, JPEG, WebP, GIF or BMP).
 
     A model films either a picture, which is cropped to the film's aspect ratio, or a prompt. What is left out takes the
@@ -47,6 +50,7 @@ class VideoRequest(GenerationRequest):
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
     motion_bucket_id: Annotated[int, Field(ge=1, le=255, description="how much moves")] | None = None
+    output_format: Format | None = None
 
 
 class VideoJob(VideoRequest):
@@ -73,3 +77,9 @@ class TextVideoJob(VideoRequest):
     num_inference_steps: Steps
     guidance_scale: Guidance
     motion_bucket_id: Absent = None
+
+
+def chosen(job: VideoRequest) -> dict[str, Any]:
+    """Name what a film was made with, besides model, seed and prompts."""
+    names = {"size", "num_frames", "fps", "num_inference_steps", "guidance_scale", "motion_bucket_id"}
+    return job.model_dump(include=names, exclude_none=True)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from services.admission import GatewayOnly
-from services.encoders import Encoder, Mp4Encoder
+from services.encoders import Encoder, GifEncoder, Mp4Encoder, WebpEncoder
 from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
@@ -17,14 +17,20 @@ from services.finals import FilmFiles
 from services.media.picture import fitting
 from services.registry import WORKERS, Model
 from services.requests import Correlation
-from services.responses import negotiated, rendered
+from services.responses import negotiated, rendered, wants
 from services.settings import Settings
 from services.uploads import naming_the_field, read_form
-from services.video.schema import TextVideoJob, VideoJob, VideoRequest
+from services.video import schema
+from services.video.schema import Format, TextVideoJob, VideoJob, VideoRequest
 from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
 
 TIMEOUT = 1800  # seconds
 FILE_FIELD = "input_reference"
+ENCODERS: dict[Format, type[Mp4Encoder | GifEncoder | WebpEncoder]] = {
+    "mp4": Mp4Encoder,
+    "gif": GifEncoder,
+    "webp": WebpEncoder,
+}
 TEXT_MODEL = "wan2.1-t2v-1.3b"  # films prompts, where the others film pictures; the default where no picture comes
 
 
@@ -63,9 +69,13 @@ async def film(request: Request, worker: "VideoService") -> Response:
         return await answer(request, worker, body, data)
 
 
-def encoder(request: Request, job: VideoJob | TextVideoJob) -> Encoder:
-    """Choose the answer's form for `job`."""
-    return negotiated(request, Mp4Encoder(job.fps), files=lambda: FilmFiles(job.fps, job.num_frames))
+def encoder(request: Request, worker: "VideoService", job: VideoJob | TextVideoJob, body: VideoRequest) -> Encoder:
+    """Choose the answer's form by the body, and else by the caller's `Accept`."""
+    provenance = worker.provenance(job, body, schema.chosen(job))
+    wanted: Format = next((form for form, made in ENCODERS.items() if wants(request, made.media_type)), "mp4")
+    form = wanted if job.output_format is None else job.output_format
+    raw = ENCODERS[form](job.fps, provenance)
+    return negotiated(request, raw, files=lambda: FilmFiles(job.fps, job.num_frames, provenance, form))
 
 
 async def film_picture(request: Request, worker: "VideoService", body: VideoRequest, data: bytes | None) -> Response:
@@ -76,7 +86,7 @@ async def film_picture(request: Request, worker: "VideoService", body: VideoRequ
             wanted = f"a file in '{FILE_FIELD}', or with a 'prompt' for model '{TEXT_MODEL}'"
             raise InvalidRequest(f"send a multipart form with {wanted}", param=FILE_FIELD)
         picture = await worker.read_picture(data, FILE_FIELD, fitting(job.size))
-        return (job, picture), encoder(request, job)
+        return (job, picture), encoder(request, worker, job, body)
 
     return await worker.answer(request, body, VideoJob, prepare)
 
@@ -87,7 +97,7 @@ async def film_prompt(request: Request, worker: "VideoService", body: VideoReque
     async def prepare(job: TextVideoJob) -> tuple[TextVideoJob, Encoder]:
         if data is not None:
             raise InvalidRequest(f"model '{job.model}' films a prompt and takes no picture", param=FILE_FIELD)
-        return job, encoder(request, job)
+        return job, encoder(request, worker, job, body)
 
     return await worker.answer(request, body, TextVideoJob, prepare)
 

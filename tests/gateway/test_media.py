@@ -94,7 +94,7 @@ def test_a_form_is_sent_again(client: httpx.Client, workers: Workers, name: str)
 @pytest.mark.parametrize(
     ("form", "param"),
     [
-        ({"json": {"prompt": "a"}}, "image"),
+        ({"json": {"prompt": "a"}}, "images"),
         ({"data": {"prompt": "a"}}, "image"),
         ({"data": {"prompt": "a", "image": "text"}, "files": {"mask": PNG}}, "image"),
         ({"data": {"prompt": "a"}, "files": {"mask": PNG}}, "image"),

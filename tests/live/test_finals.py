@@ -17,7 +17,7 @@ SIGNATURES = {
     "thumbnail": (0, b"\xff\xd8\xff"),
     "spritesheet": (0, b"\xff\xd8\xff"),
     "glb": (0, b"glTF\x02"),
-    "obj": (0, b"v "),
+    "obj": (0, b"# AI-generated: {"),
     "ply": (0, b"ply\nformat binary_little_endian"),
     "points": (0, b"ply\nformat binary_little_endian"),
     "preview": (0, b"GIF89a"),
@@ -49,7 +49,10 @@ SIGNATURES = {
         (
             "mesh",
             "/v1/3d/generations",
-            {"json": {"prompt": "A chair", "num_inference_steps": 2, "grid_size": 16}},
+            {
+                "json": {"prompt": "A chair", "num_inference_steps": 2, "grid_size": 16}
+                | {"num_points": 9, "max_faces": 200, "smoothing": 2, "watertight": True}
+            },
             ["glb", "obj", "ply", "points", "preview"],
         ),
     ],

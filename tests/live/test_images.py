@@ -178,7 +178,7 @@ def test_several_edits_come_at_once(client: openai.OpenAI) -> None:
         ({"partial_images": 2}, "partial_images"),
         ({"partial_images": 4, "stream": True}, "partial_images"),
         ({"size": "65x64"}, "size"),
-        ({"response_format": "url"}, "response_format"),
+        ({"response_format": "url", "stream": True}, "response_format"),
         ({"output_format": "gif"}, "output_format"),
         ({"output_compression": 50}, "output_compression"),
         ({"background": "transparent"}, "background"),
@@ -203,7 +203,6 @@ def test_what_cannot_be_drawn_is_refused_by_its_name(client: openai.OpenAI, fiel
         ({"image": b"no picture"}, "image"),
         ({"mask": b"no picture"}, "mask"),
         ({"input_fidelity": "high"}, "input_fidelity"),
-        ({"response_format": "url"}, "response_format"),
         ({"extra_body": {"strength": 0}}, "strength"),
     ],
 )
@@ -241,3 +240,21 @@ def test_the_file_alone_is_one_picture(system: System) -> None:
     assert opened(alone.content).format == "PNG"
     assert two.status_code == 400
     assert two.json()["error"]["param"] == "n"
+
+
+@pytest.mark.parametrize("name", ["generate", "edit"])
+def test_links_lead_to_the_pictures_without_a_key(client: openai.OpenAI, name: str) -> None:
+    def draw(**fields: Any) -> Any:
+        if name == "edit":
+            return edited(client, n=2, **fields)
+        return client.images.generate(prompt="a cat", n=2, extra_body=STEPS, **fields)
+
+    whole, linked = draw(), draw(response_format="url")
+    found = [httpx.get(each.url or "", timeout=LONG) for each in linked.data or []]
+
+    assert [each.b64_json for each in linked.data] == [None, None]
+    assert [getattr(each, "seed", None) for each in linked.data] == [7, 8]
+    assert (linked.size, linked.usage) == (whole.size, whole.usage)
+    assert [each.headers["content-type"] for each in found] == ["image/png"] * 2
+    for one, other in zip(found, files(whole), strict=True):
+        assert np.abs(pixels(one.content) - pixels(other)).max() <= 2

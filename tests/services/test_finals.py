@@ -22,7 +22,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from services.audio.answers import SpeechEncoder
-from services.encoders import Encoder, EventEncoder, GifEncoder, GlbEncoder, ObjEncoder, PlyEncoder
+from services.encoders import Encoder, EventEncoder, GlbEncoder, ObjEncoder, PlyEncoder, TurntableEncoder
 from services.engine.events import Done
 from services.engine.outputs import Mesh, Sound
 from services.finals import PIECE, Files, FilmFiles, FinalEvents, MeshFiles, OneFile, SoundFiles, cut
@@ -245,7 +245,7 @@ def frames_of(file: bytes) -> list[np.ndarray[Any, Any]]:
 
 def test_a_preview_turns_the_mesh_once_around() -> None:
     mesh = mesh_of(trimesh.creation.box((0.4, 2, 0.4)))  # a beam along y
-    frames = frames_of(encoded(GifEncoder(), mesh))
+    frames = frames_of(encoded(TurntableEncoder(), mesh))
 
     is_drawn = [(frame < 250).any(axis=2) for frame in frames]
     widths = [np.ptp(np.flatnonzero(drawn.any(axis=0))) for drawn in is_drawn]
@@ -264,7 +264,7 @@ def test_a_preview_shows_what_is_in_front_and_has_no_holes() -> None:
     colours[inner:] = (1, 0, 0)
     mesh = Mesh(np.asarray(shape.vertices, np.float32), np.asarray(shape.faces), colours)
 
-    for frame in frames_of(encoded(GifEncoder(), mesh)):
+    for frame in frames_of(encoded(TurntableEncoder(), mesh)):
         red, _, blue = np.moveaxis(frame, 2, 0)
         down, across = np.mgrid[:192, :192]
         from_middle = np.hypot(down - 95.5, across - 95.5)
@@ -307,6 +307,16 @@ def test_other_sounds_are_files_of_their_own_kind(form: Any, media_type: str) ->
     with av.open(io.BytesIO(file), "r") as container:
         heard = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
     assert heard == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("speed", [1.0, 2.0])
+def test_a_flac_says_how_long_it_is(speed: float) -> None:
+    samples = np.linspace(-1, 1, 48_000, dtype=np.float32)
+    encoder = SpeechEncoder("flac", speed, PROVENANCE)
+    ((_, file),) = sent(SoundFiles(encoder), Sound(samples, 24_000)).values()
+    with soundfile.SoundFile(io.BytesIO(file)) as reader:
+        assert (reader.samplerate, reader.channels) == (24_000, 1)
+        assert reader.frames == len(reader.read()) == pytest.approx(48_000 / speed, abs=2_000)
 
 
 def test_no_sound_at_all_is_no_file() -> None:
@@ -410,13 +420,13 @@ def test_events_without_files_stay_what_they_were() -> None:
     [
         ("model/gltf-binary", GlbEncoder),
         ("model/ply", PlyEncoder),
-        ("image/gif", GifEncoder),
+        ("image/gif", TurntableEncoder),
         ("model/obj", ObjEncoder),
         ("application/json", ObjEncoder),
         ("*/*", ObjEncoder),
     ],
 )
 def test_a_mesh_comes_in_the_format_that_is_named(accept: str, kind: type[Encoder]) -> None:
-    encoder = chosen(asking(accept), (ObjEncoder, GlbEncoder, PlyEncoder, GifEncoder))
+    encoder = chosen(asking(accept), (ObjEncoder, GlbEncoder, PlyEncoder, TurntableEncoder))
 
     assert type(encoder) is kind

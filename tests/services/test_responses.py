@@ -730,6 +730,18 @@ def test_what_ends_a_generation_early_is_its_last_event(app: App) -> None:
     assert (error["status"], error["code"], error["param"]) == (400, "invalid_value", "voice")
 
 
+def test_an_output_that_cannot_be_written_ends_the_events_with_its_error(app: App) -> None:
+    class Unable(Plain):
+        def add(self, data: Any) -> bytes:
+            raise InvalidRequest("with so few faces nothing is left", param="max_faces")
+
+    answer = httpx.get(app.serve(emitting("a"), EventEncoder(Unable())))
+    names = [name for name, _ in events_of(answer.content)]
+
+    assert (names[-1], names.count("error"), "done" in names) == ("error", 1, False)
+    assert events_of(answer.content)[-1][1]["param"] == "max_faces"
+
+
 def test_who_leaves_the_events_stops_the_model(app: App) -> None:
     with httpx.stream("GET", app.serve(until_stopped, EventEncoder(Plain()))) as answer:
         assert next(answer.iter_bytes())

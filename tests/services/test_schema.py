@@ -268,9 +268,13 @@ def test_a_mesh_comes_from_a_text_or_a_picture(fields: dict[str, Any]) -> None:
     assert complaint(MeshRequest, fields) == ("give either 'prompt' or 'image'", None)
 
 
-@pytest.mark.parametrize("image", ["A", "AAAAA", "A A=", "é€ab", "data:image/png;base64,AAAA", "AAA=A==="])
+@pytest.mark.parametrize("image", ["A", "AAAAA", "A A=", "é€ab", "data:image/png;base64,?", "data:,AAAA", "AAA=A==="])
 def test_a_picture_in_json_is_base64(image: str) -> None:
     assert complaint(MeshRequest, {"image": image})[1] == "image"
+
+
+def test_a_data_url_is_its_base64() -> None:
+    assert MeshRequest(image="data:image/png;base64,AAAA").image == "AAAA"
 
 
 # --- jobs ---

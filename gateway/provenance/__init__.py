@@ -1,0 +1,1 @@
+"""What files say about where they come from."""
