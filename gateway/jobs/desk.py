@@ -144,7 +144,8 @@ class Desk:
                     "fingerprint": fingerprint,
                     "hook_url": hook_url,
                     "hook_tries": 0,
-                }
+                },
+                has_files=any(step.files or step.body_file for step in steps),
             )
         except IntegrityError:  # the same request at the same instant
             await self._abandon(job_id)

@@ -71,8 +71,8 @@ class Store:
 
     # --- callers ---
 
-    async def add(self, values: Mapping[str, Any]) -> Job:
-        """Accept a job.
+    async def add(self, values: Mapping[str, Any], *, has_files: bool) -> Job:
+        """Accept a job, of which there may be files already.
 
         Raises:
             IntegrityError: its caller has used the idempotency key already.
@@ -81,7 +81,7 @@ class Store:
             seq = await connection.scalar(statements.ADD, dict(values))
             job = Job.made({**NOT_YET, **values, "seq": seq})
             await _tell(connection, [job])
-            if job.has_uploads:
+            if has_files:
                 await connection.execute(statements.FORGET_UPLOAD, {"its_id": job.id})
             return job
 
