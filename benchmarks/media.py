@@ -86,11 +86,14 @@ def is_sketch(arrived: bytes) -> bool:
 def peaks(up: psutil.Process, task: str, path: str, form: str, bodies: list[dict[str, Any]]) -> dict[str, list[int]]:
     """Return the peaks of the task's worker and of the gateway, in megabytes, while each of `bodies` was answered."""
     family = up.children(recursive=True)
-    named = {task: f"services.{task}.service", "gateway": "gateway"}
+    named = {task: f"services.{task}.service", "gateway": "gateway"}  # in their command lines
     told: dict[str, list[int]] = {name: [] for name in named}
     for body in bodies:
         found = {
-            name: max((each for each in family if word in each.cmdline()), key=lambda each: each.memory_info().rss)
+            name: max(
+                (each for each in family if any(word in part for part in each.cmdline())),
+                key=lambda each: each.memory_info().rss,
+            )
             for name, word in named.items()
         }
         for process in found.values():
@@ -99,7 +102,7 @@ def peaks(up: psutil.Process, task: str, path: str, form: str, bodies: list[dict
         sent = (
             {"files": {name: (None, str(value)) for name, value in body.items()}} if form == "data" else {"json": body}
         )
-        httpx.post(URL + path, headers=waiting, timeout=600, **sent).raise_for_status()  # type: ignore[arg-type]
+        httpx.post(URL + path, headers=waiting, timeout=600, **sent).raise_for_status()
         for name, process in found.items():
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
             told[name].append(int(status.partition("VmHWM:")[2].split()[0]) // 1000)
