@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.gateway.conftest import LONG, Gateway, Workers, served
+from tests.gateway.conftest import LONG, Gateway, Workers, error_of, served
 from tests.gateway.processes import running
 from tests.gateway.test_jobs import MESH, PROMPT, a_file, create, ended, sent, until, works
 
@@ -122,6 +122,21 @@ def test_a_full_disk_fails_the_job_that_meets_it_and_no_other(tmp_path: Path) ->
     assert sha256(contents[2].content).hexdigest() == jobs[2]["outputs"][0]["sha256"]
     assert kept(tmp_path) == sorted([ids[0], ids[2]])
     assert list((tmp_path / "artefacts" / ".drafts").glob("*")) == []
+
+
+def test_while_the_database_fails_jobs_are_to_be_asked_for_again(
+    gateway: Gateway, workers: Workers, tmp_path: Path
+) -> None:
+    works(workers)
+    job_id = ended(gateway.client, create(gateway.client)["id"])["id"]
+    ask(tmp_path, "ALTER TABLE jobs RENAME TO away")
+    asked = [gateway.client.get(f"/v1/jobs/{job_id}"), gateway.client.post(MESH, json=PROMPT)]
+    ask(tmp_path, "ALTER TABLE away RENAME TO jobs")
+
+    for answer in asked:
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "jobs_unavailable")
+        assert answer.headers["x-should-retry"] == "true"
+    assert ended(gateway.client, create(gateway.client)["id"])["status"] == "completed"
 
 
 def test_a_job_that_is_deleted_while_it_is_made_leaves_nothing_to_be_seen(
