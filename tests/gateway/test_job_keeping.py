@@ -124,6 +124,19 @@ def test_a_full_disk_fails_the_job_that_meets_it_and_no_other(tmp_path: Path) ->
     assert list((tmp_path / "artefacts" / ".drafts").glob("*")) == []
 
 
+def test_a_job_that_a_living_gateway_holds_and_does_not_know_of_goes_on(
+    start: Start, workers: Workers, tmp_path: Path
+) -> None:
+    works(workers)
+    idle = start(job_concurrency_by_task={"mesh": 0})
+    job_id = create(idle.client)["id"]
+    ask(tmp_path, "UPDATE jobs SET state = 'in_progress', attempt = 1, executor = (SELECT id FROM gateways)")
+    busy = start()
+
+    assert ended(busy.client, job_id)["attempts"] == 2
+    assert ended(idle.client, job_id)["status"] == "completed"
+
+
 def test_while_the_database_fails_jobs_are_to_be_asked_for_again(
     gateway: Gateway, workers: Workers, tmp_path: Path
 ) -> None:
