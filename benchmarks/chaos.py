@@ -202,6 +202,7 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=20)
     options.add_argument("--postgres", default="")
     asked = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its end"))  # and ends what it has started
     with tempfile.TemporaryDirectory() as folder:
         system = System(Path(folder), {"ATELIER_DATABASE_URL": asked.postgres} if asked.postgres else {})
         try:
