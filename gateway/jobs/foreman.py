@@ -162,7 +162,9 @@ class Foreman:
         has_begun = False
         while True:
             try:
-                live = {job_id: live.shown() for job_id, live in self.live.items()}
+                live = (
+                    {job_id: live.shown() for job_id, live in self.live.items()} if self._seen else {}
+                )  # or nobody asks
                 if not await self._store.beat(self.executor, live) and has_begun:
                     logger.warning("jobs: others took us for dead; what we work on is theirs")
                     await self._drop(list(self._running))

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -135,6 +136,24 @@ def test_a_job_that_a_living_gateway_holds_and_does_not_know_of_goes_on(
 
     assert ended(busy.client, job_id)["attempts"] == 2
     assert ended(idle.client, job_id)["status"] == "completed"
+
+
+def test_at_another_gateway_a_job_is_followed_and_cancelled(start: Start, workers: Workers) -> None:
+    works(workers, Future())
+    busy, idle = start(), start(job_concurrency_by_task={"mesh": 0})
+    job_id = create(busy.client)["id"]
+    until(idle.client, job_id, lambda job: job["step_progress"] == {"step": 1, "steps": 4, "eta_seconds": 2.0})
+    with idle.client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+        lines = stream.iter_lines()
+        while "event: preview" not in next(lines):
+            pass
+        cancelled = idle.new_client().post(f"/v1/jobs/{job_id}/cancel").json()
+        told = list(lines)
+
+    assert cancelled["status"] == "cancelled"
+    assert any('"cancelled"' in line for line in told)
+    assert told[-2:] == ["data: [DONE]", ""]
+    assert workers.streams[0].is_closed.wait(LONG)
 
 
 def test_while_the_database_fails_jobs_are_to_be_asked_for_again(
