@@ -197,10 +197,11 @@ class Desk:
             await self._budgets.release(reservation(request.scope["request_id"], step))
 
     async def _abandon(self, job_id: str) -> None:
-        """Delete what was uploaded for a job that was not accepted."""
+        """Delete what was uploaded for a job, unless it was accepted, and only the answer was lost."""
         with anyio.CancelScope(shield=True):
-            await self.artefacts.delete(job_id)
-            await self._store.forget_upload(job_id)
+            if not await self._store.exists(job_id):
+                await self.artefacts.delete(job_id)
+                await self._store.forget_upload(job_id)
 
     async def _step(self, job_id: str, order: Order) -> Step:
         """Keep what is long as files."""
