@@ -40,8 +40,9 @@ ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
         "/v1/jobs",
         {
             "steps": [
-                {"route": "/v1/images/generations", "body": {**PICTURE, "prompt": "a chair"}},
-                {"route": "/v1/3d/generations", "body": {"num_inference_steps": 2, "grid_size": 16}},
+                {"route": "/v1/chat/completions", "body": CHAT},
+                {"route": "/v1/images/generations", "body": PICTURE},
+                {"route": "/v1/videos", "body": {"num_frames": 4, "num_inference_steps": 2}},
             ]
         },
     ),
