@@ -49,7 +49,7 @@ bench: install ## measure the start, the scheduler, batching against two peers, 
 	@$(BIN)/python -m benchmarks.gateway
 	@$(BIN)/python -m benchmarks.gateway --soak 100000
 	@$(BIN)/python -m benchmarks.jobs
-	@$(BIN)/python -m benchmarks.jobs --chaos
+	@$(BIN)/python -m benchmarks.chaos
 
 tiny: install ## build the tiny checkpoints that are missing
 	@$(BIN)/python -m services.tiny

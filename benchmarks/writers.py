@@ -61,6 +61,7 @@ def ours(packing: str) -> Write:
             waiting.append(stepper.admit(job, 0, Listener()))
             found.append([])
         everyone = list(waiting)
+        readings = [state.readings[0] for state in waiting]
         while waiting:
             for key in sorted({stepper.key(state) for state in waiting}, reverse=True):
                 states = [state for state in waiting if stepper.key(state) == key]
@@ -68,8 +69,9 @@ def ours(packing: str) -> Write:
                 for state, row in zip(states, rows, strict=True):
                     if stepper.advance(state, row) is not None:
                         waiting.remove(state)
-                    if row is not None and state.answers:
-                        found[everyone.index(state)].append(state.answers[0].token)
+                    number = everyone.index(state)
+                    if row is not None and readings[number].answers:
+                        found[number].append(readings[number].answers[0].token)
         return found
 
     return write

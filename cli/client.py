@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import httpx
@@ -11,43 +12,59 @@ import typer
 from cli.errors import NoAnswer
 
 Url = Annotated[str, typer.Option(envvar="ATELIER_URL", help="Where the gateway is.")]
+Key = Annotated[str, typer.Option("--key", envvar="ATELIER_API_KEY", help="The key to send; a variable is safer.")]
+KEY_VARIABLE = "ATELIER_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8000"
+PATIENCE = httpx.Timeout(10, read=None)  # seconds; a model takes as long as it takes
+
+
+@dataclass(frozen=True)
+class Server:
+    """Whom to ask, and with which key; empty: with none."""
+
+    url: str
+    key: str = field(repr=False)
 
 
 @contextmanager
-def asked(method: str, url: str, path: str, **options: Any) -> Iterator[httpx.Response]:
-    """Ask with the key in ATELIER_API_KEY, if there is one; give the answer before its body is read.
+def asked(method: str, server: Server | str, path: str, **options: Any) -> Iterator[httpx.Response]:
+    """Ask; give the answer before its body is read. Of a bare URL, the key is in ATELIER_API_KEY, if there is one.
 
     Raises:
         NoAnswer: nothing answers, it says no, or it broke off.
     """
+    url, key = (server.url, server.key) if isinstance(server, Server) else (server, os.environ.get(KEY_VARIABLE, ""))
     try:
-        headers = {**key_header(), **options.pop("headers", {})}
-        with httpx.stream(method, f"{url.rstrip('/')}{path}", headers=headers, **options) as response:
+        headers = {**key_header(key), **options.pop("headers", {})}
+        with httpx.stream(method, f"{base_of(url)}{path}", headers=headers, **options) as response:
             check(response)
             yield response
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise no_answer(url, error) from error
 
 
-def answer(method: str, url: str, path: str, **options: Any) -> Any:
+def base_of(url: str) -> str:
+    """The server's address, also where somebody gives it as the SDK takes it."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def answer(method: str, server: Server | str, path: str, **options: Any) -> Any:
     """Ask, and return the JSON that is answered.
 
     Raises:
         NoAnswer: nothing answers, it says no, or it answers something else.
     """
-    with asked(method, url, path, **options) as response:
+    with asked(method, server, path, **options) as response:
         response.read()
         try:
             return response.json()
         except ValueError as error:
-            raise no_answer(url, error) from error
+            raise no_answer(str(response.url.copy_with(query=None)), error) from error
 
 
-def key_header() -> Mapping[str, str]:
+def key_header(key: str) -> Mapping[str, str]:
     """The key as it is sent."""
-    key = os.environ.get("ATELIER_API_KEY", "").strip()
-    return {"authorization": f"Bearer {key}"} if key else {}
+    return {"authorization": f"Bearer {key.strip()}"} if key.strip() else {}
 
 
 def check(response: httpx.Response) -> None:
@@ -59,7 +76,7 @@ def check(response: httpx.Response) -> None:
         message = response.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = response.reason_phrase
-    hint = "; ATELIER_API_KEY holds the key that is sent" if response.status_code in (401, 403) else ""
+    hint = "; ATELIER_API_KEY (or --key) holds the key that is sent" if response.status_code in (401, 403) else ""
     raise NoAnswer(f"{response.url.copy_with(query=None)} says {response.status_code}: {message}{hint}")
 
 
@@ -70,7 +87,7 @@ def no_answer(url: str, error: Exception) -> NoAnswer:
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
         return NoAnswer(f"{url} is no http:// or https:// address")
     if isinstance(error, httpx.LocalProtocolError):
-        return NoAnswer("what ATELIER_API_KEY holds cannot be sent as a key")
+        return NoAnswer("what ATELIER_API_KEY (or --key) holds cannot be sent as a key")
     return NoAnswer(f"the answer of {url} broke off or is none ({type(error).__name__})")
 
 

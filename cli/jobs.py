@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -13,6 +13,7 @@ import typer
 
 from cli.client import DEFAULT_URL, Url, answer, asked, table
 from cli.errors import Refused
+from cli.following import happenings
 
 COLUMNS = ("Id", "Kind", "Status", "Done", "Made (UTC)", "Model")
 EXTENSIONS = {
@@ -23,7 +24,6 @@ EXTENSIONS = {
     "preview": "gif",
     "answer": "json",
 }
-TRIES = 30  # connections that break off, and following ends
 JobId = Annotated[str, typer.Argument(help="As the list shows it.")]
 
 app = typer.Typer(help="List, show, follow, cancel and fetch jobs.", no_args_is_help=True)
@@ -52,19 +52,8 @@ def show(job_id: JobId, url: Url = DEFAULT_URL) -> None:
 @app.command()
 def follow(job_id: JobId, url: Url = DEFAULT_URL) -> None:
     """Print what happens to a job until it has ended; a connection that breaks off is taken up again."""
-    seen = ""
-    for _ in range(TRIES):
-        headers = {"last-event-id": seen} if seen else {}
-        patience = httpx.Timeout(10, read=None)
-        with asked("GET", url, f"/v1/jobs/{job_id}/events", headers=headers, timeout=patience) as response:
-            try:
-                for name, data, number in _events(response.iter_lines()):
-                    seen = number or seen
-                    if name == "[DONE]":
-                        return
-                    typer.echo(_told(name, data))
-            except httpx.RemoteProtocolError:
-                continue  # the gateway is restarting
+    for event in happenings(url, job_id):
+        typer.echo(_told(event.name, event.fields))
 
 
 @app.command()
@@ -107,21 +96,6 @@ def _save(path: Path, response: httpx.Response) -> None:
 
 def _extension(name: str, media_type: str) -> str:
     return EXTENSIONS.get(name) or media_type.partition("/")[2].removeprefix("x-").replace("gltf-binary", "glb")
-
-
-def _events(lines: Iterator[str]) -> Iterator[tuple[str, Mapping[str, Any], str]]:
-    """Yield name, data and number of server-sent events."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(": ")
-        if name:
-            fields[name] = value
-            continue
-        if fields.get("data") == "[DONE]":
-            yield "[DONE]", {}, ""
-        elif "data" in fields:
-            yield fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", "")
-        fields = {}
 
 
 def _told(name: str, data: Mapping[str, Any]) -> str:

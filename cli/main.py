@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 
-from cli import jobs, keys
-from cli.client import DEFAULT_URL, Url
+from cli import generate, jobs, keys
+from cli.client import DEFAULT_URL, Key, Server, Url
 from cli.errors import CommandError
 from cli.settings import Settings
 
 app = typer.Typer(
     help="Generative models of every modality behind one HTTP API.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -21,6 +20,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command, and print what stops it as a line."""
+    for command in (generate.chat, generate.speak, generate.draw, generate.film, generate.sculpt):
+        app.command()(command)
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(keys.app, name="keys")
     try:
@@ -53,6 +54,14 @@ def serve(task: Annotated[str, typer.Argument(help="text, audio, image, video or
     from cli.up import become_worker
 
     become_worker(Settings.read(), task)
+
+
+@app.command()
+def models(as_json: generate.AsJson = False, url: Url = DEFAULT_URL, key: Key = "") -> None:
+    """List the models that the key may use."""
+    from cli.models import print_models
+
+    print_models(Server(url, key), as_json=as_json)
 
 
 @app.command()

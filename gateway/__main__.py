@@ -9,6 +9,8 @@ if __name__ == "__main__":
     sys.modules["pygments"] = None  # type: ignore[assignment] # httpx's command line and Mako would load it: 7 MB
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.app import create_app
 from gateway.database.database import open_database
@@ -26,6 +28,8 @@ def main() -> None:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         sys.exit(f"atelier: ATELIER_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}")
+    except SettingsError as error:  # what should be JSON and is not
+        sys.exit(f"atelier: {error}: it must be JSON, in the environment variable of that name")
     show_logs(settings.log_format)
     try:
         app = create_app(settings)
@@ -44,9 +48,17 @@ def show_logs(form: LogFormat) -> None:
 
 
 async def check(settings: Settings) -> None:
-    """Refuse in a sentence what would be refused with a traceback while the server starts."""
-    async with open_database(settings.database) as database:
-        await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
+    """Refuse in a sentence what would be refused with a traceback while the server starts.
+
+    Raises:
+        Misconfigured: so it is.
+    """
+    try:
+        async with open_database(settings.database) as database:
+            await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
+    except (SQLAlchemyError, OSError, ImportError) as error:  # ImportError: of a driver
+        words = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise Misconfigured(f"ATELIER_DATABASE_URL: the database cannot be opened: {words}") from error
 
 
 if __name__ == "__main__":

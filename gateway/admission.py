@@ -1,6 +1,7 @@
 """What every generation has to pass before a worker hears of it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -71,7 +72,10 @@ async def pass_ours(
     def estimate() -> Iterator[tuple[str, float]]:
         yield chosen, most(body, defaults_of(state, task, chosen))
 
-    await _pass(request, state, task, chosen, prompts_of(body), estimate)
+    if await is_repetition(request, state):
+        check_model(request.scope["caller"], chosen)
+    else:
+        await _pass(request, state, task, chosen, prompts_of(body), estimate)
 
 
 async def pass_outside(request: Request, state: State, task: Task, model: str, body: Mapping[str, Any]) -> None:
@@ -114,8 +118,15 @@ async def pass_chain(
             else:
                 yield target.id, most_outside(task, body)
 
+    if isinstance(targets[0], Ours) and await is_repetition(request, state):
+        return
     asked_for = targets[0].id or (ours.model if ours is not None else None) or default
     await _pass(request, state, task, asked_for, outside_prompts(body), estimate)
+
+
+async def is_repetition(request: Request, state: State) -> bool:
+    """Whether a request of ours is to become a job, and its key stands for one: that has passed, and is its answer."""
+    return prefers_job(request.scope) and await state.jobs.repeated(request) is not None
 
 
 async def _pass(
@@ -141,13 +152,16 @@ async def reserve(scope: Scope, state: State, task: Task, model: str, estimate: 
     units, money = (max(numbers) for numbers in zip(*estimates, strict=True))
     price, request_id = state.prices.of(task, model), scope["request_id"]
     seconds = state.jobs.patience if prefers_job(scope) else None
-    if await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, money, seconds):
+    reserved = await state.budgets.reserve(scope["caller"], request_id, UNITS[task], units, price, money, seconds)
+    if reserved is None:
+        return
 
-        async def release() -> None:
-            if scope.get("nothing_was_made"):
-                await state.budgets.release(request_id)
+    async def release() -> None:
+        if scope.get("nothing_was_made"):
+            await state.budgets.release(request_id)
 
-        scope["leases"].push_async_callback(release)
+    scope["leases"].push_async_callback(release)
+    scope["keep_reserved"] = partial(state.budgets.keep, reserved)
 
 
 def allowed(caller: Caller, targets: Sequence[Target]) -> tuple[Target, ...]:

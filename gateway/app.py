@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from secrets import token_hex
 from typing import Any
 
 import httpx
@@ -23,6 +24,7 @@ from gateway.database.database import open_database
 from gateway.direct import serve_directly
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
+from gateway.jobs.books import Books
 from gateway.jobs.desk import Desk
 from gateway.jobs.foreman import Foreman
 from gateway.jobs.runner import Runner
@@ -115,6 +117,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        executor = token_hex(8)  # a new one each time: who comes back is somebody else
         async with (
             open_outside(guard) as named_urls,
             GuardedTransport(guard) as named_pictures,
@@ -132,6 +135,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 settings.probe_interval,
             ) as catalog,
             open_database(settings.database) as database,
+            Store(database, settings.job_retention).present(executor) as store,
             UsageLog.open(database, dropped=metrics.usage_dropped) as log,
             kept_in_order(database, settings.usage_retention_days),
             Keyring.open(database, settings.key_cache_seconds) as keyring,
@@ -157,9 +161,9 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             )
             relay.instead = jobs.instead
             policy = Policy(policies, Moderator(moderation, settings.moderation_key))
-            store = Store(database, settings.job_retention)
-            runner = Runner(store, relay, catalog, artefacts, budgets, policy, settings.job_patience)
-            foreman = Foreman(store, runner, artefacts, settings.job_places, told)
+            books = Books(database)
+            runner = Runner(store, relay, catalog, artefacts, policy, settings.job_patience)
+            foreman = Foreman(executor, store, books, runner, artefacts, settings.job_places, told)
             app.state.wired = State(
                 catalog=catalog,
                 relay=relay,
@@ -184,12 +188,12 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 guard=guard,
                 models=registered,
                 profile=settings.profile,
-                jobs=Desk(store, foreman, runner, artefacts, budgets, settings.job_patience),
-                job_store=store,
+                jobs=Desk(store, foreman, artefacts, budgets, settings.job_patience),
+                books=books,
                 pictures=Pictures(
                     named_pictures, follows_links=settings.image_urls, max_bytes=settings.max_upload_bytes
                 ),
-                keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url),
+                keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url, executor),
             )
             async with foreman.working():
                 yield

@@ -72,13 +72,16 @@ def has_more(body: Mapping[str, Any], num_values: int) -> bool:
 
 
 def with_members(content: bytes, changes: Mapping[str, Any]) -> bytes:
-    """Give members of a JSON object other values, put those first that are not there, and leave every other byte."""
+    """Give members of a JSON object other values, put those first that are not there, and leave every other byte.
+
+    Names are compared without case: some servers read `Model` as `model`.
+    """
     text = content.decode()
     pieces, copied, missing = [], 0, dict(changes)
     found = members(text)
     for key, start, end in found:
-        if key in changes:
-            pieces += [text[copied:start], json.dumps(changes[key])]
+        if (name := key.lower()) in changes:
+            pieces += [text[copied:start], json.dumps(changes[name])]
             copied = end
             missing.pop(key, None)
     pieces.append(text[copied:])

@@ -64,6 +64,9 @@ FILE_FIELDS = {
 }  # what an upload that cannot be read is named by
 
 
+NEVER_AGAIN = MappingProxyType({"x-should-retry": "false"})
+
+
 class GatewayError(Exception):
     """An error with a status, a code, and a sentence that a client may read."""
 
@@ -406,7 +409,7 @@ async def render_invalid(request: Request, error: Exception) -> JSONResponse:
     # The first part of the location is where the field was: query, body, path or header.
     message, param = explain({**first, "loc": first["loc"][1:]})
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return JSONResponse(envelope(400, message, code, param).model_dump(), 400)
+    return JSONResponse(envelope(400, message, code, param).model_dump(), 400, NEVER_AGAIN)
 
 
 async def render_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -419,4 +422,4 @@ async def render_http_exception(request: Request, error: Exception) -> JSONRespo
     }
     param = FILE_FIELDS.get(request.url.path) if status is HTTPStatus.BAD_REQUEST else None  # a form that is none
     body = envelope(status, words.get(status, error.detail), status.name.lower(), param)
-    return JSONResponse(body.model_dump(), status, error.headers)
+    return JSONResponse(body.model_dump(), status, {**NEVER_AGAIN, **(error.headers or {})})

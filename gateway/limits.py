@@ -27,6 +27,14 @@ LIMIT, REMAINING, RESET = (f"x-ratelimit-{name}-requests" for name in ("limit", 
 RATE_HEADERS = (LIMIT, REMAINING, RESET)
 
 
+class PerMinute(RateLimitItemPerMinute):
+    """Counted by the key alone: what it has asked for counts on when its limit is changed."""
+
+    def key_for(self, *identifiers: bytes | str | int | float) -> str:
+        """Return what the count goes by; the library's has the limit in it."""
+        return "/".join((self.namespace, *map(str, identifiers), self.GRANULARITY.name))
+
+
 class Limits:
     """Counts what each key asks for.
 
@@ -67,7 +75,7 @@ class Limits:
         """Say how a limited key stands, as OpenAI's clients read it; nothing where nobody knows."""
         if caller.requests_per_minute is None or time.monotonic() < self._down_until:
             return {}
-        item = RateLimitItemPerMinute(caller.requests_per_minute)
+        item = PerMinute(caller.requests_per_minute)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 window = await self._rates.get_window_stats(item, caller.id)
@@ -80,7 +88,7 @@ class Limits:
         self._is_down, self._down_until = True, time.monotonic() + DOWN_SECONDS
 
     async def _count(self, key_id: str, per_minute: int) -> None:
-        item = RateLimitItemPerMinute(per_minute)
+        item = PerMinute(per_minute)
         if not await self._rates.hit(item, key_id):
             window = await self._rates.get_window_stats(item, key_id)
             message = f"this key may ask {per_minute} times a minute"

@@ -13,6 +13,7 @@ from services.schema import Unit
 TAIL = 65_536  # bytes of an answer's end that are kept: OpenAI's usage comes last
 # A key and no text that looks like one: in a text, the quotation marks would be escaped.
 USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+DATA = re.compile(rb"^data:(.*)$", re.MULTILINE)  # of a stream's events; no line of JSON begins so
 NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 EVENTS = re.compile(rb"(?<=\n\n)|(?<=\r\n\r\n)")
 MAX_USAGE = 4096  # bytes
@@ -62,6 +63,7 @@ class Meter:
         self._hides = hides
         self._held = b""
         self._tail = bytearray()
+        self._is_cut = False
         self._began = time.monotonic()
         self.is_complete = False
 
@@ -75,6 +77,7 @@ class Meter:
         self._tail += chunk
         if len(self._tail) > 2 * TAIL:
             del self._tail[:-TAIL]
+            self._is_cut = True
         if not self._hides:
             return chunk
         *events, self._held = EVENTS.split(self._held + chunk)
@@ -90,7 +93,7 @@ class Meter:
     @property
     def units(self) -> Mapping[Unit, float] | None:
         """What it took, as far as it has been said."""
-        return units_in(bytes(self._tail))
+        return units_in(bytes(self._tail), is_end=self.is_complete and self._is_cut)
 
 
 def tells_usage_alone(event: bytes) -> bool:
@@ -98,19 +101,44 @@ def tells_usage_alone(event: bytes) -> bool:
     return NO_CHOICES.search(event) is not None and units_in(event) is not None
 
 
-def units_in(answer: bytes) -> Mapping[Unit, float] | None:
-    """Return the last usage in the bytes of an answer; streams may tell it again and again."""
-    for place in reversed(list(USAGE.finditer(answer))):
-        found = usage_at(answer[place.end() : place.end() + MAX_USAGE])
-        if found is not None:
-            prompt, cached, completion = found.counted
-            return {
-                "tokens": prompt + completion,
-                "prompt_tokens": prompt,
-                "cached_tokens": cached,
-                "completion_tokens": completion,
-            }
-    return None
+def units_in(answer: bytes, *, is_end: bool = False) -> Mapping[Unit, float] | None:
+    """Return the last usage that an answer tells; streams may tell it again and again.
+
+    It stands at the top, or at that of `response`: further down may be what the caller has sent, such as the schema of
+    a tool. Of the mere end of an answer that cannot be seen: there the last one counts.
+    """
+    events = DATA.findall(answer) or [answer]
+    for event in reversed(events):
+        try:
+            found: Any = pydantic_core.from_json(event) if USAGE.search(event) else None
+        except ValueError:
+            continue  # its beginning is gone, or its end has not come
+        if (usage := usage_of(found) or usage_of(member(found, "response"))) is not None:
+            return counted(usage)
+    places = list(USAGE.finditer(answer)) if is_end else []
+    usages = (usage_at(answer[place.end() : place.end() + MAX_USAGE]) for place in reversed(places))
+    return next((counted(usage) for usage in usages if usage is not None), None)
+
+
+def counted(usage: ChatUsage | ResponseUsage) -> Mapping[Unit, float]:
+    """Write a usage in our units."""
+    prompt, cached, completion = usage.counted
+    return {
+        "tokens": prompt + completion,
+        "prompt_tokens": prompt,
+        "cached_tokens": cached,
+        "completion_tokens": completion,
+    }
+
+
+def member(found: Any, name: str) -> Any:
+    """What an object has under a name; None where it is none, or has not."""
+    return found.get(name) if isinstance(found, dict) else None
+
+
+def usage_of(found: Any) -> ChatUsage | ResponseUsage | None:
+    """Read the usage of an object, where it has one."""
+    return valid(member(found, "usage"))
 
 
 def usage_at(beginning: bytes) -> ChatUsage | ResponseUsage | None:
@@ -120,10 +148,15 @@ def usage_at(beginning: bytes) -> ChatUsage | ResponseUsage | None:
             found: Any = pydantic_core.from_json(beginning[:end])
         except ValueError:
             continue  # that bracket closes something in it
-        for kind in (ChatUsage, ResponseUsage):
-            try:
-                return kind.model_validate(found)
-            except ValidationError:
-                continue
-        return None
+        return valid(found)
+    return None
+
+
+def valid(found: Any) -> ChatUsage | ResponseUsage | None:
+    """Take what has the shape of a usage."""
+    for kind in (ChatUsage, ResponseUsage):
+        try:
+            return kind.model_validate(found)
+        except ValidationError:
+            continue
     return None

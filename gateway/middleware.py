@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.callers import Caller
 from gateway.errors import FILE_FIELDS, GatewayError, PayloadTooLarge, Restarting, render
 from gateway.headers import header, put_headers
+from gateway.keys.schema import MARK, without_keys
 from gateway.metrics import Metrics
 from gateway.usage.content import Content, ContentPolicy
 from gateway.usage.schema import Ending, Record
@@ -22,7 +23,7 @@ from services.logs import request_id
 logger = logging.getLogger("atelier.gateway")
 
 NO_SUCH_MODEL = 404
-ACCEPTABLE_ID = re.compile(r"[\w-]{8,64}\Z", re.ASCII)
+ACCEPTABLE_ID = re.compile(rf"(?!{MARK})[\w-]{{8,64}}\Z", re.ASCII)  # and no key
 NOTHING = ContentPolicy()
 INTERNAL = "/internal/"  # what workers tell; no caller's request
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # as labels; others are "other"
@@ -39,6 +40,7 @@ class Exchange:
         self._send = send
         self._began = time.perf_counter()
         self._started_at = datetime.now(UTC)
+        scope["path"] = without_keys(scope["path"])  # which the usage log and traces keep
         offered = header(scope, b"x-request-id")
         scope["request_id"] = offered if ACCEPTABLE_ID.match(offered) else token_hex(8)
         self.status = 500

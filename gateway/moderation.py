@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from gateway.errors import ContentRefused, ModerationUnavailable
+from gateway.urls import HttpUrl
 
 logger = logging.getLogger("atelier.gateway")
 
+MAX_BYTES = 1_000_000  # of an answer; a verdict has some hundred
 REFUSAL = "this prompt is against the content policy of whoever operates this service; ask for something else"
 
 
@@ -20,7 +22,7 @@ class Moderation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    url: Annotated[str, StringConstraints(pattern="^https?://")]
+    url: HttpUrl
     model: str | None = None
     timeout: Annotated[float, Field(gt=0, le=60, description="seconds")] = 3
     when_down: Literal["refuse", "allow"] = "refuse"
@@ -45,7 +47,7 @@ class Moderator:
         """Ask over `http`, with the operator's key (empty: without)."""
         self._http = http
         key = api_key.get_secret_value()
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
 
     async def check(self, moderation: Moderation, prompts: Sequence[str]) -> None:
         """Ask about prompts.
@@ -69,6 +71,11 @@ class Moderator:
         if moderation.model is not None:
             body["model"] = moderation.model
         async with asyncio.timeout(moderation.timeout):
-            answer = await self._http.post(moderation.url, json=body, headers=self._headers)
-        answer.raise_for_status()
-        return Verdicts.model_validate_json(answer.content)
+            async with self._http.stream("POST", moderation.url, json=body, headers=self._headers) as answer:
+                answer.raise_for_status()
+                said = b""
+                async for chunk in answer.aiter_bytes():
+                    said += chunk
+                    if len(said) > MAX_BYTES:
+                        raise httpx.DecodingError("this is no verdict", request=answer.request)
+        return Verdicts.model_validate_json(said)

@@ -5,18 +5,18 @@ import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import re2
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.callers import Caller
 from gateway.errors import ContentRefused, told_of
 from gateway.keys.schema import ID
 from gateway.moderation import REFUSAL, Moderation, Moderator
+from gateway.patterns import Patterns, compiled
 from gateway.prompts import Passage
 
-PROGRAM_BYTES = 64 << 20  # that the patterns of a section may take when compiled
 KeyId = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 # Characters that nobody sees: Unicode's format characters, variation selectors, joiners and fillers.
 UNSEEN = (
@@ -29,31 +29,6 @@ SEAM = 128  # characters; no letter has more marks
 MAX_GROWTH = 3  # times the length
 IN_TOKENS = "numbers of tokens cannot be held against the content policy here; send the prompt as text"
 GROWN = "this prompt cannot be held against the content policy: its characters stand for too many others"
-
-
-def compiled(patterns: Sequence[str]) -> Any:
-    """Return one expression that finds what any of `patterns` does, in linear time.
-
-    Raises:
-        ValueError: one of them is none of RE2's, such as one with a back-reference.
-    """
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = PROGRAM_BYTES
-    try:
-        return re2.compile("|".join(f"(?:{pattern})" for pattern in patterns), options)
-    except re2.error as error:
-        raise ValueError(f"is no pattern of RE2: {error.args[0].decode()}") from error
-
-
-def check_patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse what is no pattern, each by itself."""
-    for pattern in patterns:
-        compiled([pattern])
-    return patterns
-
-
-Patterns = Annotated[tuple[str, ...], AfterValidator(check_patterns)]
 
 
 class Rules(BaseModel):

@@ -7,9 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 
+from gateway.urls import HttpUrl
 from services.registry import Task
 
-Id = Annotated[str, StringConstraints(pattern=r"^[\w.:/-]+$", max_length=200)]  # a count in the pattern takes 20 MB
+# It goes into a header: ASCII alone. A count in the pattern takes 20 MB.
+Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=200)]
 
 
 class Entry(BaseModel):
@@ -20,7 +22,7 @@ class Entry(BaseModel):
     id: Id
     task: Task = "text"
     kind: Literal["openai", "azure"] = "openai"
-    base_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
+    base_url: Annotated[HttpUrl, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
     model: Annotated[str, StringConstraints(pattern=r"^[\w.:/-]*$")] = ""  # the server's name of it; empty: the id
     api_version: Annotated[str, StringConstraints(pattern=r"^[\w.-]*$")] = ""
     api_key_env: str = ""
@@ -88,7 +90,7 @@ def with_key(entry: Entry, environment: Mapping[str, str]) -> Entry:
     if entry.api_key_file:
         key = entry.api_key_file.read_text(encoding="utf-8").strip()
     elif entry.api_key_env:
-        key = environment.get(entry.api_key_env, "")
+        key = environment.get(entry.api_key_env, "").strip()
     else:
         return entry
     if not key:

@@ -7,6 +7,7 @@ from typing import Self
 
 from gateway.budgets.budgets import Budgets, Made
 from gateway.budgets.prices import Prices
+from gateway.errors import BudgetsUnavailable, UsageUnavailable
 from gateway.meter import Meter
 from gateway.usage.log import UsageLog
 from gateway.usage.writer import Writer
@@ -32,7 +33,7 @@ class Receipts:
         self._usage = usage
         self._budgets = budgets
         self._prices = prices
-        self._own: Writer[Receipt] = Writer(self.take, capacity=CAPACITY, batch_seconds=BATCH_SECONDS)
+        self._own: Writer[Receipt] = Writer(self._take_own, capacity=CAPACITY, batch_seconds=BATCH_SECONDS)
 
     @classmethod
     @asynccontextmanager
@@ -65,6 +66,13 @@ class Receipts:
             ending="complete" if meter.is_complete else "left",
         )
         self._own.put(receipt)
+
+    async def _take_own(self, receipts: Sequence[Receipt]) -> None:
+        """Take our own; for a database that is away the writer waits, who does not know it by a client's words."""
+        try:
+            await self.take(receipts)
+        except (BudgetsUnavailable, UsageUnavailable) as error:
+            raise error.__cause__ or error from None
 
     def _made(self, receipt: Receipt) -> Made:
         task: Task = receipt.modality  # type: ignore[assignment] # workers know no other

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,15 @@ from gateway.pulse import Pulse
 from gateway.refusals import refusal
 from gateway.waiting import Patience, Reason, departure
 from services.registry import Task
-from services.schema import ATTEMPT_HEADER, CALLER_HEADER, DEADLINE_HEADER, MAX_ATTEMPT, RUN_HEADERS, TOKEN_HEADER
+from services.schema import (
+    ATTEMPT_HEADER,
+    CALLER_HEADER,
+    DEADLINE_HEADER,
+    MAX_ATTEMPT,
+    RUN_HEADERS,
+    TOKEN_HEADER,
+    envelope,
+)
 
 logger = logging.getLogger("atelier.gateway")
 
@@ -72,6 +80,7 @@ class RelayResponse(Response):
         self._left = left
         self._idle_timeout = idle_timeout
         self._meter = meter
+        self._tail = b"\n\n"  # of what has been sent: what events end with
         self.status_code = upstream.status_code
         self.background = None
         own = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
@@ -79,11 +88,15 @@ class RelayResponse(Response):
         self.raw_headers = own + [(name, value) for name, value in lowered(upstream) if name in passed_on]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream; close. A body that breaks off is left unfinished, and the server closes the connection."""
+        """Stream; close. A body that breaks off is left unfinished, and the server closes the connection.
+
+        Who reads events is told why first: as one of them, as long as none has come in part.
+        """
         try:
             await self._stream(send)
         except httpx.HTTPError as error:
             logger.warning("the worker broke off: %s", type(error).__name__)
+            await self._tell(error, send)
         except CallerLeft:
             pass  # the usage log has it
         finally:
@@ -102,6 +115,7 @@ class RelayResponse(Response):
                 num_missing -= len(chunk)
                 if self._meter is not None:
                     chunk = self._meter.watch(chunk)
+                self._tail = (self._tail + chunk[-2:])[-2:]
                 await send({"type": "http.response.body", "body": chunk, "more_body": num_missing != 0})
                 if not num_missing:
                     if self._meter is not None:
@@ -110,6 +124,19 @@ class RelayResponse(Response):
                 patience.wait(self._idle_timeout)
             rest = self._meter.end() if self._meter is not None else b""
             await send({"type": "http.response.body", "body": rest, "more_body": False})
+
+    async def _tell(self, error: httpx.HTTPError, send: Send) -> None:
+        if not is_stream(self._upstream) or self._tail != b"\n\n":
+            return
+        said: GatewayError = WorkerDied("the worker went away while it worked on this; try again")
+        if isinstance(error, httpx.ReadTimeout):
+            said = WorkerTimedOut("nothing came for too long")
+        if self._meter is not None:
+            said = ProviderFailed("the outside model server broke off")
+        content = envelope(said.status, str(said), said.code).model_dump_json().encode()
+        body = b"event: error\ndata: " + content + b"\n\n"
+        with suppress(OSError):  # the caller has gone as well
+            await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 class Relay:
@@ -246,10 +273,16 @@ class Relay:
         return Errand(request, path, accept, body, renamed, departure(request), ends_at)
 
     async def _first_to_take(self, targets: Sequence[Target], errand: Errand) -> tuple[int, Target, httpx.Response]:
-        """Ask one after the other until one takes it on: what comes then, comes from that one."""
+        """Ask one after the other until one takes it on: what comes then, comes from that one.
+
+        What is reserved is kept for the next before it is asked: the receipt of the last would give it back.
+        """
         error: GatewayError = WorkerUnreachable("there is nobody to ask")
+        keep_reserved = errand.request.scope.get("keep_reserved")
         self._metrics.upstream(errand.path, errand.request.scope["leases"])
         for attempt, target in enumerate(targets, start=errand.attempt):
+            if attempt > errand.attempt and keep_reserved is not None:
+                await keep_reserved(attempt)
             try:
                 opening = target.open(errand) if isinstance(target, Provider) else self._open(target, errand, attempt)
                 return attempt, target, await opening

@@ -1,6 +1,5 @@
 """Everything an operator may set about the gateway, read once from `ATELIER_*` variables."""
 
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
@@ -13,6 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.auth import is_loopback
 from gateway.limits import WhenDown
+from gateway.patterns import Patterns
+from gateway.urls import check_url
 from gateway.usage.content import Kept
 from gateway.usage.schema import MAX_CONTENT
 from services.logs import LogFormat
@@ -72,7 +73,7 @@ class Settings(BaseSettings):
     internal_token: SecretStr = SecretStr("")  # shared with the workers; empty: their receipts are refused
     log_content: Kept = "none"  # of what callers ask and are answered, in the usage log
     log_content_chars: int = Field(default=4000, ge=1, le=MAX_CONTENT)  # of each
-    redact_patterns: tuple[str, ...] = ()  # regular expressions, as JSON: what the log must not hold besides our own
+    redact_patterns: Patterns = ()  # as JSON: what the log must not hold besides our own
     usage_retention_days: int = Field(default=365, ge=0)  # how long usage rows stay; 0: for ever
     cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
     admin_key_file: Path | None = None  # the operator's key; written where it is absent
@@ -103,6 +104,20 @@ class Settings(BaseSettings):
             raise ValueError("must be an http or https URL, such as https://api.example.org")
         return value.rstrip("/")
 
+    @field_validator("text_url", "audio_url", "image_url", "video_url", "mesh_url", "openai_base_url")
+    @classmethod
+    def check_urls(cls, value: str) -> str:
+        """Refuse where nobody could be asked."""
+        for url in split(value):
+            check_url(url)
+        return value
+
+    @field_validator("openai_api_key", "moderation_key", mode="before")
+    @classmethod
+    def strip(cls, value: object) -> object:
+        """Leave out the line feed that ends the file it came from: no header may hold one."""
+        return value.strip() if isinstance(value, str) else value
+
     @field_validator("signing_key")
     @classmethod
     def check_length(cls, value: SecretStr) -> SecretStr:
@@ -115,17 +130,6 @@ class Settings(BaseSettings):
     def signing_key_file(self) -> Path:
         """Where the secret of signed URLs is kept, if the operator names none."""
         return self.data_dir / "signing.key"
-
-    @field_validator("redact_patterns")
-    @classmethod
-    def check_patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        """Refuse what is no regular expression before anything is logged."""
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
-        return value
 
     @field_validator("admin_key_file", "prices_file", "policy_file", "providers_file", mode="before")
     @classmethod

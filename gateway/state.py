@@ -10,8 +10,8 @@ from gateway.budgets.budgets import Budgets
 from gateway.budgets.prices import Prices
 from gateway.catalog import Catalog
 from gateway.drain import Drain
+from gateway.jobs.books import Books
 from gateway.jobs.desk import Desk
-from gateway.jobs.store import Store
 from gateway.jobs.webhooks import Webhooks
 from gateway.keeping import Keeper
 from gateway.keys.keyring import Keyring
@@ -52,7 +52,7 @@ class State:
     models: tuple[Model, ...]
     profile: Profile
     jobs: Desk
-    job_store: Store
+    books: Books
     keeper: Keeper
     pictures: Pictures
 

@@ -150,6 +150,7 @@ SHOULD = re.compile(r"^[A-Z][a-z]+ should")
 SENTENCES: Final = {  # what pydantic says in words that only Python programmers know
     "missing": "is required",
     "extra_forbidden": "there is no such parameter here",
+    "none_required": "there is no such parameter here",
     "json_invalid": "must be JSON",
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",

@@ -1,7 +1,8 @@
 """What each modality is counted in, and the most that a request can use; knows no engine and no price."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
@@ -19,6 +20,17 @@ MAX_ANSWERS = 128  # that a provider gives at once
 OUTSIDE_SIZE, OUTSIDE_STEPS = "1024x1024", 50  # of a provider's picture, where the request does not say
 OUTSIDE_NUMBERS = frozenset(map(str, range(1, 11)))  # of pictures
 MAX_OUTSIDE_TOKENS = 16_384  # of an answer whose length neither the caller nor we know the end of
+# By the field that each of its routes has: what says how long an answer may be there, and is ignored elsewhere.
+LIMITS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "messages": ("max_completion_tokens", "max_tokens"),
+        "input": ("max_output_tokens",),
+        "prompt": ("max_tokens",),
+    }
+)
+# Parts that are more to read than their bytes here: pictures, sounds, files, earlier answers.
+ATTACHED = re.compile(rb'"type": "(?:image_url|input_image|input_audio|file|input_file|item_reference)"')
+REMEMBERED = ("previous_response_id", "conversation")
 TEMPLATE_BYTES = 64  # of a chat template, beyond what the messages' own JSON takes
 PIECE_SECONDS = 16.0  # Bark says no more in one go: 768 tokens at 49.9 a second
 PIECE_CHARACTERS = 100  # pieces are cut at 200 characters, and may be cut at a comma before
@@ -70,14 +82,24 @@ def pixel_steps_outside(body: Mapping[str, Any]) -> int:
 
 
 def tokens_outside(body: Mapping[str, Any]) -> int:
-    """Return the most tokens that it can use: at least a byte each."""
-    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens")]
-    given = [min(limit, MAX_TOKENS) for limit in limits if isinstance(limit, int) and limit > 0]
+    """Return the most tokens that it can use: at least a byte each, but for what is named and stands elsewhere."""
+    routes = [field for field in LIMITS if field in body] or ["prompt"]
+    longest = max(longest_answer(body, LIMITS[route]) for route in routes)
     prompts, wanted = body.get("prompt"), [body.get("n"), body.get("best_of")]
     num_prompts = len(prompts) if isinstance(prompts, list) else 1
     counts = [count for count in wanted if isinstance(count, int) and 1 <= count <= MAX_ANSWERS]
-    num_bytes = len(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
-    return num_bytes + num_prompts * max(counts, default=1) * max(given, default=MAX_OUTSIDE_TOKENS)
+    written = json.dumps(body, ensure_ascii=False).encode(errors="replace")
+    num_read = len(written) + MAX_OUTSIDE_TOKENS * (
+        len(ATTACHED.findall(written)) + sum(body.get(name) is not None for name in REMEMBERED)
+    )
+    return num_read + num_prompts * max(counts, default=1) * longest
+
+
+def longest_answer(body: Mapping[str, Any], names: Sequence[str]) -> int:
+    """Return how many tokens an answer may have, by the fields that say so."""
+    limits = [body.get(name) for name in names]
+    given = [min(limit, MAX_TOKENS) for limit in limits if isinstance(limit, int) and limit > 0]
+    return max(given, default=MAX_OUTSIDE_TOKENS)
 
 
 def tokens(body: TextRequest | ResponseRequest, defaults: Mapping[str, Any]) -> int:

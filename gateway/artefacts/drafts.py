@@ -26,7 +26,7 @@ class Draft:
         self._folder = folder
         self._hash = hashlib.sha256()
         self._lock = threading.Lock()
-        self._is_over = False
+        self.is_over = False
         self._file: int | None = None
         self.path = folder
         self.num_bytes = 0
@@ -38,7 +38,7 @@ class Draft:
             StorageFull: there is no room.
         """
         with self._lock, room():
-            if self._is_over:
+            if self.is_over:
                 return
             if self._file is None:
                 self.path, self._file = _create(self._folder)
@@ -62,7 +62,7 @@ class Draft:
     def discard(self) -> None:
         """Delete the file, unless it has been renamed; any number of times."""
         with self._lock:
-            self._is_over = True
+            self.is_over = True
             if self._file is not None:
                 self.path.unlink(missing_ok=True)
                 os.close(self._file)

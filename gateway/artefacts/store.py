@@ -104,13 +104,15 @@ class Artefacts:
         try:
             async for piece in gathered(pieces, PIECE):
                 await asyncio.to_thread(draft.write, piece)
-            sha256 = await asyncio.to_thread(draft.finish)
-            artefact = Artefact(f"{job_id}/{sha256}", sha256, draft.num_bytes, media_type)
-            await self._publish(draft, artefact)
+            if isinstance(self._store, LocalStore):
+                return await asyncio.to_thread(publish, self._store, draft, job_id, media_type)
+            artefact = named(draft, await asyncio.to_thread(draft.finish), job_id, media_type)
+            await self._upload(draft, artefact)
             return artefact
         finally:
-            with anyio.CancelScope(shield=True):
-                await asyncio.to_thread(draft.discard)
+            if not draft.is_over:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.to_thread(draft.discard)
 
     async def delete(self, job_id: str) -> None:
         """Delete all artefacts of a job; there may be none.
@@ -169,13 +171,10 @@ class Artefacts:
         except BaseError as error:
             raise unavailable(error) from error
 
-    async def _publish(self, draft: Draft, artefact: Artefact) -> None:
-        """Let the finished draft appear under its name."""
+    async def _upload(self, draft: Draft, artefact: Artefact) -> None:
+        """Let the finished draft appear in the bucket."""
         try:
-            if isinstance(self._store, LocalStore):
-                await obstore.rename_async(self._store, f"{DRAFTS}/{draft.path.name}", artefact.key, overwrite=False)
-                await asyncio.to_thread(sync_folder, draft.path.parents[1] / artefact.key)
-            elif not await self._has(artefact.key):
+            if not await self._has(artefact.key):
                 await obstore.put_async(
                     self._store,
                     artefact.key,
@@ -184,8 +183,6 @@ class Artefacts:
                     chunk_size=PART,
                     max_concurrency=MAX_PARTS,
                 )
-        except AlreadyExistsError:
-            pass  # the same bytes, as the name says
         except (BaseError, FileNotFoundError) as error:  # there is no such bucket
             raise unavailable(error) from error
 
@@ -199,6 +196,25 @@ class Artefacts:
     async def _delete(self, key: str) -> None:
         with suppress(FileNotFoundError):  # somebody else was quicker
             await obstore.delete_async(self._store, key)
+
+
+def publish(store: LocalStore, draft: Draft, job_id: str, media_type: str) -> Artefact:
+    """Finish the draft, and let it appear in the folder; all at once, as each change of threads takes its time."""
+    artefact = named(draft, draft.finish(), job_id, media_type)
+    try:
+        obstore.rename(store, f"{DRAFTS}/{draft.path.name}", artefact.key, overwrite=False)
+        sync_folder(draft.path.parents[1] / artefact.key)
+    except AlreadyExistsError:
+        pass  # the same bytes, as the name says
+    except (BaseError, FileNotFoundError) as error:
+        raise unavailable(error) from error
+    draft.discard()
+    return artefact
+
+
+def named(draft: Draft, sha256: str, job_id: str, media_type: str) -> Artefact:
+    """Name what is kept."""
+    return Artefact(f"{job_id}/{sha256}", sha256, draft.num_bytes, media_type)
 
 
 def check_id(job_id: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -42,6 +42,26 @@ class Made:
     price: float | None = None
 
 
+@dataclass(frozen=True)
+class Reserved:
+    """What a request has reserved.
+
+    Args:
+        request_id: the request.
+        key_id: whose budgets.
+        budgets: what is held of each.
+    """
+
+    request_id: str
+    key_id: str
+    budgets: Mapping[Hold, Budget]
+
+    @property
+    def limits(self) -> Mapping[Hold, int]:
+        """The budgets, scaled."""
+        return {hold: scaled(budget.unit, budget.limit) for hold, budget in self.budgets.items()}
+
+
 class Budgets:
     """Reserves for callers who have budgets; others cost nothing.
 
@@ -75,8 +95,8 @@ class Budgets:
         price: float,
         money: float,
         seconds: float | None = None,
-    ) -> bool:
-        """Reserve for a request; whether there is anything to settle.
+    ) -> Reserved | None:
+        """Reserve for a request; None: no budget of the key counts what it uses.
 
         Args:
             caller: who asks.
@@ -99,15 +119,24 @@ class Budgets:
             if budget.unit in needs
         }
         if not budgets:
-            return False
-        limits = {hold: scaled(budget.unit, budget.limit) for hold, budget in budgets.items()}
+            return None
+        reserved = Reserved(request_id, caller.id, budgets)
         expires_at = now + (self._seconds if seconds is None else timedelta(seconds=seconds))
-        try:
-            with unavailable():
-                await ledger.reserve(self._database, request_id, caller.id, limits, price=price, expires_at=expires_at)
-        except ledger.Spent as error:
-            raise refusal(budgets[error.hold], needs, now) from error
-        return True
+        with within(budgets):
+            await ledger.reserve(
+                self._database, request_id, caller.id, reserved.limits, price=price, expires_at=expires_at
+            )
+        return reserved
+
+    async def keep(self, reserved: Reserved, attempt: int) -> None:
+        """Keep what is reserved for this attempt at the request: receipts of earlier ones settle nothing from now on.
+
+        Raises:
+            InsufficientQuota: one has, and what that gave back is somebody else's by now.
+            BudgetsUnavailable: the database does not answer.
+        """
+        with within(reserved.budgets):
+            await ledger.keep(self._database, reserved.request_id, reserved.key_id, reserved.limits, attempt=attempt)
 
     async def settle(self, *receipts: Made) -> None:
         """Count what receipts say was made; those of requests that reserved nothing cost one look all together.
@@ -167,11 +196,23 @@ def unavailable() -> Iterator[None]:
         raise BudgetsUnavailable("the budgets of this key cannot be looked up at the moment") from error
 
 
-def refusal(budget: Budget, needs: dict[Counted, float], now: datetime) -> InsufficientQuota:
+@contextmanager
+def within(budgets: Mapping[Hold, Budget]) -> Iterator[None]:
+    """Say in words that a client may read what cannot be reserved of these, and that the database is away."""
+    try:
+        with unavailable():
+            yield
+    except ledger.Spent as error:
+        raise refusal(budgets[error.hold], error.hold.need) from error
+
+
+def refusal(budget: Budget, need: int) -> InsufficientQuota:
     """Say which budget does not allow it, and when it begins anew."""
+    amount = need / SCALES.get(budget.unit, 1)
     message = (
-        f"this may use {needs[budget.unit]:.6g} {budget.unit.replace('_', ' ')}, and less is left of the "
+        f"this may use {amount:.6g} {budget.unit.replace('_', ' ')}, and less is left of the "
         f"{budget.limit:.6g} that this key has for the {budget.period}; ask for less, or come back when the next "
         f"{budget.period} begins (UTC)"
     )
-    return InsufficientQuota(message, f"budgets.{budget.period}.{budget.unit}", seconds_left(budget.period, now))
+    seconds = seconds_left(budget.period, datetime.now(UTC))
+    return InsufficientQuota(message, f"budgets.{budget.period}.{budget.unit}", seconds)

@@ -1,6 +1,6 @@
 """Moves amounts between what is free, reserved and spent; each move is one transaction, in any database.
 
-A reservation is open, until a receipt settles it, or its deadline: then all of it counts as spent.
+A reservation is open, until the receipt that it awaits settles it, or its deadline: then all of it counts as spent.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 from datetime import date, datetime
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -16,6 +16,10 @@ from gateway.budgets.schema import Hold, Reservations, Spending, scaled
 from gateway.callers import Counted
 
 RELEASED = -1  # as an attempt: before the first
+IS_OPEN = or_(
+    Reservations.attempt.is_(None),
+    and_(Reservations.attempt > RELEASED, Reservations.attempt < Reservations.awaits),
+)
 BATCH_ROWS = 100
 
 
@@ -51,19 +55,32 @@ async def reserve(
         Spent: a budget does not allow it.
         IntegrityError: a request of that id has reserved already.
     """
-    holds = sorted(limits, key=astuple)  # all in the same order, so that no two wait for each other
     row = {
         "request_id": request_id,
         "key_id": key_id,
-        "holds": [astuple(hold) for hold in holds],
+        "holds": sorted(map(astuple, limits)),
         "price": price,
         "expires_at": expires_at,
     }
     async with database.begin() as connection:
         await connection.execute(insert(Reservations).values(row))
-        for hold in holds:
-            if not await _fits(connection, key_id, hold, limits[hold]):
-                raise Spent(hold)
+        await _reserve_all(connection, key_id, limits)
+
+
+async def keep(
+    database: AsyncEngine, request_id: str, key_id: str, limits: Mapping[Hold, int], *, attempt: int
+) -> None:
+    """Keep what is reserved for a later attempt, whatever receipts of earlier ones say, or reserve anew what one freed.
+
+    Raises:
+        Spent: somebody else has taken it meanwhile.
+    """
+    async with database.begin() as connection:
+        awaits = {"awaits": attempt}
+        if await _note(connection, request_id, awaits, IS_OPEN) is None:
+            is_settled = Reservations.attempt < attempt
+            if await _note(connection, request_id, awaits, is_settled) is not None:
+                await _reserve_all(connection, key_id, limits)
 
 
 async def settle(
@@ -74,17 +91,26 @@ async def settle(
     The same receipt may come twice. One of a later attempt adds to what is settled. Whether it is more than was
     reserved is not asked: it has been made. `price` is that of a unit, where it is not the reservation's.
     """
+    async with database.begin() as connection:
+        return await settle_in(connection, request_id, attempt, units, price)
+
+
+async def settle_in(
+    connection: AsyncConnection, request_id: str, attempt: int, units: float, price: float | None = None
+) -> bool:
+    """The same in a transaction that there is already."""
     if units < 0:
         raise ValueError("nobody makes less than nothing")
-    async with database.begin() as connection:
-        first = await _close(connection, request_id, attempt, Reservations.attempt.is_(None))
-        row = first or await _close(connection, request_id, attempt, Reservations.attempt < attempt)
-        if row is None:
-            return False
-        for hold in row.holds:
-            amount = units * (row.price if price is None else price) if hold.unit == "money" else units
-            await _move(connection, row.key_id, hold, scaled(hold.unit, amount), freed=hold.need if first else 0)
-        return True
+    noted = {"attempt": attempt}
+    is_later = or_(Reservations.attempt.is_(None), Reservations.attempt < attempt)
+    first = await _note(connection, request_id, noted, IS_OPEN, Reservations.awaits <= attempt)
+    row = first or await _note(connection, request_id, noted, is_later)
+    if row is None:
+        return False
+    for hold in row.holds:
+        amount = units * (row.price if price is None else price) if hold.unit == "money" else units
+        await _move(connection, row.key_id, hold, scaled(hold.unit, amount), freed=hold.need if first else 0)
+    return True
 
 
 async def reserved(database: AsyncEngine, request_ids: Collection[str]) -> set[str]:
@@ -95,8 +121,20 @@ async def reserved(database: AsyncEngine, request_ids: Collection[str]) -> set[s
 
 
 async def release(database: AsyncEngine, request_id: str) -> bool:
-    """Give all back, where no receipt has come yet; one that comes later counts."""
-    return await settle(database, request_id, RELEASED, 0)
+    """Give back what no receipt has settled yet; one that comes later counts."""
+    async with database.begin() as connection:
+        return await release_in(connection, request_id)
+
+
+async def release_in(connection: AsyncConnection, request_id: str) -> bool:
+    """The same in a transaction that there is already."""
+    noted = {"attempt": func.coalesce(Reservations.attempt, RELEASED), "awaits": RELEASED}
+    row = await _note(connection, request_id, noted, IS_OPEN)
+    if row is None:
+        return False
+    for hold in row.holds:
+        await _move(connection, row.key_id, hold, 0, freed=hold.need)
+    return True
 
 
 async def expire(database: AsyncEngine, now: datetime) -> int:
@@ -109,7 +147,7 @@ async def expire(database: AsyncEngine, now: datetime) -> int:
             gone = delete(Reservations).where(Reservations.request_id == request_id, is_late).returning(*COLUMNS)
             rows = [_Reservation.of(*row) for row in await connection.execute(gone)]
             for row in rows:
-                for hold in row.holds if row.attempt is None else ():
+                for hold in row.holds if row.is_open else ():
                     await _move(connection, row.key_id, hold, hold.need, freed=hold.need)
     return len(late)
 
@@ -135,14 +173,21 @@ class _Reservation:
     key_id: str
     holds: Sequence[Hold]
     price: float
-    attempt: int | None
+    is_open: bool
 
     @classmethod
-    def of(cls, key_id: str, holds: list[Any], price: float, attempt: int | None) -> Self:
-        return cls(key_id, [Hold(*hold) for hold in holds], price, attempt)
+    def of(cls, key_id: str, holds: list[Any], price: float, attempt: int | None, awaits: int) -> Self:
+        is_open = attempt is None or RELEASED < attempt < awaits
+        return cls(key_id, [Hold(*hold) for hold in holds], price, is_open)
 
 
-COLUMNS = (Reservations.key_id, Reservations.holds, Reservations.price, Reservations.attempt)
+COLUMNS = (Reservations.key_id, Reservations.holds, Reservations.price, Reservations.attempt, Reservations.awaits)
+
+
+async def _reserve_all(connection: AsyncConnection, key_id: str, limits: Mapping[Hold, int]) -> None:
+    for hold in sorted(limits, key=astuple):  # all in the same order, so that no two wait for each other
+        if not await _fits(connection, key_id, hold, limits[hold]):
+            raise Spent(hold)
 
 
 async def _fits(connection: AsyncConnection, key_id: str, hold: Hold, limit: int) -> bool:
@@ -159,11 +204,11 @@ async def _fits(connection: AsyncConnection, key_id: str, hold: Hold, limit: int
     return bool((await connection.execute(raised)).rowcount)
 
 
-async def _close(
-    connection: AsyncConnection, request_id: str, attempt: int, condition: ColumnElement[bool]
+async def _note(
+    connection: AsyncConnection, request_id: str, values: Mapping[str, Any], *conditions: ColumnElement[bool]
 ) -> _Reservation | None:
-    """Note the attempt of a receipt, if the condition holds; the reservation then."""
-    noted = update(Reservations).where(Reservations.request_id == request_id, condition).values(attempt=attempt)
+    """Write into a reservation, if the conditions hold; the reservation then."""
+    noted = update(Reservations).where(Reservations.request_id == request_id, *conditions).values(values)
     row = (await connection.execute(noted.returning(*COLUMNS))).one_or_none()
     return None if row is None else _Reservation.of(*row)
 

@@ -67,14 +67,16 @@ class Spending(Tables):
 class Reservations(Tables):
     """One row a request that has reserved, until its deadline has passed.
 
-    `attempt` is that of the last receipt, None while there is none; `holds` are lists of what `Hold` has.
+    `attempt` is that of the last receipt, None while there is none; one of an attempt before `awaits` settles nothing.
+    `holds` are lists of what `Hold` has.
     """
 
     __tablename__ = "reservations"
 
-    request_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    request_id: Mapped[str] = mapped_column(String(128), primary_key=True)
     key_id: Mapped[str] = mapped_column(String(16))
     holds: Mapped[list[list[str | int]]] = mapped_column(JSON)
     price: Mapped[float]
     attempt: Mapped[int | None]
+    awaits: Mapped[int] = mapped_column(server_default="0")
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)

@@ -2,14 +2,11 @@
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, column, event, inspect, select, table
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import OperationalError
@@ -18,8 +15,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 VERSION_TABLE = "atelier_version"  # not Alembic's default name, so that other tables may share the database
 POSTGRES_LOCK = 0x61_74_65_6C_69_65_72  # any number that nobody else locks: "atelier"
+NEWEST = max(path.stem[:4] for path in Path(__file__).with_name("migrations").glob("versions/[0-9]*.py"))
 
-_alembic = threading.Lock()  # Alembic keeps the running migration in globals of the process
+
+NUM_CONNECTIONS = 10  # that are kept; making one takes longer than most that is done with it
+MORE_CONNECTIONS = 5
 
 
 @asynccontextmanager
@@ -30,7 +30,9 @@ async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator
         url: SQLAlchemy's, with an asynchronous driver, such as `sqlite+aiosqlite:///var/atelier.sqlite3`.
         busy_seconds: how long SQLite waits for another connection's lock.
     """
-    engine = create_async_engine(url, hide_parameters=True)  # an error's text names no caller
+    engine = create_async_engine(
+        url, hide_parameters=True, pool_size=NUM_CONNECTIONS, max_overflow=MORE_CONNECTIONS
+    )  # an error's text names no caller
     if engine.dialect.name == "sqlite":
         _make_folder(make_url(url))
         event.listen(engine.sync_engine, "connect", _SqlitePragmas(busy_seconds))
@@ -39,6 +41,12 @@ async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator
         yield engine
     finally:
         await engine.dispose()
+
+
+def for_reading(engine: AsyncEngine) -> AsyncEngine:
+    """The same connections, for single statements that only read: Postgres is spared a transaction around each."""
+    is_postgres = engine.dialect.name == "postgresql"
+    return engine.execution_options(isolation_level="AUTOCOMMIT") if is_postgres else engine
 
 
 async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:
@@ -61,24 +69,23 @@ async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:
         await asyncio.sleep(0.05)
 
 
-def alembic_config(connection: Connection) -> Config:
-    """Build the configuration that an `.ini` file holds elsewhere, for Alembic commands on this connection."""
-    config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE})
-    config.set_main_option("script_location", "gateway.database:migrations")
-    return config
-
-
 async def _upgrade(connection: AsyncConnection) -> None:
     if connection.dialect.name == "sqlite":
         await connection.exec_driver_sql("BEGIN IMMEDIATE")  # the second gateway waits here and then finds it done
     else:
         await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")  # likewise
-    while not _alembic.acquire(blocking=False):  # noqa: ASYNC110 (an event is of one loop, the lock of all threads)
-        await asyncio.sleep(0.01)
-    try:
-        await connection.run_sync(lambda sync: command.upgrade(alembic_config(sync), "head"))
-    finally:
-        _alembic.release()
+    if await connection.run_sync(_version) != NEWEST:
+        from gateway.database.migrate import migrate  # 10 MB that most starts need not have
+
+        await migrate(connection, VERSION_TABLE)
+
+
+def _version(connection: Connection) -> str | None:
+    """Return the last migration that the tables have seen; None: there are none yet."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found: str | None = connection.scalar(select(column("version_num")).select_from(table(VERSION_TABLE)))
+    return found
 
 
 class _SqlitePragmas:
@@ -89,6 +96,7 @@ class _SqlitePragmas:
             f"PRAGMA busy_timeout = {round(busy_seconds * 1000)}",  # first: the others may have to wait
             "PRAGMA journal_mode = WAL",
             "PRAGMA synchronous = NORMAL",
+            "PRAGMA cache_size = -512",  # KiB of each connection; the system has the file's pages too
         )
 
     def __call__(self, connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

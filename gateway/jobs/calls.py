@@ -18,6 +18,7 @@ from gateway.artefacts.store import Artefact, Artefacts
 from gateway.callers import Caller
 from gateway.catalog import Catalog, Ours
 from gateway.errors import GatewayError, WorkerDied, WorkerRefused, WorkerUnreachable
+from gateway.jobs.books import CALLS
 from gateway.jobs.live import Live
 from gateway.jobs.schema import Job, Outcome, Output, Step
 from gateway.relay import Relay
@@ -27,7 +28,6 @@ ACCEPT = "text/event-stream; final=1"
 AHEAD = 4  # pieces of a file that wait for the disk
 MAX_EVENT = 512 * 2**20  # bytes
 NAMES = {"text": "answer", "audio": "audio", "image": "image", "video": "video", "mesh": "obj"}  # where none is said
-CALLS = "job:"  # no client's request id begins so: the receipts of calls are told from others by it
 BUSY = frozenset({429, 503})
 
 

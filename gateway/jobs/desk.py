@@ -5,11 +5,12 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from random import randrange
 from secrets import token_hex
 from typing import Any
 
+import anyio
 from sqlalchemy.exc import IntegrityError
 from starlette.requests import Request
 
@@ -17,10 +18,11 @@ from gateway.artefacts.store import Artefacts
 from gateway.bodies import read_object
 from gateway.budgets.budgets import Budgets
 from gateway.callers import Caller
+from gateway.jobs.books import reservation
+from gateway.jobs.calls import kept_whole
 from gateway.jobs.errors import IdempotencyMismatch, NoSuchJob, NotRetriable
 from gateway.jobs.foreman import Foreman
-from gateway.jobs.runner import Runner, reservation
-from gateway.jobs.schema import NOBODY, Change, Job, Step
+from gateway.jobs.schema import ENDED, NOBODY, Change, Job, Step
 from gateway.jobs.store import Query, Store
 from gateway.metrics import TASKS
 from services.registry import Task
@@ -30,6 +32,7 @@ MAX_INLINE = 16_384  # bytes of a body that lie in the table; what is longer is 
 MAX_KEY = 255
 STREAMED = frozenset({"stream", "stream_options", "partial_images", "stream_format"})  # of no use to a job
 SEEDED: frozenset[Task] = frozenset({"audio", "image", "video", "mesh"})
+PAYS = timedelta(seconds=60)  # that the row of a deleted job stays, hidden: receipts of its call are still to come
 LOOK_SECONDS = 1.0  # between two looks for what other gateways have done
 
 
@@ -80,15 +83,12 @@ class Seen:
 class Desk:
     """Takes jobs on, for all gateways that share the table."""
 
-    def __init__(
-        self, store: Store, foreman: Foreman, runner: Runner, artefacts: Artefacts, budgets: Budgets, patience: float
-    ) -> None:
+    def __init__(self, store: Store, foreman: Foreman, artefacts: Artefacts, budgets: Budgets, patience: float) -> None:
         """Jobs are worked on for `patience` seconds at most."""
         self.patience = patience
         self.artefacts = artefacts
         self._store = store
         self._foreman = foreman
-        self._runner = runner
         self._budgets = budgets
 
     async def accept(
@@ -103,9 +103,10 @@ class Desk:
         """
         caller: Caller = request.scope["caller"]
         request_id: str = request.scope["request_id"]
-        key, fingerprint = idempotency_of(request, caller), fingerprint_of(route, orders)
-        if key is not None and (known := await self._store.repeated(key)) is not None:
-            return await self._again(known, fingerprint, request_id, len(orders))
+        key, fingerprint = idempotency_of(request), fingerprint_of(route, orders)
+        known = await self.repeated(request)
+        if known is not None:
+            return the_same(known, fingerprint)
         job_id = f"job_{token_hex(12)}"
         try:
             steps = [await self._step(job_id, order) for order in orders]
@@ -127,6 +128,7 @@ class Desk:
                     "task": steps[0].task,
                     "state": "queued",
                     "executor": NOBODY,
+                    "accepted_by": self._foreman.executor,
                     "attempt": 0,
                     "breaks": 0,
                     "created_at": now,
@@ -142,27 +144,41 @@ class Desk:
                     "fingerprint": fingerprint,
                     "hook_url": hook_url,
                     "hook_tries": 0,
-                }
+                },
+                has_files=any(step.files or step.body_file for step in steps),
             )
         except IntegrityError:  # the same request at the same instant
-            await self.artefacts.delete(job_id)
+            await self._abandon(job_id)
             known = None if key is None else await self._store.repeated(key)
             if known is None:
                 raise
-            return await self._again(known, fingerprint, request_id, len(orders))
+            await self._release(request, len(orders))
+            return the_same(known, fingerprint)
         except BaseException:
-            await self.artefacts.delete(job_id)
+            await self._abandon(job_id)
             raise
         self._foreman.wake()
         return job
 
-    async def _again(self, known: Job, fingerprint: str, request_id: str, num_steps: int) -> Job:
-        """Answer with a job that there is already; this request uses nothing."""
+    async def repeated(self, request: Request) -> Job | None:
+        """The job that the request's key stands for already; looked up once for each request."""
+        scope = request.scope
+        if "repeats" not in scope:
+            key = idempotency_of(request)
+            scope["repeats"] = None if key is None else await self._store.repeated(key)
+        found: Job | None = scope["repeats"]
+        return found
+
+    async def _release(self, request: Request, num_steps: int) -> None:
+        """Give back what a request has reserved that begins nothing."""
         for step in range(num_steps):
-            await self._budgets.release(reservation(request_id, step))
-        if known.fingerprint != fingerprint or known.is_deleted:
-            raise IdempotencyMismatch("this Idempotency-Key stands for another request; choose a new one")
-        return known
+            await self._budgets.release(reservation(request.scope["request_id"], step))
+
+    async def _abandon(self, job_id: str) -> None:
+        """Delete what was uploaded for a job that was not accepted."""
+        with anyio.CancelScope(shield=True):
+            await self.artefacts.delete(job_id)
+            await self._store.forget_upload(job_id)
 
     async def _step(self, job_id: str, order: Order) -> Step:
         """Keep what is long as files."""
@@ -189,7 +205,19 @@ class Desk:
         async def pieces() -> AsyncIterator[bytes]:
             yield content
 
+        await self._store.note_upload(job_id, self._foreman.executor)
         return await self.artefacts.put(job_id, pieces(), media_type)
+
+    async def body_of(self, step: Step) -> dict[str, Any]:
+        """What a step asks for, without its files.
+
+        Raises:
+            GatewayError: the file that it is in cannot be read.
+        """
+        if step.body_file is not None:
+            kept: dict[str, Any] = json.loads(await kept_whole(self.artefacts, step.body_file))
+            return kept
+        return {**(step.body or {}), **(step.fields or {})}
 
     # --- what there is ---
 
@@ -230,23 +258,31 @@ class Desk:
         """Yield each change behind the one of that number, once; in between the latest of what is under way."""
         version = 0
         while True:
+            live = self._foreman.live.get(job.id)
             changes = await self._store.changes(job, after)
             for change in changes:
                 after = change.id
                 yield change
+            if changes and changes[-1].state in ENDED:
+                return  # and may be deleted by now
             job = await self.get(request, job.id)
             if job.has_ended:
-                if not (rest := await self._store.changes(job, after)):
+                if not await self._store.changes(job, after):
                     return
-                for change in rest:
-                    after = change.id
-                    yield change
-                return
-            seen = await self.seen(job)
-            if seen.version != version:
-                version = seen.version
-                yield seen
-            await self._change(job, LOOK_SECONDS)
+                continue
+            if live is None or live.is_over:
+                seen = await self.seen(job)
+                if seen.version != version:
+                    version = seen.version
+                    yield seen
+                await self._change(job, LOOK_SECONDS)
+                continue
+            while not live.is_over:  # until then nothing changes but what is to be seen here
+                if live.version != version:
+                    version = live.version
+                    yield Seen(job, live.progress, live.preview, version)
+                else:
+                    await live.wait(LOOK_SECONDS)
 
     async def _change(self, job: Job, seconds: float) -> None:
         live = self._foreman.live.get(job.id)
@@ -263,7 +299,6 @@ class Desk:
         if cancelled is None:
             return await self.get(request, job.id)
         await self._foreman.drop(job.id)
-        await self._runner.release(cancelled)
         return cancelled
 
     async def retry(self, request: Request, job: Job) -> Job:
@@ -274,16 +309,21 @@ class Desk:
         """
         again = await self._store.requeue(job, request.scope["request_id"], datetime.now(UTC))
         if again is None:
-            for step in range(len(job.steps)):
-                await self._budgets.release(reservation(request.scope["request_id"], step))
+            await self._release(request, len(job.steps))
             raise NotRetriable("only a job that failed or was cancelled can be begun again")
         self._foreman.wake()
         return again
 
     async def delete(self, request: Request, job: Job) -> None:
-        """Cancel a job if need be, and delete it with its files."""
+        """Cancel a job if need be, and delete it with its files; what it had made by then is paid for."""
+        was_open = not job.has_ended
         await self.cancel(request, job)
-        if await self._store.mark_deleted(job.id, visible_to(request)) is not None:
+        pays_until = datetime.now(UTC) + (PAYS if was_open else timedelta())
+        if await self._store.mark_deleted(job.id, visible_to(request), pays_until) is None:
+            return
+        if was_open:
+            await self.artefacts.delete(job.id)
+        else:
             await self._foreman.remove(job.id)
 
 
@@ -293,8 +333,20 @@ def visible_to(request: Request) -> str | None:
     return None if "admin" in caller.scopes else caller.id
 
 
-def idempotency_of(request: Request, caller: Caller) -> str | None:
+def the_same(known: Job, fingerprint: str) -> Job:
+    """Answer with a job that there is already.
+
+    Raises:
+        IdempotencyMismatch: it is that of another request.
+    """
+    if known.fingerprint != fingerprint or known.is_deleted:
+        raise IdempotencyMismatch("this Idempotency-Key stands for another request; choose a new one")
+    return known
+
+
+def idempotency_of(request: Request) -> str | None:
     """The caller's key as it is kept, if there is one."""
+    caller: Caller = request.scope["caller"]
     key = request.headers.get("idempotency-key", "")[:MAX_KEY]
     return hashlib.sha256(f"{caller.id}\0{key}".encode()).hexdigest() if key else None
 

@@ -3,19 +3,20 @@
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from secrets import token_hex
+from itertools import count
 from typing import Self
 
 from gateway.artefacts.store import Artefacts
 from gateway.errors import GatewayError
+from gateway.jobs.books import Books
 from gateway.jobs.live import Live
-from gateway.jobs.runner import AWAY, Runner
+from gateway.jobs.runner import Runner
 from gateway.jobs.schema import Job
-from gateway.jobs.store import Store
+from gateway.jobs.store import AWAY, Candidate, Store
 from gateway.jobs.webhooks import Webhooks, event_of
 from services.registry import Task
 
@@ -25,7 +26,6 @@ LOOK_SECONDS = 0.5  # between two looks for what other gateways have accepted or
 BEAT_SECONDS = 2.0
 DEAD_SECONDS = 8.0  # without a beat, and a gateway's jobs go on elsewhere
 SWEEP_SECONDS = 15.0
-ROW_SECONDS = timedelta(seconds=60)  # after which a request's row that is not there will not come
 HOOK_SECONDS = 1.0
 HOOK_LEASE = timedelta(seconds=60)  # for a delivery; who is killed in one leaves it to others after that
 KINDS = {"/v1/videos": "video", "/v1/3d/generations": "mesh"}  # what events are called by; others are jobs
@@ -36,16 +36,19 @@ class Foreman:
 
     def __init__(
         self,
+        executor: str,
         store: Store,
+        books: Books,
         runner: Runner,
         artefacts: Artefacts,
         places: Mapping[Task, int],
         webhooks: Webhooks,
     ) -> None:
-        """Have so many `places` for jobs of each task."""
-        self.executor = token_hex(8)  # a new one for each process: who comes back is somebody else
+        """Have so many `places` for jobs of each task, and hold them in the name of `executor`."""
+        self.executor = executor
         self.live: dict[str, Live] = {}
         self._store = store
+        self._books = books
         self._runner = runner
         self._artefacts = artefacts
         self._places = places
@@ -112,27 +115,19 @@ class Foreman:
         if not any(number > 0 for number in free.values()):
             return 0
         now = datetime.now(UTC)
-        found, running = await self._store.waiting(now)
-        order = sorted(
-            (each for each in found if each.places is None or running[each.task, each.turn] < each.places),
-            key=lambda each: (running[each.task, each.turn], self._last.get((each.task, each.turn), 0), each.seq),
-        )
-        num_claimed = 0
-        for each in order:
-            if free.get(each.task, 0) <= 0:  # type: ignore[call-overload]
-                continue
-            job = await self._store.claim(each.seq, self.executor, now)
-            if job is None:
-                continue
-            num_claimed += 1
-            free[job.task] -= 1
+        found, running = await self._store.waiting([task for task in free if free[task] > 0], max(free.values()), now)
+        chosen = in_turn(found, running, free, self._last)
+        if not chosen:
+            return 0
+        jobs = {job.seq: job for job in await self._store.claim([each.seq for each in chosen], self.executor, now)}
+        for job in (jobs[each.seq] for each in chosen if each.seq in jobs):
             self._num_claims += 1
             self._last[job.task, job.turn] = self._num_claims
             live = self.live[job.id] = Live()
             self._running[job.id] = job, asyncio.create_task(self._run(job, live), name=f"job {job.id}")
         if len(self._last) > 10_000:
             self._last.clear()
-        return num_claimed
+        return len(jobs)
 
     async def _run(self, job: Job, live: Live) -> None:
         try:
@@ -140,6 +135,7 @@ class Foreman:
         finally:
             self._running.pop(job.id, None)
             self.live.pop(job.id, None)
+            live.is_over = True
             live.tell()
             self._wake.set()
 
@@ -196,7 +192,10 @@ class Foreman:
             try:
                 for job_id in await self._store.expired(datetime.now(UTC)):
                     await self.remove(job_id)
-                await self._store.write_lost_rows(datetime.now(UTC) - ROW_SECONDS)
+                for job_id in await self._store.abandoned():
+                    await self._artefacts.delete(job_id)
+                    await self._store.forget_upload(job_id)
+                await self._books.write_lost_rows()
                 await asyncio.to_thread(self._artefacts.sweep)
             except (*AWAY, GatewayError) as error:
                 logger.warning("jobs: what is old has to wait: %s", type(error).__name__)
@@ -223,3 +222,48 @@ class Foreman:
             logger.warning("job %s: its webhook is given up: %s", job.id, outcome.said)
         again_at = None if outcome.again_in is None else datetime.now(UTC) + timedelta(seconds=outcome.again_in)
         await self._store.told(job, again_at)
+
+
+def in_turn(
+    found: Sequence[Candidate],
+    running: Mapping[tuple[str, str], int],
+    free: Mapping[Task, int],
+    last: Mapping[tuple[str, str], int],
+) -> list[Candidate]:
+    """Fill the free places: each time with the oldest job of whoever has the fewest, and then has waited longest.
+
+    Args:
+        found: who waits.
+        running: how many of each caller's are under way, by task and caller.
+        free: places, by task.
+        last: when a caller had a turn, counted; by task and caller.
+    """
+    lines: dict[tuple[str, str], deque[Candidate]] = defaultdict(deque)
+    for each in sorted(found, key=lambda each: each.seq):
+        lines[each.task, each.turn].append(each)
+    under_way, latest = Counter(running), dict(last)
+    turns = count(max(latest.values(), default=0) + 1)
+    of_caller: Counter[str] = Counter()
+    for (_, turn), number in running.items():
+        of_caller[turn] += number
+    chosen: list[Candidate] = []
+    for task, num_places in free.items():
+        for _ in range(num_places):
+            heads = [
+                line[0]
+                for (its, turn), line in lines.items()
+                if its == task and line and (line[0].places is None or of_caller[turn] < line[0].places)
+            ]
+            if not heads:
+                break
+            best = min(heads, key=lambda each: (under_way[key_of(each)], latest.get(key_of(each), 0), each.seq))
+            chosen.append(lines[key_of(best)].popleft())
+            under_way[key_of(best)] += 1
+            of_caller[best.turn] += 1
+            latest[key_of(best)] = next(turns)
+    return chosen
+
+
+def key_of(job: Candidate) -> tuple[str, str]:
+    """Who takes turns, and for what."""
+    return job.task, job.turn

@@ -13,6 +13,8 @@ class Live:
     """`step` of `steps`, `eta_seconds`, `position` in the worker's queue, as far as they are known."""
     preview: dict[str, Any] | None = None
     version: int = 0
+    is_over: bool = False
+    """Whether nobody works here on it any more: what has become of it is in the table."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self) -> None:

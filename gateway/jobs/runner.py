@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import json
 import logging
 import re
@@ -10,28 +9,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from gateway.artefacts.store import Artefacts
-from gateway.budgets.budgets import Budgets, Made
 from gateway.callers import Caller
 from gateway.catalog import Catalog
 from gateway.errors import ArtefactsUnavailable, GatewayError, WorkerDied
+from gateway.jobs.books import receipt_of
 from gateway.jobs.calls import call, kept_whole
 from gateway.jobs.live import Live
 from gateway.jobs.schema import Job, Outcome, Step
-from gateway.jobs.store import Store
+from gateway.jobs.store import AWAY, Store
 from gateway.policy import Policy
 from gateway.prompts import Passage
 from gateway.relay import Relay
-from services.schema import Receipt, check_is_text
-from services.units import UNITS
+from services.schema import check_is_text
 
 T = TypeVar("T")
 
 logger = logging.getLogger("atelier.jobs")
 
-AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
 MAX_BREAKS = 5  # calls of one step that a worker did not survive, and the job is given up
 PAUSE = timedelta(seconds=1)  # before a step is tried again
 DATABASE_SECONDS = 0.5  # before a database that is away is asked again
@@ -60,7 +55,6 @@ class Runner:
         relay: Relay,
         catalog: Catalog,
         artefacts: Artefacts,
-        budgets: Budgets,
         policy: Policy,
         patience: float,
     ) -> None:
@@ -69,12 +63,11 @@ class Runner:
         self._relay = relay
         self._catalog = catalog
         self._artefacts = artefacts
-        self._budgets = budgets
         self._policy = policy
         self._patience = patience
 
-    async def run(self, job: Job, live: Live) -> Job | None:
-        """Work on the step that `job` is at; the job as it is then, or None where it waits or is another's now.
+    async def run(self, job: Job, live: Live) -> None:
+        """Work on the step that `job` is at.
 
         Cancelled, it closes the call of the worker at once, and leaves the job as it is.
         """
@@ -87,46 +80,36 @@ class Runner:
                 job, job.steps[job.step], body, self._relay, self._catalog, self._artefacts, live, left
             )
         except GatewayError as error:
-            return await self._after(job, error)
+            await self._after(job, error)
         except AWAY:
             logger.exception("job %s: attempt %d has to wait", job.id, job.attempt)
             await until_it_answers(lambda: self._again(job, job.breaks))
-            return None
         except Exception:
             logger.exception("job %s failed", job.id)
-            return await self._after(job, GatewayError("the gateway failed; its log says why"))
-        return await until_it_answers(lambda: self._done(job, outcome))
+            await self._after(job, GatewayError("the gateway failed; its log says why"))
+        else:
+            await until_it_answers(lambda: self._done(job, outcome))
 
-    async def _after(self, job: Job, error: GatewayError) -> Job | None:
+    async def _after(self, job: Job, error: GatewayError) -> None:
         """Try again what may yet succeed, or give up."""
         is_broken = isinstance(error, WorkerDied | ArtefactsUnavailable)
         breaks = job.breaks + is_broken
         if breaks < MAX_BREAKS and (is_broken or error.should_retry):
             await until_it_answers(lambda: self._again(job, breaks))
-            return None
-        return await until_it_answers(lambda: self._fail(job, error))
+        else:
+            await until_it_answers(lambda: self._fail(job, error))
 
     async def _again(self, job: Job, breaks: int) -> None:
         pause = PAUSE * (1 + breaks)
         await self._store.put_back(job, datetime.now(UTC) + pause, breaks=breaks)
 
-    async def _fail(self, job: Job, error: GatewayError) -> Job | None:
-        await self.release(job)
-        return await self._store.fail(job, {"code": error.code, "message": str(error), "param": error.param})
+    async def _fail(self, job: Job, error: GatewayError) -> None:
+        await self._store.fail(job, {"code": error.code, "message": str(error), "param": error.param})
 
-    async def release(self, job: Job) -> None:
-        """Give back what the steps have reserved that will not be made."""
-        for step in range(job.step, len(job.steps)):
-            await self._budgets.release(reservation(job.request_id, step))
-
-    async def _done(self, job: Job, outcome: Outcome) -> Job | None:
-        task = job.steps[job.step].task
-        units = outcome.usage.get(UNITS[task], 0)
-        await self._budgets.settle(Made(reservation(job.request_id, job.step), 1, units))
-        done = await self._store.step_done(job, outcome, receipt_of(job, outcome))
-        if done is None and not await self._store.exists(job.id):
+    async def _done(self, job: Job, outcome: Outcome) -> None:
+        is_done = await self._store.step_done(job, outcome, receipt_of(job, outcome))
+        if not is_done and not await self._store.exists(job.id):
             await self._artefacts.delete(job.id)  # it was deleted while we were away
-        return done
 
     async def _body(self, job: Job) -> dict[str, Any]:
         """Make what the worker is sent, as httpx takes it."""
@@ -175,31 +158,12 @@ def with_model(body: Mapping[str, Any], step: Step) -> dict[str, Any]:
 
 
 def text_of(answer: Mapping[str, Any]) -> str:
-    """The text of a chat's or a completion's answer."""
+    """The text of a chat's, a completion's or a response's answer."""
+    if "output" in answer:
+        parts = (part for item in answer["output"] for part in item.get("content") or ())
+        return "".join(part.get("text", "") for part in parts)
     choice = answer["choices"][0]
     return str(choice["message"]["content"] or "" if "message" in choice else choice["text"])
-
-
-def reservation(request_id: str, step: int) -> str:
-    """What a step has reserved under."""
-    return f"{request_id}.{step}" if step else request_id
-
-
-def receipt_of(job: Job, outcome: Outcome) -> Receipt:
-    """What a step is paid by: one, however many attempts there were."""
-    digest = hashlib.sha256(f"{job.id} {job.request_id} {job.step}".encode()).hexdigest()
-    return Receipt(
-        id=digest[:32],
-        request_id=job.request_id,
-        attempt=job.step + 1,
-        modality=job.steps[job.step].task,
-        model=outcome.model,
-        units=outcome.usage,
-        iterations=0,
-        queue_seconds=outcome.queue_seconds,
-        run_seconds=outcome.run_seconds,
-        ending="complete",
-    )
 
 
 async def until_it_answers(move: Callable[[], Awaitable[T]]) -> T:

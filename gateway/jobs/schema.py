@@ -1,5 +1,6 @@
 """A job as it lies in the database, and the tables around it; knows no HTTP."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Literal, Self
@@ -43,6 +44,8 @@ class JobRow(Tables):
     """Of the step that is next, or under way."""
     state: Mapped[str] = mapped_column(String(16))
     executor: Mapped[str] = mapped_column(String(32))
+    accepted_by: Mapped[str] = mapped_column(String(32), server_default="")
+    """The gateway that writes down the request: where it is dead, somebody else does."""
     attempt: Mapped[int]
     breaks: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -77,6 +80,15 @@ class EventRow(Tables):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     state: Mapped[str] = mapped_column(String(16))
     step: Mapped[int]
+
+
+class UploadRow(Tables):
+    """Files that are kept for a job whose own row is not written yet."""
+
+    __tablename__ = "uploads"
+
+    job_id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    accepted_by: Mapped[str] = mapped_column(String(32))
 
 
 class GatewayRow(Tables):
@@ -171,6 +183,7 @@ class Job:
     task: Task
     state: JobState
     executor: str
+    accepted_by: str
     attempt: int
     breaks: int
     created_at: datetime
@@ -195,7 +208,12 @@ class Job:
     @classmethod
     def of(cls, row: Any) -> Self:
         """Read a row."""
-        kept = dict(row._mapping)
+        return cls.made(row._mapping)
+
+    @classmethod
+    def made(cls, columns: Mapping[str, Any]) -> Self:
+        """Read what a row consists of."""
+        kept = dict(columns)
         kept["steps"] = tuple(map(Step.of, kept["steps"]))
         kept["outputs"] = tuple(map(Output.of, kept["outputs"]))
         return cls(**kept)

@@ -1,14 +1,20 @@
 """Every move of a job, one transaction each: conditional updates, so that of several who try only one succeeds."""
 
+import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, Self, cast
 
-from sqlalchemy import ColumnElement, case, delete, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Executable, case, delete, insert, literal, select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from gateway.database.database import for_reading
+from gateway.jobs import statements
+from gateway.jobs.books import give_back, pay
 from gateway.jobs.schema import (
     ENDED,
     NOBODY,
@@ -20,19 +26,21 @@ from gateway.jobs.schema import (
     JobRow,
     JobState,
     Outcome,
+    UploadRow,
 )
-from gateway.usage.receipts import write
-from gateway.usage.rollup import count_records
-from gateway.usage.schema import ReceiptRow, Record, Usage
+from gateway.jobs.statements import COLUMNS
 from services.schema import Receipt
 
-COLUMNS = tuple(JobRow.__table__.columns)
+logger = logging.getLogger("atelier.jobs")
+
+AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
+NOT_YET: Mapping[str, Any] = dict.fromkeys(("started_at", "completed_at", "expires_at", "seed", "hook_at"))
 BATCH_ROWS = 100
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The oldest job of a caller that waits for a task."""
+    """A job that waits, among the oldest of its caller's for a task."""
 
     task: str
     turn: str
@@ -58,28 +66,51 @@ class Store:
     def __init__(self, database: AsyncEngine, retention: timedelta | None) -> None:
         """Keep jobs for `retention` after their end; None: for ever."""
         self._database = database
+        self._reading = for_reading(database)
         self._retention = retention
 
     # --- callers ---
 
-    async def add(self, values: Mapping[str, Any]) -> Job:
-        """Accept a job.
+    async def add(self, values: Mapping[str, Any], *, has_files: bool) -> Job:
+        """Accept a job, of which there may be files already.
 
         Raises:
             IntegrityError: its caller has used the idempotency key already.
         """
         async with self._database.begin() as connection:
-            row = (await connection.execute(insert(JobRow).values(values).returning(*COLUMNS))).one()
-            await _tell(connection, row)
-            return Job.of(row)
+            seq = await connection.scalar(statements.ADD, dict(values))
+            job = Job.made({**NOT_YET, **values, "seq": seq})
+            await _tell(connection, [job])
+            if has_files:
+                await connection.execute(statements.FORGET_UPLOAD, {"its_id": job.id})
+            return job
+
+    async def note_upload(self, job_id: str, executor: str) -> None:
+        """Say that files are kept for a job that is not accepted yet: if its gateway dies, somebody deletes them."""
+        async with self._database.begin() as connection:
+            if await connection.scalar(statements.UPLOAD, {"its_id": job_id}) is None:
+                await connection.execute(insert(UploadRow).values(job_id=job_id, accepted_by=executor))
+
+    async def forget_upload(self, job_id: str) -> None:
+        """Say that there are none any more."""
+        async with self._database.begin() as connection:
+            await connection.execute(statements.FORGET_UPLOAD, {"its_id": job_id})
+
+    async def abandoned(self) -> list[str]:
+        """The jobs that dead gateways have begun to accept, and did not."""
+        dead = UploadRow.accepted_by.not_in(select(GatewayRow.id))
+        async with self._reading.connect() as connection:
+            return list(await connection.scalars(select(UploadRow.job_id).where(dead).limit(BATCH_ROWS)))
 
     async def get(self, job_id: str, caller: str | None) -> Job | None:
         """Look a job up, if it is the caller's; None as a caller sees all."""
-        return await self._one(JobRow.id == job_id, *_of(caller))
+        if caller is None:
+            return await self._one(statements.OF_ANYBODY, its_id=job_id)
+        return await self._one(statements.OF_CALLER, its_id=job_id, its_caller=caller)
 
     async def repeated(self, idempotency: str) -> Job | None:
-        """The job that a key of a caller's stands for."""
-        return await self._one(JobRow.idempotency == idempotency)
+        """The job that a key of a caller's stands for; it may have been deleted just now."""
+        return await self._one(statements.REPEATED, its_key=idempotency)
 
     async def page(self, query: Query, num_rows: int) -> list[Job]:
         """List jobs; after one that there is not, nothing."""
@@ -97,25 +128,27 @@ class Store:
 
     async def num_ahead(self, job: Job) -> int:
         """How many jobs wait for the same task, and came before."""
-        ahead = select(func.count()).where(*_waits(), JobRow.task == job.task, JobRow.seq < job.seq)
-        async with self._database.connect() as connection:
-            return int(await connection.scalar(ahead) or 0)
+        async with self._reading.connect() as connection:
+            number = await connection.scalar(statements.NUM_AHEAD, {"its_task": job.task, "its_seq": job.seq})
+            return int(number or 0)
 
     async def changes(self, job: Job, after: int) -> list[Change]:
         """Changes of a job behind the one of that number, in order."""
-        wanted = select(EventRow.id, EventRow.at, EventRow.state, EventRow.step).where(
-            EventRow.job_seq == job.seq, EventRow.id > after
-        )
-        async with self._database.connect() as connection:
-            return [
-                Change(row.id, row.at, cast(JobState, row.state), row.step)
-                for row in await connection.execute(wanted.order_by(EventRow.id))
-            ]
+        async with self._reading.connect() as connection:
+            rows = await connection.execute(statements.CHANGES, {"its_seq": job.seq, "last": after})
+            return [Change(row.id, row.at, cast(JobState, row.state), row.step) for row in rows]
 
     async def cancel(self, job_id: str, caller: str | None) -> Job | None:
         """End a job that has not ended; None: it had."""
-        error = {"code": "cancelled", "message": "the job was cancelled"}
-        return await self._end("cancelled", {"error": error}, JobRow.id == job_id, *_of(caller))
+        values = self._end_of(None, "cancelled") | {
+            "error": {"code": "cancelled", "message": "the job was cancelled"},
+            "hook_at": case((JobRow.hook_url.is_(None), None), else_=literal(datetime.now(UTC), JobRow.hook_at.type)),
+        }
+        async with self._database.begin() as connection:
+            job = await _change(connection, values, JobRow.id == job_id, *_of(caller), JobRow.state.in_(OPEN))
+            if job is not None:
+                await give_back(connection, job)
+            return job
 
     async def requeue(self, job: Job, request_id: str, now: datetime) -> Job | None:
         """Begin a job again that has failed or was cancelled, in another request's name; None: it is under way."""
@@ -128,16 +161,17 @@ class Store:
             "breaks": 0,
             "created_at": now,
             "not_before": now,
-            **dict.fromkeys(("started_at", "completed_at", "expires_at", "seed", "hook_at")),
+            **NOT_YET,
             **{"error": None, "outputs": [], "usage": {}, "queue_seconds": 0, "run_seconds": 0, "hook_tries": 0},
         }
         ended = JobRow.id == job.id, JobRow.state.in_(("failed", "cancelled")), JobRow.is_deleted.is_(False)
-        return await self._move(fresh, *ended)
+        async with self._database.begin() as connection:
+            return await _change(connection, fresh, *ended)
 
-    async def mark_deleted(self, job_id: str, caller: str | None) -> Job | None:
-        """Hide a job that has ended from everybody; its files and its row are to follow."""
+    async def mark_deleted(self, job_id: str, caller: str | None, until: datetime) -> Job | None:
+        """Hide a job that has ended from everybody; its files are to follow, and by then its row."""
         marked = update(JobRow).where(JobRow.id == job_id, *_of(caller), JobRow.state.in_(ENDED))
-        values = {"is_deleted": True, "expires_at": datetime.now(UTC)}
+        values = {"is_deleted": True, "expires_at": until}
         async with self._database.begin() as connection:
             row = (await connection.execute(marked.values(values).returning(*COLUMNS))).one_or_none()
             return None if row is None else Job.of(row)
@@ -159,53 +193,43 @@ class Store:
 
     # --- those who work ---
 
-    async def waiting(self, now: datetime) -> tuple[list[Candidate], Counter[tuple[str, str]]]:
-        """The oldest job of each caller for each task, and how many of each run anywhere (by task and caller)."""
-        oldest = (
-            select(JobRow.task, JobRow.turn, func.min(JobRow.seq), func.max(JobRow.places))
-            .where(*_waits(), JobRow.not_before <= now)
-            .group_by(JobRow.task, JobRow.turn)
-        )
-        running = (
-            select(JobRow.task, JobRow.turn, func.count())
-            .where(JobRow.executor != NOBODY, JobRow.state == "in_progress")
-            .group_by(JobRow.task, JobRow.turn)
-        )
-        async with self._database.connect() as connection:
-            found = [Candidate(*row) for row in await connection.execute(oldest)]
+    async def waiting(
+        self, tasks: Collection[str], depth: int, now: datetime
+    ) -> tuple[list[Candidate], Counter[tuple[str, str]]]:
+        """The `depth` oldest jobs of each caller for each task, and how many run anywhere (by task and caller)."""
+        async with self._reading.connect() as connection:
+            rows = await connection.execute(statements.WAITING, {"tasks": list(tasks), "depth": depth, "now": now})
+            found = [Candidate(*row) for row in rows]
             if not found:
                 return [], Counter()
-            counted = await connection.execute(running)
+            counted = await connection.execute(statements.RUNNING)
             return found, Counter({(task, turn): number for task, turn, number in counted})
 
-    async def claim(self, seq: int, executor: str, now: datetime) -> Job | None:
-        """Take a job; None: somebody else was quicker."""
-        values = {
-            "executor": executor,
-            "attempt": JobRow.attempt + 1,
-            "state": "in_progress",
-            "started_at": func.coalesce(JobRow.started_at, now, type_=JobRow.started_at.type),
-        }
+    async def claim(self, seqs: Collection[int], executor: str, now: datetime) -> list[Job]:
+        """Take those of these jobs that nobody has taken yet."""
+        taken: list[Job] = []
         async with self._database.begin() as connection:
-            for state in OPEN:  # one of the two: only the first changes what callers see
-                taken = update(JobRow).where(JobRow.seq == seq, JobRow.executor == NOBODY, JobRow.state == state)
-                row = (await connection.execute(taken.values(values).returning(*COLUMNS))).one_or_none()
-                if row is not None:
-                    if state == "queued":
-                        await _tell(connection, row)
-                    return Job.of(row)
-        return None
+            for state in OPEN:
+                rest = list(set(seqs) - {job.seq for job in taken})
+                if not rest:
+                    break
+                named = {"seqs": rest, "its_executor": executor, "now": now}
+                jobs = [Job.of(row) for row in await connection.execute(statements.TAKE[state], named)]
+                taken += jobs
+                if state == "queued":  # else nothing changes that callers see
+                    await _tell(connection, jobs)
+        return taken
 
     async def put_back(self, job: Job, not_before: datetime, *, breaks: int) -> bool:
         """Let a job wait until somebody takes it again; whether it was still ours."""
         values = {"executor": NOBODY, "not_before": not_before, "breaks": breaks}
         async with self._database.begin() as connection:
-            return bool((await connection.execute(update(JobRow).where(*_held(job)).values(values))).rowcount)
+            return await _moved(connection, job, values)
 
-    async def step_done(self, job: Job, outcome: Outcome, receipt: Receipt) -> Job | None:
-        """Note what a step came to: the job waits for the next one, or has ended; None: it was not ours any more.
+    async def step_done(self, job: Job, outcome: Outcome, receipt: Receipt) -> bool:
+        """Note what a step came to: the job waits for the next one, or has ended; False: it was not ours any more.
 
-        The receipt is written in the same transaction: what is done is paid, once.
+        Receipt and reservation are settled in the same transaction: what is done is paid, once.
         """
         usage = Counter(job.usage)
         usage.update(outcome.usage)
@@ -217,95 +241,87 @@ class Store:
             "queue_seconds": job.queue_seconds + outcome.queue_seconds,
             "run_seconds": job.run_seconds + outcome.run_seconds,
         }
-        following = job.step + 1
-        if following == len(job.steps):
-            return await self._end("completed", values, *_held(job), receipt=receipt)
-        values |= {"step": following, "task": job.steps[following].task, "executor": NOBODY, "breaks": 0}
-        return await self._move(values, *_held(job), receipt=receipt)
+        after = replace(job, step=job.step + 1)
+        if after.step == len(job.steps):
+            after = replace(job, state="completed")
+            values |= self._end_of(job.hook_url, "completed")
+        else:
+            values |= {"step": after.step, "task": job.steps[after.step].task, "executor": NOBODY, "breaks": 0}
+        async with self._database.begin() as connection:
+            if not await _moved(connection, job, values):
+                return False
+            await _tell(connection, [after])
+            await pay(connection, job, receipt)
+            return True
 
-    async def fail(self, job: Job, error: Mapping[str, Any]) -> Job | None:
-        """End a job with an error; None: it was not ours any more."""
-        return await self._end("failed", {"error": dict(error)}, *_held(job))
+    async def fail(self, job: Job, error: Mapping[str, Any]) -> bool:
+        """End a job with an error; False: it was not ours any more."""
+        values = self._end_of(job.hook_url, "failed") | {"error": dict(error)}
+        async with self._database.begin() as connection:
+            if not await _moved(connection, job, values):
+                return False
+            await _tell(connection, [replace(job, state="failed")])
+            await give_back(connection, job)
+            return True
 
     async def exists(self, job_id: str) -> bool:
         """Whether there is such a job, deleted or not."""
-        async with self._database.connect() as connection:
-            return await connection.scalar(select(JobRow.seq).where(JobRow.id == job_id)) is not None
+        async with self._reading.connect() as connection:
+            return await connection.scalar(statements.EXISTS, {"its_id": job_id}) is not None
 
     async def held(self, executor: str) -> dict[str, int]:
         """The jobs that an executor holds, and at which attempt."""
-        own = select(JobRow.id, JobRow.attempt).where(JobRow.executor == executor, JobRow.state == "in_progress")
-        async with self._database.connect() as connection:
-            return {row.id: row.attempt for row in await connection.execute(own)}
+        async with self._reading.connect() as connection:
+            rows = await connection.execute(statements.HOLDS, {"its_executor": executor})
+            return {row.id: row.attempt for row in rows}
 
     async def release(self, executor: str) -> int:
-        """Let others have all that an executor holds, and forget it; how many jobs those were."""
-        own = update(JobRow).where(JobRow.executor == executor, JobRow.state == "in_progress")
+        """Let others have all that an executor holds; how many jobs those were."""
         async with self._database.begin() as connection:
-            await connection.execute(delete(GatewayRow).where(GatewayRow.id == executor))
-            return (await connection.execute(own.values(executor=NOBODY))).rowcount
+            return await _freed(connection, executor)
 
     # --- gateways ---
 
+    @asynccontextmanager
+    async def present(self, executor: str) -> AsyncGenerator[Self]:
+        """Let an executor be known meanwhile: as long as it is, what it still has to write down will come."""
+        await self.beat(executor, {})
+        try:
+            yield self
+        finally:
+            try:
+                async with self._database.begin() as connection:
+                    await connection.execute(delete(GatewayRow).where(GatewayRow.id == executor))
+            except AWAY as error:
+                logger.warning("jobs: others notice only by our silence that we are gone: %s", type(error).__name__)
+
     async def beat(self, executor: str, live: Mapping[str, Any]) -> bool:
         """Say that an executor lives, and what it works on; whether it was known."""
-        values = {"beats": GatewayRow.beats + 1, "live": dict(live)}
-        own = update(GatewayRow).where(GatewayRow.id == executor)
+        said = {"its_executor": executor, "said": dict(live)}
         async with self._database.begin() as connection:
-            if (await connection.execute(own.values(values))).rowcount:
+            if (await connection.execute(statements.BEAT, said)).rowcount:
                 return True
             await connection.execute(insert(GatewayRow).values(id=executor, beats=1, live=dict(live)))
             return False
 
     async def gateways(self) -> dict[str, int]:
         """All executors and their numbers."""
-        async with self._database.connect() as connection:
-            rows = await connection.execute(select(GatewayRow.id, GatewayRow.beats))
-            return {row.id: row.beats for row in rows}
+        async with self._reading.connect() as connection:
+            return {row.id: row.beats for row in await connection.execute(statements.ALL_GATEWAYS)}
 
     async def bury(self, executor: str, beats: int) -> int | None:
         """Let others have what a dead executor held; None: it lives, or somebody else has buried it."""
         dead = delete(GatewayRow).where(GatewayRow.id == executor, GatewayRow.beats == beats)
-        own = update(JobRow).where(JobRow.executor == executor, JobRow.state == "in_progress")
         async with self._database.begin() as connection:
             if not (await connection.execute(dead)).rowcount:
                 return None
-            return (await connection.execute(own.values(executor=NOBODY))).rowcount
+            return await _freed(connection, executor)
 
     async def live_at(self, executor: str, job_id: str) -> Any:
         """What another gateway has said of a job that it works on."""
-        async with self._database.connect() as connection:
-            live = await connection.scalar(select(GatewayRow.live).where(GatewayRow.id == executor))
+        async with self._reading.connect() as connection:
+            live = await connection.scalar(statements.LIVE, {"its_executor": executor})
         return (live or {}).get(job_id)
-
-    # --- usage ---
-
-    async def settled_by_receipt(self, job_ids: Collection[str]) -> dict[tuple[str, int], tuple[str, int]]:
-        """Of these jobs the cancelled ones: id and attempt, and the request and step that pay for it."""
-        wanted = select(JobRow.id, JobRow.attempt, JobRow.request_id, JobRow.step).where(
-            JobRow.id.in_(job_ids), JobRow.state == "cancelled"
-        )
-        async with self._database.connect() as connection:
-            rows = await connection.execute(wanted)
-            return {(job_id, attempt): (request_id, step) for job_id, attempt, request_id, step in rows}
-
-    async def write_lost_rows(self, before: datetime) -> None:
-        """Give receipts of jobs the usage rows that they lack: a gateway that was killed had not written them yet."""
-        orphan = ReceiptRow.usage_id.is_(None), ReceiptRow.received_at < before
-        wanted = select(*COLUMNS).join(ReceiptRow, ReceiptRow.request_id == JobRow.request_id).where(*orphan)
-        async with self._database.connect() as connection:
-            jobs = {row.id: Job.of(row) for row in await connection.execute(wanted.limit(BATCH_ROWS))}
-        for job in jobs.values():
-            await self._write_row(job)
-
-    async def _write_row(self, job: Job) -> None:
-        async with self._database.begin() as connection:
-            # Nobody else gets further with this job until we are done.
-            await connection.execute(update(JobRow).where(JobRow.seq == job.seq).values(request_id=job.request_id))
-            if await connection.scalar(select(Usage.id).where(Usage.request_id == job.request_id)) is None:
-                record = record_of(job)
-                await connection.execute(insert(Usage), [vars(record)])
-                await count_records(connection, [record])
 
     # --- webhooks ---
 
@@ -313,8 +329,8 @@ class Store:
         """Take jobs whose webhook is to be tried; they come back after the lease if nobody says otherwise."""
         late = JobRow.hook_at <= now
         among = select(JobRow.seq).where(late).limit(BATCH_ROWS).scalar_subquery()
-        async with self._database.connect() as connection:
-            if await connection.scalar(select(JobRow.seq).where(late).limit(1)) is None:
+        async with self._reading.connect() as connection:
+            if await connection.scalar(statements.NEXT_HOOK, {"now": now}) is None:
                 return []
         taken = update(JobRow).where(JobRow.seq.in_(among), late)
         values = {"hook_at": now + lease, "hook_tries": JobRow.hook_tries + 1}
@@ -327,76 +343,50 @@ class Store:
         async with self._database.begin() as connection:
             await connection.execute(own.values(hook_at=again_at))
 
-    async def _one(self, *wanted: ColumnElement[bool]) -> Job | None:
-        async with self._database.connect() as connection:
-            found = select(*COLUMNS).where(*wanted, JobRow.is_deleted.is_(False))
-            row = (await connection.execute(found)).one_or_none()
+    async def _one(self, statement: Executable, **named: str) -> Job | None:
+        async with self._reading.connect() as connection:
+            row = (await connection.execute(statement, named)).one_or_none()
             return None if row is None else Job.of(row)
 
-    async def _end(
-        self, state: JobState, values: Mapping[str, Any], *wanted: ColumnElement[bool], receipt: Receipt | None = None
-    ) -> Job | None:
+    def _end_of(self, hook_url: str | None, state: JobState) -> dict[str, Any]:
+        """What a job that has ended has besides."""
         now = datetime.now(UTC)
-        ended = {
+        return {
             "state": state,
             "completed_at": now,
             "expires_at": None if self._retention is None else now + self._retention,
-            "hook_at": case((JobRow.hook_url.is_(None), None), else_=literal(now, JobRow.hook_at.type)),
+            "hook_at": None if hook_url is None else now,
         }
-        return await self._move({**values, **ended}, JobRow.state.in_(OPEN), *wanted, receipt=receipt)
-
-    async def _move(
-        self, values: Mapping[str, Any], *wanted: ColumnElement[bool], receipt: Receipt | None = None
-    ) -> Job | None:
-        """Change one job and tell of it, in one transaction."""
-        async with self._database.begin() as connection:
-            changed = update(JobRow).where(*wanted).values(dict(values)).returning(*COLUMNS)
-            row = (await connection.execute(changed)).one_or_none()
-            if row is None:
-                return None
-            await _tell(connection, row)
-            if receipt is not None:
-                await write(connection, [receipt])
-            return Job.of(row)
 
 
-def record_of(job: Job) -> Record:
-    """The request that a job came by, as far as the job knows."""
-    return Record(
-        request_id=job.request_id,
-        started_at=job.created_at,
-        method="POST",
-        endpoint=job.route,
-        client_address="" if job.caller else job.turn,
-        response_seconds=0,
-        first_byte_seconds=None,
-        status=202,
-        bytes_out=0,
-        ending="complete",
-        successful=True,
-        caller=job.caller,
-        owner=job.owner,
-        route=job.route,
-        model=job.model,
-        modality=job.kind,
-        prompt=None,
-        output=None,
-    )
+async def _change(connection: AsyncConnection, values: Mapping[str, Any], *wanted: ColumnElement[bool]) -> Job | None:
+    """Change one job and tell of it."""
+    changed = update(JobRow).where(*wanted).values(dict(values)).returning(*COLUMNS)
+    row = (await connection.execute(changed)).one_or_none()
+    if row is None:
+        return None
+    job = Job.of(row)
+    await _tell(connection, [job])
+    return job
 
 
-async def _tell(connection: AsyncConnection, row: Any) -> None:
-    told = {"job_seq": row.seq, "at": datetime.now(UTC), "state": row.state, "step": row.step}
-    await connection.execute(insert(EventRow).values(told))
+async def _moved(connection: AsyncConnection, job: Job, values: Mapping[str, Any]) -> bool:
+    """Change a job that is still this attempt's; whether it was."""
+    named = {"its_seq": job.seq, "its_executor": job.executor, "its_attempt": job.attempt}
+    return bool((await connection.execute(statements.MOVE, {**values, **named})).rowcount)
+
+
+async def _freed(connection: AsyncConnection, executor: str) -> int:
+    own = update(JobRow).where(JobRow.executor == executor, JobRow.state == "in_progress")
+    return (await connection.execute(own.values(executor=NOBODY))).rowcount
+
+
+async def _tell(connection: AsyncConnection, jobs: Sequence[Job]) -> None:
+    now = datetime.now(UTC)
+    told = [{"job_seq": job.seq, "at": now, "state": job.state, "step": job.step} for job in jobs]
+    if told:
+        await connection.execute(statements.TELL, told)
 
 
 def _of(caller: str | None) -> Sequence[ColumnElement[bool]]:
     return () if caller is None else (JobRow.caller == caller,)
-
-
-def _waits() -> Sequence[ColumnElement[bool]]:
-    return JobRow.executor == NOBODY, JobRow.state.in_(OPEN)
-
-
-def _held(job: Job) -> Sequence[ColumnElement[bool]]:
-    """It is still this attempt's: whoever was paused, and has been given up for dead, changes nothing any more."""
-    return JobRow.seq == job.seq, JobRow.executor == job.executor, JobRow.attempt == job.attempt

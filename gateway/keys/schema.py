@@ -17,7 +17,8 @@ from gateway.usage.content import Kept
 ID_BYTES = 8
 SECRET_BYTES = 32
 ID = re.compile("[0-9a-f]{16}")
-WRITTEN = re.compile(r"atl_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
+MARK = "atl_"  # that every key begins with
+WRITTEN = re.compile(rf"{MARK}([0-9a-f]{{16}})_([A-Za-z0-9_-]{{43}})")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,12 @@ class KeyText:
 
     def __str__(self) -> str:
         """Write it out, secret and all."""
-        return f"atl_{self.id}_{self.secret}"
+        return f"{MARK}{self.id}_{self.secret}"
+
+
+def without_keys(text: str) -> str:
+    """Leave the secrets of keys out of a text that a caller has put them into, where none belong."""
+    return WRITTEN.sub(rf"{MARK}\1_redacted", text) if MARK in text else text
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from starlette.types import Receive, Scope, Send
 from gateway.admission import begin, pass_ours
 from gateway.artefacts.download import download
 from gateway.bodies import checked, read_object
+from gateway.jobs.books import reservation
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
-from gateway.jobs.runner import reservation
-from gateway.jobs.schema import Change, Job, JobState
+from gateway.jobs.schema import Change, Job, JobState, Output
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, JobPage, JobView
 from gateway.preference import seconds_to_wait
@@ -27,7 +27,7 @@ from services.image.schema import EditRequest, ImageRequest
 from services.mesh.schema import MeshRequest
 from services.registry import Task, models_of
 from services.schema import Body, GenerationRequest
-from services.text.schema import ChatRequest, CompletionRequest
+from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 from services.video.schema import VideoRequest
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -37,6 +37,7 @@ JobId = Annotated[str, StringConstraints(max_length=64)]
 ROUTES: Mapping[str, tuple[Task, type[GenerationRequest]]] = {
     "/v1/chat/completions": ("text", ChatRequest),
     "/v1/completions": ("text", CompletionRequest),
+    "/v1/responses": ("text", ResponseRequest),
     "/v1/audio/speech": ("audio", SpeechRequest),
     "/v1/images/generations": ("image", ImageRequest),
     "/v1/images/edits": ("image", EditRequest),
@@ -295,17 +296,28 @@ async def content_of(request: Request, state: State, job: Job, variant: str | No
         NotDone: there is none yet.
         NoSuchOutput: there is no such.
     """
+    output = output_of(job, variant)
+    response = await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
+    if output.step == len(job.steps) - 1 and job.model:  # a job knows no more of the steps before
+        response.headers["x-model"] = job.model
+        response.headers.update({} if job.seed is None else {"x-seed": str(job.seed)})
+    return response
+
+
+def output_of(job: Job, variant: str | None) -> Output:
+    """Find a file of a job.
+
+    Raises:
+        NotDone: there is none yet.
+        NoSuchOutput: there is no such.
+    """
     if job.state != "completed":
         raise NotDone(f"the job is {job.state}; it has files when it is completed")
     output = job.output(variant)
     if output is None:
         there = ", ".join(dict.fromkeys(each.variant for each in job.outputs))
         raise NoSuchOutput(f"this job has no such file; there are: {there}")
-    response = await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
-    if output.step == len(job.steps) - 1 and job.model:  # a job knows no more of the steps before
-        response.headers["x-model"] = job.model
-        response.headers.update({} if job.seed is None else {"x-seed": str(job.seed)})
-    return response
+    return output
 
 
 @router.post("/{job_id}/cancel")
@@ -320,14 +332,14 @@ async def retry_job(job_id: JobId, request: Request, state: StateOf) -> JobView:
     """Begin a job again that failed or was cancelled; limits and budgets count it as a new request."""
     request.scope["is_job"] = True
     job = await state.jobs.get(request, job_id)
+    request.scope["repeats"] = None  # a key is of no use here: to begin again twice is to begin again once
     await begin(request, state, job.steps[0].task)
     for number, step in enumerate(job.steps):
-        if step.path in ROUTES and step.body_file is None:
-            given: dict[str, Any] = {**(step.body or {}), **(step.fields or {})}
-            if step.takes is not None and (job.steps[number - 1].task, step.path) not in FILES:
-                given[step.takes] = STANDS_FOR_PICTURE if step.takes == "image" else STANDS_FOR_TEXT
-            with named(request, number):
-                await pass_ours(request, state, step.task, checked(given, ROUTES[step.path][1]), step.model)
+        given = await state.jobs.body_of(step)
+        if step.takes is not None and (job.steps[number - 1].task, step.path) not in FILES:
+            given[step.takes] = STANDS_FOR_PICTURE if step.takes == "image" else STANDS_FOR_TEXT
+        with named(request, number):
+            await pass_ours(request, state, step.task, checked(given, ROUTES[step.path][1]), step.model)
     return JobView.of(await state.jobs.seen(await state.jobs.retry(request, job)))
 
 

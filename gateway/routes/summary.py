@@ -35,7 +35,7 @@ def check_year(instant: datetime) -> datetime:
 
 
 Day = Annotated[Instant, AfterValidator(check_year)]
-Ids = Annotated[list[str], BeforeValidator(split_commas)]
+Ids = Annotated[list[str], Field(max_length=1000), BeforeValidator(split_commas)]
 
 
 class SummaryQuery(BaseModel):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qsl
 
+from gateway.patterns import compiled
+
 Kept = Literal["none", "prompts", "all"]
 BYTES_A_CHARACTER = 64  # that are kept until the end: an event has a token of text in it
 BEYOND = 200  # characters that are looked at after the last one, so that no secret is cut in two before it is found
@@ -17,7 +19,7 @@ SECRETS = (
     r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}",  # e-mail addresses
     r"\batl_[0-9a-f]{16}_[\w-]{12,}",  # our own
     r"\b(?:sk|pk|rk|gh[opsu]|xox[abp]|hf|AKIA|AIza)[-_]?[\w-]{12,}",  # keys, as those who issue them mark them
-    r"\beyJ[\w-]+\.[\w-]+\.[\w-]+",  # JSON web tokens
+    r"(?<![\w-])eyJ[\w-]+\.[\w-]+\.[\w-]+",  # JSON web tokens
     r"(?i:\b(?:bearer|basic)\s+)[\w.+/=-]{8,}",
     r"(?i:\b(?:api[-_ ]?key|token|password|secret)\\?[\"']?\s*[:=]\s*\\?[\"']?)[^\s\"',}\\]{4,}",
     r"(?<!\d)(?:\d[ -]?){12,18}\d(?!\d)",  # card numbers
@@ -31,7 +33,7 @@ class ContentPolicy:
     Args:
         kept: nothing, what was asked, or also what was answered.
         max_chars: of each of the two.
-        patterns: what is redacted besides our own.
+        patterns: RE2's, of what is redacted besides our own.
     """
 
     kept: Kept = "none"
@@ -40,8 +42,10 @@ class ContentPolicy:
 
     def clean(self, text: str) -> str:
         """Take out secrets, then cut."""
-        found = re.compile("|".join((*SECRETS, *self.patterns)))
-        return found.sub(REDACTED, text[: self.max_chars + BEYOND])[: self.max_chars]
+        cleaned = re.sub("|".join(SECRETS), REDACTED, text[: self.max_chars + BEYOND])
+        if self.patterns:
+            cleaned = compiled(self.patterns).sub(REDACTED, cleaned)
+        return cleaned[: self.max_chars]
 
 
 class Content:

@@ -1,12 +1,15 @@
 """The usage log of one gateway: what the middleware puts into and the routes read from."""
 
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import fields
+from functools import lru_cache
+from operator import attrgetter
 from typing import Self
 
 from prometheus_client import Counter
-from sqlalchemy import insert
+from sqlalchemy import Dialect, insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,7 +26,8 @@ from services.schema import Receipt
 logger = logging.getLogger("atelier.gateway")
 
 AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
-INSERTION = insert(Tables.metadata.tables[Usage.__tablename__])  # a mapped class would be looked at each time
+TABLE = Tables.metadata.tables[Usage.__tablename__]
+COLUMNS = tuple(field.name for field in fields(Record))
 
 
 class UsageLog:
@@ -101,5 +105,27 @@ def unavailable() -> Iterator[None]:
 async def append(database: AsyncEngine, records: Sequence[Record]) -> None:
     """Write records in one transaction: all of them, or an error and none."""
     async with database.begin() as connection:
-        await connection.execute(INSERTION, [vars(record) for record in records])
+        statement, rows = insertion(connection.dialect)
+        await connection.exec_driver_sql(statement, rows(records))
         await count_records(connection, records)
+
+
+@lru_cache(maxsize=8)
+def insertion(dialect: Dialect) -> tuple[str, Callable[[Sequence[Record]], list[tuple[object, ...]]]]:
+    """Return an INSERT in the driver's own words, and what makes records ready for it.
+
+    SQLAlchemy would make each row's values ready by name, which takes four times as long, and a request has one row.
+    """
+    compiled = insert(TABLE).inline().compile(dialect=dialect, column_keys=COLUMNS)
+    ready = [TABLE.c[name].type.dialect_impl(dialect).bind_processor(dialect) or same for name in COLUMNS]
+    values_of = attrgetter(*COLUMNS)
+
+    def rows(records: Sequence[Record]) -> list[tuple[object, ...]]:
+        return [tuple(make(value) for make, value in zip(ready, values_of(record), strict=True)) for record in records]
+
+    return str(compiled), rows
+
+
+def same(value: object) -> object:
+    """What a driver takes as it is."""
+    return value

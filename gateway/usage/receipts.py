@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 
+from sqlalchemy import Executable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from gateway.database.types import Tables
 from gateway.usage.rollup import join
 from gateway.usage.schema import ReceiptRow
 from services.schema import UNITS, Receipt
@@ -29,6 +32,12 @@ async def write(connection: AsyncConnection, receipts: Sequence[Receipt]) -> Non
         }
         for receipt in receipts
     ]
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    await connection.execute(insert(ReceiptRow).on_conflict_do_nothing(), rows)
+    await connection.execute(inserting(connection.dialect.name), rows)
     await join(connection, {receipt.request_id for receipt in receipts})
+
+
+@cache
+def inserting(dialect: str) -> Executable:
+    """Return the statement that writes those down that are new; to make it takes longer than to run it."""
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(Tables.metadata.tables[ReceiptRow.__tablename__]).on_conflict_do_nothing()

@@ -14,6 +14,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 
 logger = logging.getLogger(__name__)
 
+ABOUT_ROWS = ("22", "23")  # classes of SQLSTATE: data, constraints; of the first, asyncpg's adapter makes no DataError
+
 Item = TypeVar("Item")
 
 
@@ -144,7 +146,8 @@ class Writer(Generic[Item]):
 def _is_about_the_rows(error: Exception) -> bool:
     """Tell a row that no database would take from a database that is away, locked or full."""
     if isinstance(error, DBAPIError):
-        return isinstance(error, DataError | IntegrityError)
+        state = getattr(error.orig, "sqlstate", None) or ""
+        return isinstance(error, DataError | IntegrityError) or state.startswith(ABOUT_ROWS)
     return isinstance(error, StatementError)
 
 

@@ -92,8 +92,6 @@ class CompletionShape(Shape):
         if piece.tokens:  # text may come later than they do: a stop string may have begun
             logprobs = completion_tokens(piece.tokens, self._offsets[piece.index])
             self._offsets[piece.index] += sum(len(token.text) for token in piece.tokens)
-        elif piece.is_prompt:
-            self._offsets[piece.index] += len(piece.text)
         return {"index": piece.index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
 

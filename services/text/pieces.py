@@ -37,15 +37,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text of one of the answers, whole calls, and why that one ended, if it did.
-
-    Args:
-        is_prompt: whether the text is the prompt's, which an answer was to begin with.
-    """
+    """Some text of one of the answers, whole calls, and why that one ended, if it did."""
 
     index: int
     text: str
     tokens: Sequence[Token] = ()
     calls: Sequence[Call] = ()
     finish_reason: str | None = None
-    is_prompt: bool = False

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.schema import Body, GenerationRequest, ModelId, check_is_clean, check_is_text
+from services.schema import Body, GenerationRequest, ModelId, check_is_text
 
 MAX_CHARACTERS = 128_000  # of all messages together, and of all prompts
 MAX_PROMPTS = 256  # of a request
@@ -32,7 +32,7 @@ MAX_ANSWERS = 8
 TOKEN = re.compile("[0-9]{1,7}")
 
 Content = Annotated[str, StringConstraints(min_length=1, max_length=32_000), AfterValidator(check_is_text)]
-Said = Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_clean)]  # or nothing
+Said = Annotated[str, StringConstraints(max_length=32_000)]  # or nothing
 Temperature = Annotated[float, Field(ge=0, le=2, description="0 always takes the likeliest token")]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -43,7 +43,7 @@ FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$"
 CallId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Hint = Annotated[str, StringConstraints(max_length=512), Field(description="accepted and not used")]
 Unused = Annotated[Any, Field(exclude=True, description="accepted and not used")]
-Nothing = Annotated[None, Field(exclude=True)]  # the SDK's own messages say that there is none
+Nothing = Annotated[None, Field(exclude=True, description="not served; null asks for nothing")]
 
 
 def check_is_object(value: str) -> str:
@@ -93,7 +93,7 @@ class ToolCall(Body):
 
 
 def check_is_said(content: str | None, role: str | None) -> str | None:
-    """Refuse what nobody said where somebody must have."""
+    """Refuse what nobody typed where somebody must have; what models and tools said is taken back as it is."""
     return content if content is None or role in ("assistant", "tool") else check_is_text(content)
 
 
@@ -114,7 +114,7 @@ class Message(Body):
     @field_validator("content")
     @classmethod
     def check_content(cls, content: str | None, others: ValidationInfo) -> str | None:
-        """Refuse callers' turns that say nothing; models and tools may."""
+        """Refuse callers' turns that say nothing, or what nobody can type; models' and tools' may."""
         return check_is_said(content, others.data.get("role"))
 
     @model_validator(mode="after")
@@ -305,6 +305,12 @@ class ChatRequest(TextRequest):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     store: Annotated[bool | None, Field(description="accepted and not used: nothing is kept")] = None
+    audio: Nothing = None
+    modalities: Nothing = None
+    moderation: Nothing = None
+    prediction: Nothing = None
+    reasoning_effort: Nothing = None
+    verbosity: Nothing = None
 
     @field_validator("tools")
     @classmethod
@@ -385,6 +391,8 @@ class CompletionRequest(TextRequest):
     max_tokens: Annotated[int, Field(ge=0, le=131_072)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Likeliest | None, Field(description="with echo, of the prompt's tokens as well")] = None
+    best_of: Nothing = None
+    suffix: Nothing = None
 
     @field_validator("prompt")
     @classmethod
@@ -417,7 +425,7 @@ class MessageItem(Body):
     @field_validator("content")
     @classmethod
     def check_content(cls, content: str, others: ValidationInfo) -> str | None:
-        """Refuse callers' turns that say nothing; models may."""
+        """Refuse callers' turns that say nothing, or what nobody can type; models' may."""
         return check_is_said(content, others.data.get("role"))
 
     def turn(self) -> dict[str, Any]:
@@ -506,6 +514,12 @@ class TextOptions(Body):
     format: Annotated[TextFormat | ObjectFormat | NamedSchema, Field(discriminator="type")] | None = None
 
 
+class ResponseStreamOptions(Body):
+    """What a stream of a response tells besides."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
 class ResponseRequest(HintedRequest):
     """Body of `POST /v1/responses`. Nothing is kept: `store` may only be false."""
 
@@ -530,6 +544,14 @@ class ResponseRequest(HintedRequest):
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     include: Annotated[tuple[Literal["message.output_text.logprobs"], ...], Field(max_length=8)] | None = None
+    stream_options: ResponseStreamOptions | None = None
+    context_management: Nothing = None
+    conversation: Nothing = None
+    max_tool_calls: Nothing = None
+    moderation: Nothing = None
+    previous_response_id: Nothing = None
+    prompt: Nothing = None
+    reasoning: Nothing = None
 
     def chat(self) -> ChatRequest:
         """Return what it asks for as a chat."""

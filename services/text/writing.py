@@ -22,6 +22,8 @@ class Writer:
         self._tokenizer = tokenizer
         self._stops = stops
         self._tokens = list(context[-4:])
+        if self._text(self._tokens).endswith(NO_CHARACTER):  # what makes it whole would make it shorter
+            self._tokens = []
         self._begin, self._end = 0, len(self._tokens)  # the last tokens that became text
         self._held = ""
         self.num_decoded = 0  # characters of all tokens so far; those that are not whole do not count

@@ -22,6 +22,12 @@ from starlette.routing import Route
 
 from tests.gateway.conftest import LONG, TASKS, served
 
+LIMITED = (
+    sys.executable,
+    "-c",
+    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+    "runpy.run_module('gateway', run_name='__main__')",
+)
 LISTENS = re.compile(r"running on (http://[\d.:]+)")
 
 
@@ -86,12 +92,15 @@ class Process:
 
 
 @contextmanager
-def running(data_dir: Path, worker: str, **settings: str) -> Iterator[Process]:
-    """Start a gateway in front of a worker, and wait until it listens; it is killed at the end, if it still runs."""
+def running(data_dir: Path, worker: str, max_file_bytes: str = "", **settings: str) -> Iterator[Process]:
+    """Start a gateway in front of a worker, and wait until it listens; it is killed at the end, if it still runs.
+
+    With `max_file_bytes` a longer file is to it as if the disk were full.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("ATELIER_", "OTEL_"))}
     urls = {f"ATELIER_{task.upper()}_URL": worker for task in TASKS}
     environment = {**own, **urls, "ATELIER_PORT": "0", "ATELIER_DATA_DIR": str(data_dir), **settings}
-    command = [sys.executable, "-m", "gateway"]
+    command = [*LIMITED, max_file_bytes] if max_file_bytes else [sys.executable, "-m", "gateway"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

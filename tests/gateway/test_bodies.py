@@ -47,6 +47,7 @@ def test_spaces_stay_where_they_are(a: str, b: str, c: str, d: str, e: str) -> N
 
 def test_a_name_that_is_given_twice_is_replaced_twice() -> None:
     assert with_members(b'{"model": "a", "model": "b"}', {"model": "c"}) == b'{"model": "c", "model": "c"}'
+    assert with_members(b'{"model": "a", "Model": "b"}', {"model": "c"}) == b'{"model": "c", "Model": "c"}'
 
 
 def test_what_is_not_there_comes_first() -> None:

@@ -130,6 +130,13 @@ def test_a_long_answer_is_cut_short(start: Start, workers: Workers) -> None:
     assert (row["prompt"], row["output"]) == ("x" * 12, "word word wo")
 
 
-def test_what_is_no_pattern_is_refused_at_the_start() -> None:
-    with pytest.raises(ValidationError, match="is no regular expression"):
-        Settings(redact_patterns=("(",))
+@pytest.mark.parametrize("text", ["a" * 65_000 + "!", "eyJ-" * 16_000, "token" * 13_000, "b@" * 32_000])
+def test_no_text_keeps_the_gateway_busy(text: str) -> None:
+    """Which `re` would be with the operator's pattern, and was with one of ours."""
+    assert ContentPolicy("all", 65_536, patterns=("(a+)+$",)).clean(text) == text
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(a)\1", "(?<=a)b"])
+def test_what_is_no_pattern_is_refused_at_the_start(pattern: str) -> None:
+    with pytest.raises(ValidationError, match="is no pattern of RE2"):
+        Settings(redact_patterns=(pattern,))

@@ -331,6 +331,14 @@ class TestChanging:
         self.change(gateway, admin, key["id"], budgets={"day": {"audio_seconds": 50}})
         assert gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code == 200
 
+    def test_of_a_limit_keeps_what_was_asked_in_this_minute(self, gateway: Gateway, admin: str) -> None:
+        key = create(gateway, admin, scopes=["audio"], requests_per_minute=3)
+        statuses = [gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code]
+        for per_minute in (2, 1, 4):
+            self.change(gateway, admin, key["id"], requests_per_minute=per_minute)
+            statuses.append(gateway.client.get(SPEECH, headers=bearer(key["key"])).status_code)
+        assert statuses == [200, 200, 429, 200]
+
     @pytest.mark.parametrize("wrong", [{"owner": None}, {"scopes": None}, {"id": "x"}, {"key": "x"}, {"models": []}])
     def test_to_what_is_no_key_is_refused_by_its_name(
         self, gateway: Gateway, admin: str, wrong: dict[str, Any]
@@ -519,6 +527,9 @@ def test_the_secret_is_nowhere_but_with_its_owner(
                 texts.append(gateway.client.get(path, headers={"x-api-key": sent}).text)
         workers.refuses(500, b"")
         texts.append(gateway.client.get(SPEECH, headers=bearer(key)).text)
+        # Where no key belongs: who revokes one by its text gets no further, and leaves no trace.
+        assert gateway.client.delete(f"/v1/keys/{key}", headers=bearer(admin)).status_code == 404
+        texts.append(str(gateway.client.get(SPEECH, headers={**bearer(key), "x-request-id": key}).headers))
         texts.append(gateway.client.get("/metrics", headers=bearer(admin)).text)
 
         async def answer(request: httpx.Request) -> httpx.Response:
@@ -529,7 +540,8 @@ def test_the_secret_is_nowhere_but_with_its_owner(
         gateway.close()
     assert "provider.test" in {request.url.host for request in workers.requests}
     texts += [str(request.headers.raw) + str(request.url) for request in workers.requests]
-    ours = [record for record in caplog.records if record.name != "httpcore.http11"]  # the client's, in this process
+    clients = ("httpx", "httpcore.http11")  # in this process
+    ours = [record for record in caplog.records if record.name not in clients]
     texts += [record.getMessage() + str(record.exc_text) for record in ours]
     (tmp_path / "admin.key").unlink()
     texts += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,7 +1,7 @@
 """Budgets hold, whatever comes when: on SQLite and on Postgres."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
@@ -226,6 +226,63 @@ def test_a_receipt_after_the_release_counts(database: AsyncEngine, runner: async
     assert runner.run(ledger.settle(database, "odd", 0, 4))
     assert runner.run(ledger.release(database, "odd")) is False
     assert runner.run(state(database, "kim")) == [(4, 0)] * 2
+
+
+class TestFallback:
+    """The hold is kept for the attempt that is made now, and what the one before says only adds."""
+
+    LIMITS: Mapping[Hold, int] = {Hold("2026-11-23", "tokens", 60): LIMIT, Hold("2026-11", "tokens", 60): 150}
+
+    async def falls_back(self, database: AsyncEngine, key_id: str, *, made: int, is_told_first: bool) -> None:
+        """Reserve; the first attempt makes something or nothing, and the second begins."""
+        assert await reserve(database, key_id, key_id, 60)
+        for is_told in (True, False):
+            if is_told is is_told_first:
+                assert await ledger.settle(database, key_id, 1, made)
+            else:
+                await ledger.keep(database, key_id, key_id, self.LIMITS, attempt=2)
+        assert await ledger.settle(database, key_id, 1, made) is False
+
+    @pytest.mark.parametrize("is_told_first", [True, False])
+    @pytest.mark.parametrize("made", [0, 3])
+    def test_a_receipt_of_the_first_attempt_frees_nothing(
+        self, database: AsyncEngine, runner: asyncio.Runner, made: int, is_told_first: bool
+    ) -> None:
+        async def all_endings() -> None:
+            for ending in ("settled", "released", "expired"):
+                key_id = f"{ending}-{made}-{is_told_first}"
+                await self.falls_back(database, key_id, made=made, is_told_first=is_told_first)
+                assert await state(database, key_id) == [(made, 60)] * 2
+                assert await reserve(database, f"{key_id}-other", key_id, 50) is False
+                match ending:
+                    case "settled":
+                        assert await ledger.settle(database, key_id, 2, 7)
+                        assert await state(database, key_id) == [(made + 7, 0)] * 2
+                    case "released":
+                        assert await ledger.release(database, key_id)
+                        assert await ledger.settle(database, key_id, 1, made) is False
+                        assert await state(database, key_id) == [(made, 0)] * 2
+                    case "expired":
+                        await ledger.expire(database, LATER + timedelta(seconds=1))
+                        assert await state(database, key_id) == [(made + 60, 0)] * 2
+
+        runner.run(all_endings())
+
+    def test_nobody_goes_on_without_a_budget(self, database: AsyncEngine, runner: asyncio.Runner) -> None:
+        async def somebody_else_takes_it() -> None:
+            assert await reserve(database, "gone", "ivy", 60)
+            assert await ledger.settle(database, "gone", 1, 0)
+            assert await reserve(database, "quick", "ivy", 50)
+            with pytest.raises(Spent):
+                await ledger.keep(database, "gone", "ivy", self.LIMITS, attempt=2)
+
+        runner.run(somebody_else_takes_it())
+        assert runner.run(state(database, "ivy")) == [(0, 50)] * 2
+
+
+def test_an_id_may_be_as_long_as_callers_make_it(database: AsyncEngine, runner: asyncio.Runner) -> None:
+    """64 characters of theirs, 17 of ours, and the number of a job's step."""
+    assert runner.run(reserve(database, "x" * 85, "max", 1))
 
 
 def test_receipts_come_together_also_for_requests_without_budgets(

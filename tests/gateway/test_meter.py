@@ -36,6 +36,8 @@ def watched(body: bytes, cuts: list[int], *, hides: bool = False) -> tuple[bytes
         ({"object": "response", "usage": RESPONSE, "metadata": {"usage": "none"}}, UNITS),
         ({"usage": {"prompt_tokens": 3, "prompt_tokens_details": None}}, {"tokens": 3, "prompt_tokens": 3}),
         ({"usage": CHAT, "tools": [{"parameters": {"usage": {"type": "string"}}}]}, UNITS),
+        ({"usage": CHAT, "tools": [{"parameters": {"usage": {"prompt_tokens": 0}}}]}, UNITS),
+        ({"tools": [{"parameters": {"usage": {"prompt_tokens": 0}}}]}, None),
         ({"usage": {"prompt_tokens": -1, "completion_tokens": 5}}, None),
         ({"usage": {"prompt_tokens": True, "completion_tokens": "many"}}, None),
         ({"usage": None}, None),
@@ -45,6 +47,34 @@ def watched(body: bytes, cuts: list[int], *, hides: bool = False) -> tuple[bytes
 def test_an_answer_says_what_it_took(body: Any, units: dict[str, int] | None) -> None:
     found = watched(json.dumps(body).encode(), [])[1]
     assert (found and {unit: number for unit, number in found.items() if number}) == units
+
+
+def test_what_a_caller_has_sent_is_no_usage_where_it_comes_back() -> None:
+    """Servers of `/v1/responses` say the request again in their first event; this caller leaves before the last."""
+    asked = {"tools": [{"parameters": {"properties": {"usage": {"input_tokens": 0, "output_tokens": 0}}}}]}
+    created = event({"type": "response.created", "response": {**asked, "usage": None}})
+    delta = event({"type": "response.output_text.delta", "delta": "Hi"})
+    done = event({"type": "response.completed", "response": {"usage": RESPONSE, **asked}})
+    meter = Meter()
+    meter.watch(created + delta)
+    assert meter.units is None
+    meter.watch(done[:-20])
+    assert meter.units is None
+    meter.watch(done[-20:])
+    assert meter.units == UNITS
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_long_answer_tells_it_at_its_end(is_stream: bool) -> None:
+    """Of which the beginning is not kept."""
+    long = {"response": {"output": "x" * 3 * TAIL, "usage": RESPONSE}}
+    body = event(long) if is_stream else json.dumps(long).encode()
+    meter = Meter()
+    meter.watch(body[:TAIL])
+    meter.watch(body[TAIL:])
+    assert meter.units is None
+    meter.end()
+    assert meter.units == UNITS
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=12), st.sampled_from(["\n\n", "\r\n\r\n"]))

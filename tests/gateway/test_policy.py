@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from gateway.callers import Caller
 from gateway.errors import ContentRefused, Misconfigured
-from gateway.moderation import Moderator
+from gateway.moderation import MAX_BYTES, Moderator
 from gateway.policy import PORTION, UNSEEN, Policies, Policy, as_seen
 from gateway.prompts import Passage, outside_prompts, prompts_of
 from services.image.schema import ImageRequest
@@ -180,6 +180,8 @@ class TestModeration:
             httpx.Response(500),
             httpx.Response(200, content=b"<html>"),
             httpx.Response(200, json={"results": []}),
+            httpx.Response(302, headers={"location": URL}),
+            httpx.Response(200, content=b'{"results": [{"flagged": false}]}' + b" " * MAX_BYTES),
         ],
         ids=repr,
     )

@@ -1,7 +1,7 @@
 """The database on a Postgres that gateways share."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -12,7 +12,8 @@ from gateway.database.database import POSTGRES_LOCK, VERSION_TABLE, open_databas
 from gateway.database.types import Tables
 from gateway.usage.log import UsageLog
 from gateway.usage.summary import Bucket, Question, Width
-from tests.gateway.servers import postgres_server
+from gateway.usage.writer import Writer
+from tests.gateway.servers import LONG, postgres_server
 from tests.gateway.test_receipts import receipt
 from tests.gateway.test_usage import make_record
 
@@ -61,3 +62,23 @@ def test_hours_say_what_their_day_does(url: str) -> None:
     first, second = asyncio.run(totals("1h"))
     assert (first.results, second.results) == (day.results, [])
     assert day.results[0].units == {"audio_seconds": 2.5}
+
+
+def test_rows_it_refuses_do_not_hold_up_the_others(url: str) -> None:
+    async def written() -> tuple[list[int], int]:
+        found: list[int] = []
+
+        async def write(numbers: Sequence[int]) -> None:
+            async with database.begin() as connection:
+                found.extend(await connection.scalars(text(f"SELECT 1 / {numbers[0]}")))
+
+        database = create_async_engine(url)
+        async with Writer(write, close_seconds=5) as writer:
+            for number in (0, 1):
+                writer.put(number)
+                async with asyncio.timeout(LONG):
+                    await writer.flush()
+        await database.dispose()
+        return found, writer.dropped
+
+    assert asyncio.run(written()) == ([1], 1)

@@ -21,7 +21,7 @@ def load(tmp_path: Path, text: str, **environment: str) -> tuple[Entry, ...]:
 def test_a_key_comes_from_the_environment_or_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk-from-file\n")
     text = f'{FIRST}api_key_env = "KEY"\n{SECOND}api_key_file = "{tmp_path / "key"}"\n'
-    entries = load(tmp_path, text, KEY="sk-from-env")
+    entries = load(tmp_path, text, KEY="sk-from-env\n")
     assert [entry.key.get_secret_value() for entry in entries] == ["sk-from-env", "sk-from-file"]
     assert "sk-" not in repr(entries) + str([entry.model_dump() for entry in entries])
 
@@ -53,7 +53,9 @@ def test_models_fall_back_on_each_other_and_on_ours(tmp_path: Path) -> None:
         (FIRST + 'kind = "azure"', "api_version"),
         (FIRST + 'api_version = "2024-10-21"', "api_version"),
         (FIRST.replace("https://host/v1", "host"), "base_url"),
+        (FIRST.replace("https://host/v1", "https://host:99999/v1"), "base_url"),
         (FIRST.replace('"gpt"', '"a b"'), "id"),
+        (FIRST.replace('"gpt"', '"模型"'), "id"),  # which no header can name
         ("[[models]", "array declaration"),
     ],
 )

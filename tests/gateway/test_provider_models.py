@@ -18,6 +18,7 @@ from gateway.breaker import NUM_FAILURES
 from gateway.errors import Misconfigured
 from tests.gateway.conftest import LONG, Gateway, error_of, raw_worker, served
 from tests.gateway.test_keys import bearer, create
+from tests.gateway.test_receipts import TOKEN, away, entry_of, post, receipt
 
 KEY = "sk-very-secret-0123456789"
 CHAT = "/v1/chat/completions"
@@ -388,6 +389,23 @@ class TestMetering:
         _, used, row = self.asks(run('fallbacks = ["other"]', prices_file=prices), max_tokens=10)
         assert (row["model"], used) == ("other", {"tokens": 18, "money": 9})
 
+    def test_our_workers_receipt_frees_nothing_of_what_a_fallback_may_use(
+        self, run: Start, first: Outside, second: Outside
+    ) -> None:
+        """Our own workers are `second`."""
+        second.status, first.hangs_midway = 503, True
+        gateway = run(outside_fallbacks='"tinyllama-1.1b-chat" = ["gpt"]', internal_token=TOKEN)
+        admin = bearer(create(gateway, scopes=["admin"])["key"])
+        key = create(gateway, admin["authorization"][7:], budgets={"day": {"tokens": 1000}})
+        body = {"messages": MESSAGES, "max_tokens": 600, "stream": True}
+        with gateway.client.stream("POST", CHAT, json=body, headers=bearer(key["key"])) as answer:
+            told = receipt(answer.headers["x-request-id"], modality="text", units={}, ending="failed")
+            assert post(gateway, told).status_code == 204
+            used = gateway.client.get(f"/v1/keys/{key['id']}", headers=admin).json()["used"]["day"]["tokens"]
+            refused = gateway.client.post(CHAT, json=body, headers=bearer(key["key"]))
+        assert used >= 600
+        assert error_of(refused)["code"] == "insufficient_quota"
+
     def test_what_the_dearest_of_a_chain_may_cost_is_reserved(
         self, run: Start, first: Outside, second: Outside, tmp_path: Path
     ) -> None:
@@ -419,6 +437,23 @@ class TestMetering:
         gateway.close()
         shown = run('task = "image"').client.get(f"/v1/keys/{key['id']}", headers=admin)
         assert shown.json()["used"]["day"]["pixel_steps"] >= 64 * 64
+
+    def test_a_database_that_was_away_costs_no_receipt(
+        self, run: Start, first: Outside, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first.chunks, gateway = (ANSWER,), run()
+        with away(tmp_path, "reservations"):
+            ask(gateway)
+            for _ in range(1000):
+                if "cannot write" in caplog.text:
+                    break
+                gateway.client.get("/livez")
+            assert "cannot write" in caplog.text
+        request_id = ask(gateway).headers["x-request-id"]
+        for _ in range(1000):
+            if entry_of(gateway, request_id)["units"]:
+                return
+        raise AssertionError("receipts are written no more")
 
     def test_the_books_way_counts_too(self, start: Start, first: Outside) -> None:
         first.chunks = (ANSWER,)

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -63,6 +63,12 @@ def test_who_is_no_worker_is_refused(gateway: Gateway, token: str | None) -> Non
 
     assert (refused.status_code, error_of(refused)["code"]) == (401, "not_a_worker")
     assert TOKEN not in refused.text
+
+
+def test_what_strangers_send_is_not_even_read(gateway: Gateway) -> None:
+    headers = {"content-type": "application/json"}
+    assert gateway.client.post(ROUTE, content=b"{", headers=headers).status_code == 401
+    assert gateway.client.post(ROUTE, content=b"{", headers={**headers, TOKEN_HEADER: TOKEN}).status_code == 400
 
 
 @pytest.mark.parametrize("token", [None, "", "guessed"])
@@ -149,25 +155,18 @@ def test_receipts_are_no_requests_of_callers(gateway: Gateway) -> None:
     assert [row["endpoint"] for row in gateway.rows()] == ["/livez"]
 
 
-@pytest.fixture
-def away(gateway: Gateway, tmp_path: Path) -> Callable[[str], AbstractContextManager[None]]:
+@contextmanager
+def away(folder: Path, table: str) -> Iterator[None]:
     """Have a table away for a while, as when the database does not answer."""
-
-    @contextmanager
-    def take_away(table: str) -> Iterator[None]:
-        with closing(sqlite3.connect(tmp_path / "atelier.sqlite3", isolation_level=None)) as database:
-            database.execute(f"ALTER TABLE {table} RENAME TO hidden")
-            yield
-            database.execute(f"ALTER TABLE hidden RENAME TO {table}")
-
-    return take_away
+    with closing(sqlite3.connect(folder / "atelier.sqlite3", isolation_level=None)) as database:
+        database.execute(f"ALTER TABLE {table} RENAME TO hidden")
+        yield
+        database.execute(f"ALTER TABLE hidden RENAME TO {table}")
 
 
 @pytest.mark.parametrize("path", ["/v1/usage", "/v1/usage?format=csv", "/v1/usage/summary"])
-def test_while_the_database_is_away_who_asks_is_told_to_come_back(
-    gateway: Gateway, path: str, away: Callable[[str], AbstractContextManager[None]]
-) -> None:
-    with away("usage_days" if "summary" in path else "usage"):
+def test_while_the_database_is_away_who_asks_is_told_to_come_back(gateway: Gateway, path: str, tmp_path: Path) -> None:
+    with away(tmp_path, "usage_days" if "summary" in path else "usage"):
         answer = gateway.client.get(path)
         assert (answer.status_code, error_of(answer)["code"]) == (503, "usage_unavailable")
         assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("3", "true")
@@ -176,11 +175,11 @@ def test_while_the_database_is_away_who_asks_is_told_to_come_back(
 
 @pytest.mark.parametrize("table", ["receipts", "reservations"])
 def test_a_receipt_that_cannot_be_written_is_sent_again_and_counts_once(
-    gateway: Gateway, table: str, away: Callable[[str], AbstractContextManager[None]]
+    gateway: Gateway, table: str, tmp_path: Path
 ) -> None:
     request_id = gateway.client.get("/generate/audio?prompt=hello").headers["x-request-id"]
     told = receipt(request_id)
-    with away(table):
+    with away(tmp_path, table):
         refused = post(gateway, told)
         assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
     assert post(gateway, told).status_code == 204

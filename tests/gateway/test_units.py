@@ -12,7 +12,7 @@ from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest
 from services.schema import GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, Message, ResponseRequest
-from services.units import OUTSIDE_STEPS, PIECE_SECONDS, most, most_outside
+from services.units import MAX_OUTSIDE_TOKENS, OUTSIDE_STEPS, PIECE_SECONDS, most, most_outside
 from services.video.schema import VideoRequest
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -66,6 +66,29 @@ def test_no_text_is_said_in_more_pieces_than_are_counted(text: str) -> None:
 def test_several_pictures_count_several_times() -> None:
     one = ImageRequest(prompt="a", size="64x64", num_inference_steps=3)
     assert most(one.model_copy(update={"n": 4}), {}) == 4 * most(one, {}) == 4 * 64 * 64 * 3
+
+
+TURNS = [{"role": "user", "content": "hello"}]
+PICTURE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://a.b/c.png"}}]}]
+
+
+@pytest.mark.parametrize(
+    ("body", "least"),
+    [
+        ({"messages": TURNS, "max_tokens": 9}, 9),
+        ({"messages": TURNS}, MAX_OUTSIDE_TOKENS),
+        ({"input": "hello", "max_output_tokens": 9}, 9),
+        ({"input": "hello", "max_tokens": 9}, MAX_OUTSIDE_TOKENS),  # which no server heeds there
+        ({"input": "hello", "messages": [], "max_tokens": 9}, MAX_OUTSIDE_TOKENS),
+        ({"prompt": "hello", "max_output_tokens": 9}, MAX_OUTSIDE_TOKENS),
+        ({"prompt": ["a", "b"], "max_tokens": 9, "n": 4}, 72),
+        ({"messages": PICTURE, "max_tokens": 9}, MAX_OUTSIDE_TOKENS),  # for its 17 bytes
+        ({"messages": [{"role": "user", "content": '"type": "image_url"'}], "max_tokens": 9}, 9),
+        ({"input": "and then?", "previous_response_id": "resp_1", "max_output_tokens": 9}, MAX_OUTSIDE_TOKENS),
+    ],
+)
+def test_what_a_provider_may_read_and_write_is_counted(body: dict[str, Any], least: int) -> None:
+    assert least <= most_outside("text", body) < least + 300
 
 
 @pytest.mark.parametrize(

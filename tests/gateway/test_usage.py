@@ -26,7 +26,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.callers import Caller
-from gateway.database.database import VERSION_TABLE, alembic_config, open_database
+from gateway.database.database import NEWEST, VERSION_TABLE, open_database
+from gateway.database.migrate import alembic_config
 from gateway.database.types import Tables
 from gateway.routes.usage import CSV_COLUMNS, OTHER_CSV_COLUMNS, CsvResponse, inert, router
 from gateway.usage import queries
@@ -324,6 +325,7 @@ class TestMigrations:
             pass
         with closing(sqlite3.connect(path)) as connection:
             before = connection.execute("SELECT * FROM sqlite_master").fetchall()
+            assert connection.execute("SELECT version_num FROM atelier_version").fetchall() == [(NEWEST,)]
         async with open_log(url):
             pass
         with closing(sqlite3.connect(path)) as connection:
@@ -339,7 +341,7 @@ class TestMigrations:
 
     async def test_downgrading_takes_the_table_away_and_upgrading_brings_it_back(self, url: str) -> None:
         def downgrade(connection: Connection) -> list[str]:
-            command.downgrade(alembic_config(connection), "base")
+            command.downgrade(alembic_config(connection, VERSION_TABLE), "base")
             return inspect(connection).get_table_names()
 
         async with open_database(url) as database, database.begin() as connection:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import httpx2  # the SDK's own
 import openai
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from services.encoders import Encoder
 from services.engine.events import Done
 from services.registry import load_models
-from services.schema import complete
+from services.schema import complete, explain
 from services.text.answers import ChatShape, ChunkEncoder, DocumentEncoder
 from services.text.items import Reply, ReplyEncoder, ReplyStream
 from services.text.pieces import Call, Piece
@@ -119,6 +119,30 @@ def test_items_that_the_sdk_has_read_can_be_sent_back(piece: Piece, streams: boo
         assert [call.function.arguments for call in told.tool_calls or ()] == [call.arguments for call in piece.calls]
 
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize("said", ["cut off\ufffd", "\x1b[31mred\x1b[0m", "a page\x0c", "\x00", "\n", ""])
+def test_what_a_model_or_a_tool_said_is_taken_back_as_it_is(said: str) -> None:
+    turns = [
+        {"role": "assistant", "content": said, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": said},
+        {"role": "assistant", "content": [{"type": "text", "text": said}]},
+    ]
+    items = [
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": said}]},
+        {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": said},
+    ]
+
+    assert [turn.content for turn in chat(messages=[*HELLO, *turns]).messages[1:]] == [said] * 3
+    assert [turn.content for turn in response(input=items).chat().messages] == [said] * 2
+    with pytest.raises(ValidationError):
+        chat(messages=[{"role": "user", "content": said}])
+    with pytest.raises(ValidationError):
+        response(input=[{"role": "user", "content": said}])
+
+
 HINTS: list[dict[str, Any]] = [
     {"metadata": {"a": "b"}},
     {"prompt_cache_key": "k"},
@@ -127,6 +151,7 @@ HINTS: list[dict[str, Any]] = [
     {"service_tier": "auto"},
     {"user": "u" * 250},
 ]
+STREAMED: dict[str, Any] = {"stream": True, "stream_options": {"include_obfuscation": False}}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +160,7 @@ HINTS: list[dict[str, Any]] = [
         *HINTS,
         {"store": True},
         {"store": False},
-        {"stream": True, "stream_options": {"include_obfuscation": False}},
+        STREAMED,
         {"messages": [{**HELLO[0], "name": "bob", "refusal": None, "audio": None}]},
     ],
 )
@@ -143,9 +168,39 @@ def test_hints_change_nothing_about_a_chat(hint: dict[str, Any]) -> None:
     assert complete(ChatJob, chat(**hint), DEFAULTS) == complete(ChatJob, chat(), DEFAULTS)
 
 
-@pytest.mark.parametrize("hint", [*HINTS, {"background": False}, {"include": []}, {"store": False}])
+@pytest.mark.parametrize("hint", [*HINTS, {"background": False}, {"include": []}, {"store": False}, STREAMED])
 def test_hints_change_nothing_about_a_response(hint: dict[str, Any]) -> None:
     assert response(**hint).chat() == response().chat()
+
+
+def nullable(parameters: Any) -> set[str]:
+    """What the SDK says may be null."""
+    hints = get_type_hints(parameters)
+    return {name for name, kind in hints.items() if type(None) in get_args(kind)} - {"prompt"}
+
+
+@pytest.mark.parametrize(
+    ("contract", "least", "parameters"),
+    [
+        (ChatRequest, {"messages": HELLO}, openai.types.chat.completion_create_params.CompletionCreateParamsBase),
+        (CompletionRequest, {"prompt": "x"}, openai.types.completion_create_params.CompletionCreateParamsBase),
+        (ResponseRequest, {"input": "x"}, openai.types.responses.response_create_params.ResponseCreateParamsBase),
+    ],
+)
+def test_null_asks_for_nothing_wherever_the_sdk_may_send_it(contract: Any, least: Any, parameters: Any) -> None:
+    names = nullable(parameters)
+    sent = contract.model_validate({**least, **dict.fromkeys(names)})
+
+    assert len(names) > 10
+    assert sent == contract.model_validate(least)
+
+
+@pytest.mark.parametrize("name", ["best_of", "suffix"])
+def test_what_would_change_a_completion_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        CompletionRequest.model_validate({"prompt": "the", name: 2})
+
+    assert explain(refusal.value.errors()[0]) == (f"{name}: there is no such parameter here", name)
 
 
 @pytest.mark.parametrize(("number", "expected"), [(None, 0), (0, 0), (5, 5)])
@@ -162,6 +217,8 @@ def test_a_response_includes_probabilities_where_that_is_asked(number: int | Non
         ({"verbosity": "low"}, "verbosity"),
         ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
         ({"functions": [{"name": "f"}]}, "functions"),
+        ({"moderation": {}}, "moderation"),
+        ({"modalities": ["audio"]}, "modalities"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "x", "refusal": "no"}]}, "messages"),
         ({"messages": [*HELLO, {"role": "assistant", "content": "x", "audio": {"id": "a"}}]}, "messages"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options"),

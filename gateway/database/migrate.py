@@ -1,0 +1,28 @@
+"""Runs Alembic's migrations; loaded only where there are some to run."""
+
+import asyncio
+import threading
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_alembic = threading.Lock()  # Alembic keeps the running migration in globals of the process
+
+
+async def migrate(connection: AsyncConnection, version_table: str) -> None:
+    """Bring the tables to their newest version."""
+    while not _alembic.acquire(blocking=False):  # noqa: ASYNC110 (an event is of one loop, the lock of all threads)
+        await asyncio.sleep(0.01)
+    try:
+        await connection.run_sync(lambda sync: command.upgrade(alembic_config(sync, version_table), "head"))
+    finally:
+        _alembic.release()
+
+
+def alembic_config(connection: Connection, version_table: str) -> Config:
+    """Build the configuration that an `.ini` file holds elsewhere, for Alembic commands on this connection."""
+    config = Config(attributes={"connection": connection, "version_table": version_table})
+    config.set_main_option("script_location", "gateway.database:migrations")
+    return config
