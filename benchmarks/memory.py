@@ -21,8 +21,8 @@ from services.engine.outputs import Sound
 from services.finals import FilmFiles, FinalEvents, SoundFiles
 from services.provenance import Provenance
 
-FRAMES, SECONDS, TIMES = 16, 10, 10
-HEIGHT, WIDTH, RATE = 576, 1024, 24_000
+FRAMES, SECONDS, TIMES = 14, 10, 10
+HEIGHT, WIDTH, RATE = 256, 448, 24_000
 PROVENANCE = Provenance("a-model", "a-revision", 1)
 
 
