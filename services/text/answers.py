@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -139,10 +140,20 @@ class ChunkEncoder(EventStream):
         return framed(envelope(event.status, event.message, event.code, event.param).model_dump())
 
     def add(self, data: Piece) -> bytes:
-        """Take the next of one of the answers."""
-        is_first = data.index not in self._begun
-        self._begun.add(data.index)
-        return self._framed([self._shape.choice(data, is_chunk=True, is_first=is_first)])
+        """Take the next of one of the answers.
+
+        Why it ended comes behind its calls: the SDK tells of a call that is done only then.
+        """
+        if data.calls and data.finish_reason is not None:
+            return self._next(replace(data, finish_reason=None)) + self._next(
+                Piece(data.index, "", finish_reason=data.finish_reason)
+            )
+        return self._next(data)
+
+    def _next(self, piece: Piece) -> bytes:
+        is_first = piece.index not in self._begun
+        self._begun.add(piece.index)
+        return self._framed([self._shape.choice(piece, is_chunk=True, is_first=is_first)])
 
     def close(self, done: Done) -> bytes:
         """End the stream."""

@@ -9,7 +9,7 @@ from services.encoders import Encoder
 from services.engine.events import Done, Started
 from services.errors import QueueFull
 from services.text.answers import ChatShape, ChunkEncoder, CompletionShape, DocumentEncoder, Shape, TextEncoder
-from services.text.pieces import Piece, Token
+from services.text.pieces import Call, Piece, Token
 
 DONE = Done({"prompt_tokens": 3, "cached_tokens": 2, "completion_tokens": 4}, "length")
 USAGE = {
@@ -156,3 +156,14 @@ def test_a_stream_tells_of_an_error_and_of_nothing_else(shape: Shape) -> None:
     assert encoder.tell(Started()) == b""
     assert json.loads(told.removeprefix(b"data: "))["error"]["code"] == "queue_full"
     assert told.endswith(b"\n\n")
+
+
+def test_why_an_answer_ended_comes_behind_its_calls() -> None:
+    piece = Piece(0, "", calls=(Call(0, "call_1", "weather", "{}"),), finish_reason="tool_calls")
+    chunks = events(encoded(ChunkEncoder(ChatShape("tiny"), includes_usage=False), piece))
+    choices = [chunk["choices"][0] for chunk in chunks]
+
+    assert [("tool_calls" in each["delta"], each["finish_reason"]) for each in choices] == [
+        (True, None),
+        (False, "tool_calls"),
+    ]
