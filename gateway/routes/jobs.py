@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from gateway.admission import begin, pass_ours
@@ -33,7 +33,14 @@ from services.video.schema import VideoRequest
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 MAX_STEPS = 8
-JobId = Annotated[str, StringConstraints(max_length=64)]
+
+
+def storable(job_id: str) -> str:
+    """Write an id such that every database can be asked for it: Postgres has no NUL in text."""
+    return job_id.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+JobId = Annotated[str, StringConstraints(max_length=64), AfterValidator(storable)]
 ROUTES: Mapping[str, tuple[Task, type[GenerationRequest]]] = {
     "/v1/chat/completions": ("text", ChatRequest),
     "/v1/completions": ("text", CompletionRequest),
