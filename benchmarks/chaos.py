@@ -40,8 +40,9 @@ ASKED: tuple[tuple[str, dict[str, Any]], ...] = (
         "/v1/jobs",
         {
             "steps": [
-                {"route": "/v1/images/generations", "body": {**PICTURE, "prompt": "a chair"}},
-                {"route": "/v1/3d/generations", "body": {"num_inference_steps": 2, "grid_size": 16}},
+                {"route": "/v1/chat/completions", "body": CHAT},
+                {"route": "/v1/images/generations", "body": PICTURE},
+                {"route": "/v1/videos", "body": {"num_frames": 4, "num_inference_steps": 2}},
             ]
         },
     ),
@@ -202,6 +203,7 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=20)
     options.add_argument("--postgres", default="")
     asked = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its end"))  # and ends what it has started
     with tempfile.TemporaryDirectory() as folder:
         system = System(Path(folder), {"ATELIER_DATABASE_URL": asked.postgres} if asked.postgres else {})
         try:

@@ -194,7 +194,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 pictures=Pictures(
                     named_pictures, follows_links=settings.image_urls, max_bytes=settings.max_upload_bytes
                 ),
-                keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url),
+                keeper=Keeper(store, relay, artefacts, signer, settings.job_retention, settings.public_url, executor),
             )
             async with foreman.working():
                 yield

@@ -7,7 +7,7 @@ from gateway.usage.content import Kept
 from services.registry import Task
 from services.units import Unit
 
-Scope = Task | Literal["admin"]
+Scope = Literal[Task, "admin"]
 Period = Literal["day", "month"]
 Counted = Unit | Literal["money"]
 SCOPES: frozenset[Scope] = frozenset((*get_args(Task), "admin"))

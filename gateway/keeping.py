@@ -37,6 +37,7 @@ class Keeper:
         signer: of the links.
         retention: how long they stay; None: for ever.
         public_url: what links begin with; empty: the request knows.
+        executor: this gateway, as others know it.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Keeper:
         signer: Signer,
         retention: timedelta | None,
         public_url: str,
+        executor: str,
     ) -> None:
         self._store = store
         self._relay = relay
@@ -54,6 +56,7 @@ class Keeper:
         self._signer = signer
         self._retention = retention
         self._public_url = public_url
+        self._executor = executor
 
     async def draw(
         self, request: Request, targets: Sequence[Target], body: ImageRequest, size: str, sent: Mapping[str, Any]
@@ -73,12 +76,14 @@ class Keeper:
         job_id = f"job_{token_hex(12)}"
         began = datetime.now(UTC)
         try:
+            await self._store.note_upload(job_id, self._executor)
             upstream = await self._relay.open(request, targets, request.scope["path"], accept=ACCEPT, attempt=1, **sent)
             outcome = await self._made(request, upstream, job_id)
-            job = await self._store.add(self._row(request, job_id, outcome, began))
+            job = await self._store.add(self._row(request, job_id, outcome, began), has_files=True)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._artefacts.delete(job_id)
+                await self._store.forget_upload(job_id)
             raise
         document = {
             "created": int(time.time()),
@@ -120,7 +125,7 @@ class Keeper:
             "task": "image",
             "state": "completed",
             "executor": NOBODY,
-            "accepted_by": NOBODY,
+            "accepted_by": self._executor,
             "attempt": 1,
             "breaks": 0,
             "created_at": began,

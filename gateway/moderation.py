@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from gateway.errors import ContentRefused, ModerationUnavailable
+from gateway.urls import HttpUrl
 
 logger = logging.getLogger("atelier.gateway")
 
@@ -21,7 +22,7 @@ class Moderation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    url: Annotated[str, StringConstraints(pattern="^https?://")]
+    url: HttpUrl
     model: str | None = None
     timeout: Annotated[float, Field(gt=0, le=60, description="seconds")] = 3
     when_down: Literal["refuse", "allow"] = "refuse"

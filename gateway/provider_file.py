@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
 
+from gateway.urls import HttpUrl
 from services.registry import Task
 
 # It goes into a header: ASCII alone. A count in the pattern takes 20 MB.
@@ -21,7 +22,7 @@ class Entry(BaseModel):
     id: Id
     task: Task = "text"
     kind: Literal["openai", "azure"] = "openai"
-    base_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
+    base_url: Annotated[HttpUrl, StringConstraints(pattern=r"^https?://[^\s?#]+$")]
     model: Annotated[str, StringConstraints(pattern=r"^[\w.:/-]*$")] = ""  # the server's name of it; empty: the id
     api_version: Annotated[str, StringConstraints(pattern=r"^[\w.-]*$")] = ""
     api_key_env: str = ""

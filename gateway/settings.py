@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.auth import is_loopback
 from gateway.limits import WhenDown
 from gateway.patterns import Patterns
+from gateway.urls import check_url
 from gateway.usage.content import Kept
 from gateway.usage.schema import MAX_CONTENT
 from services.logs import LogFormat
@@ -102,6 +103,14 @@ class Settings(BaseSettings):
         if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.query or parts.fragment):
             raise ValueError("must be an http or https URL, such as https://api.example.org")
         return value.rstrip("/")
+
+    @field_validator("text_url", "audio_url", "image_url", "video_url", "mesh_url", "openai_base_url")
+    @classmethod
+    def check_urls(cls, value: str) -> str:
+        """Refuse where nobody could be asked."""
+        for url in split(value):
+            check_url(url)
+        return value
 
     @field_validator("openai_api_key", "moderation_key", mode="before")
     @classmethod

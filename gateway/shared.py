@@ -13,6 +13,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from gateway.limits import ANSWER_SECONDS
+
 logger = logging.getLogger("atelier.gateway")
 
 AWAY = (RedisError, OSError)
@@ -92,7 +94,8 @@ class RedisLeases:
         """Give it back, or leave it to the clock where Redis is away."""
         self._held.discard((holder, place))
         try:
-            await self._redis.zrem(PREFIX + holder, place)
+            async with asyncio.timeout(ANSWER_SECONDS):  # a request that ends waits for it
+                await self._redis.zrem(PREFIX + holder, place)
         except AWAY as error:
             logger.warning("a place is not given back before its time: %s", type(error).__name__)
 

@@ -41,6 +41,7 @@ class Patience:
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End, and leave no reason running that was begun here."""
+        self._is_over = True  # for a reason that is told of already, and only now heard
         for timer in (self._timer, self._look):
             if timer is not None:
                 timer.cancel()

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StringConstraints
 
 DEADLINE_HEADER: Final = "x-atelier-deadline"  # seconds that the caller still waits
 CALLER_HEADER: Final = "x-atelier-caller"  # who asks; callers take turns
@@ -81,6 +81,15 @@ class Body(BaseModel):
     """A request body of ours: frozen, and a field we do not know is an error, not silence."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # prompts stay out of logs
+
+
+def kind_of(value: Any) -> str | None:
+    """Tell alternatives apart by their `type`; its brackets keep it out of the names of fields in `explain`."""
+    kind = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", "no object")
+    return f"<{kind}>" if isinstance(kind, str) else None
+
+
+BY_TYPE: Final = Discriminator(kind_of)  # of a union whose members are tagged `<their type>`
 
 
 class GenerationRequest(Body):
@@ -175,8 +184,10 @@ def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
     """Turn one of pydantic's errors into a sentence and the field it names, if it names one."""
     field = ".".join(str(part) for part in error["loc"] if NAME.fullmatch(str(part))) or None
     if error["type"] == "union_tag_invalid":
-        return f"{field}: must have a 'type' among {error['ctx']['expected_tags']}", field
+        return f"{field}: must have a 'type' among {re.sub('[<>]', '', error['ctx']['expected_tags'])}", field
     said = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    if error["type"] == "literal_error":
+        said = said.replace("True", "true").replace("False", "false")
     message = SENTENCES.get(error["type"]) or SHOULD.sub("must", said)
     if field is not None:
         return f"{field}: {message}", field

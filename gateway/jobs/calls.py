@@ -26,7 +26,6 @@ from services.schema import UNITS
 
 ACCEPT = "text/event-stream; final=1"
 AHEAD = 4  # pieces of a file that wait for the disk
-MAX_EVENT = 512 * 2**20  # bytes
 NAMES = {"text": "answer", "audio": "audio", "image": "image", "video": "video", "mesh": "obj"}  # where none is said
 BUSY = frozenset({429, 503})
 

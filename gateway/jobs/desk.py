@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import wraps
 from random import randrange
 from secrets import token_hex
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import anyio
 from sqlalchemy.exc import IntegrityError
@@ -20,16 +22,20 @@ from gateway.budgets.budgets import Budgets
 from gateway.callers import Caller
 from gateway.jobs.books import reservation
 from gateway.jobs.calls import kept_whole
-from gateway.jobs.errors import IdempotencyMismatch, NoSuchJob, NotRetriable
+from gateway.jobs.errors import IdempotencyMismatch, JobsUnavailable, NoSuchJob, NotRetriable
 from gateway.jobs.foreman import Foreman
 from gateway.jobs.schema import ENDED, NOBODY, Change, Job, Step
-from gateway.jobs.store import Query, Store
+from gateway.jobs.store import AWAY, Query, Store
 from gateway.metrics import TASKS
 from services.registry import Task
 from services.schema import MAX_SEED
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger("atelier.jobs")
+
 MAX_INLINE = 16_384  # bytes of a body that lie in the table; what is longer is a file
-MAX_KEY = 255
 STREAMED = frozenset({"stream", "stream_options", "partial_images", "stream_format"})  # of no use to a job
 SEEDED: frozenset[Task] = frozenset({"audio", "image", "video", "mesh"})
 PAYS = timedelta(seconds=60)  # that the row of a deleted job stays, hidden: receipts of its call are still to come
@@ -80,6 +86,20 @@ class Seen:
         return self.progress.get("eta_seconds")
 
 
+def or_unavailable(method: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Say that the database is away in words that a client may read."""
+
+    @wraps(method)
+    async def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await method(*args, **kwargs)
+        except AWAY as error:
+            logger.warning("jobs cannot be asked for: %s", type(error).__name__)
+            raise JobsUnavailable("jobs cannot be reached at the moment; try again") from error
+
+    return told
+
+
 class Desk:
     """Takes jobs on, for all gateways that share the table."""
 
@@ -91,6 +111,7 @@ class Desk:
         self._foreman = foreman
         self._budgets = budgets
 
+    @or_unavailable
     async def accept(
         self, request: Request, orders: Sequence[Order], *, route: str, title: str = "", hook_url: str | None = None
     ) -> Job:
@@ -144,7 +165,8 @@ class Desk:
                     "fingerprint": fingerprint,
                     "hook_url": hook_url,
                     "hook_tries": 0,
-                }
+                },
+                has_files=any(step.files or step.body_file for step in steps),
             )
         except IntegrityError:  # the same request at the same instant
             await self._abandon(job_id)
@@ -159,6 +181,7 @@ class Desk:
         self._foreman.wake()
         return job
 
+    @or_unavailable
     async def repeated(self, request: Request) -> Job | None:
         """The job that the request's key stands for already; looked up once for each request."""
         scope = request.scope
@@ -174,10 +197,11 @@ class Desk:
             await self._budgets.release(reservation(request.scope["request_id"], step))
 
     async def _abandon(self, job_id: str) -> None:
-        """Delete what was uploaded for a job that was not accepted."""
+        """Delete what was uploaded for a job, unless it was accepted, and only the answer was lost."""
         with anyio.CancelScope(shield=True):
-            await self.artefacts.delete(job_id)
-            await self._store.forget_upload(job_id)
+            if not await self._store.exists(job_id):
+                await self.artefacts.delete(job_id)
+                await self._store.forget_upload(job_id)
 
     async def _step(self, job_id: str, order: Order) -> Step:
         """Keep what is long as files."""
@@ -220,6 +244,7 @@ class Desk:
 
     # --- what there is ---
 
+    @or_unavailable
     async def get(self, request: Request, job_id: str) -> Job:
         """Find a job of the caller's; an admin's are all.
 
@@ -231,10 +256,12 @@ class Desk:
             raise NoSuchJob(f"there is no job '{job_id[:64]}'")
         return job
 
+    @or_unavailable
     async def page(self, query: Query, num_rows: int) -> list[Job]:
         """List jobs."""
         return await self._store.page(query, num_rows)
 
+    @or_unavailable
     async def seen(self, job: Job) -> Seen:
         """Look at what is under way of a job, here or at another gateway."""
         if job.has_ended:
@@ -292,6 +319,7 @@ class Desk:
 
     # --- what becomes of it ---
 
+    @or_unavailable
     async def cancel(self, request: Request, job: Job) -> Job:
         """End a job; one that has ended stays as it is. The call of its worker is closed at once."""
         cancelled = await self._store.cancel(job.id, visible_to(request))
@@ -300,6 +328,7 @@ class Desk:
         await self._foreman.drop(job.id)
         return cancelled
 
+    @or_unavailable
     async def retry(self, request: Request, job: Job) -> Job:
         """Begin a job again; it stays the same job.
 
@@ -313,6 +342,7 @@ class Desk:
         self._foreman.wake()
         return again
 
+    @or_unavailable
     async def delete(self, request: Request, job: Job) -> None:
         """Cancel a job if need be, and delete it with its files; what it had made by then is paid for."""
         was_open = not job.has_ended
@@ -346,7 +376,7 @@ def the_same(known: Job, fingerprint: str) -> Job:
 def idempotency_of(request: Request) -> str | None:
     """The caller's key as it is kept, if there is one."""
     caller: Caller = request.scope["caller"]
-    key = request.headers.get("idempotency-key", "")[:MAX_KEY]
+    key = request.headers.get("idempotency-key", "")
     return hashlib.sha256(f"{caller.id}\0{key}".encode()).hexdigest() if key else None
 
 

@@ -5,7 +5,8 @@ GatewayError
 ├── NoSuchOutput         404  choose another variant; the message lists those there are
 ├── NotDone              409  come back when the job has ended
 ├── NotRetriable         409  nothing: the job is under way, or done
-└── IdempotencyMismatch  409  choose another key
+├── IdempotencyMismatch  409  choose another key
+└── JobsUnavailable      503  come back: the database does not answer
 """
 
 from gateway.errors import GatewayError
@@ -39,3 +40,9 @@ class IdempotencyMismatch(GatewayError):
     """The key stands for another request."""
 
     status, code, param = 409, "idempotency_key_reused", "Idempotency-Key"
+
+
+class JobsUnavailable(GatewayError):
+    """Nobody can say what has become of a job, or take one on."""
+
+    status, code, should_retry, retry_after = 503, "jobs_unavailable", True, 3

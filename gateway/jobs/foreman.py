@@ -57,6 +57,7 @@ class Foreman:
         self._last: dict[tuple[str, str], int] = {}  # when a caller had a turn, counted
         self._num_claims = 0
         self._wake = asyncio.Event()
+        self._strays: dict[str, int] = {}
         self._seen: dict[str, tuple[int, float]] = {}  # of other gateways: beats, and when they were new
 
     @asynccontextmanager
@@ -161,15 +162,32 @@ class Foreman:
         has_begun = False
         while True:
             try:
-                live = {job_id: live.shown() for job_id, live in self.live.items()}
+                live = (
+                    {job_id: live.shown() for job_id, live in self.live.items()} if self._seen else {}
+                )  # or nobody asks
                 if not await self._store.beat(self.executor, live) and has_begun:
                     logger.warning("jobs: others took us for dead; what we work on is theirs")
                     await self._drop(list(self._running))
                 has_begun = True
+                await self._let_go_of_strays()
                 await self._bury()
             except AWAY as error:
                 logger.warning("jobs: we cannot say that we live: %s", type(error).__name__)
             await asyncio.sleep(BEAT_SECONDS)
+
+    async def _let_go_of_strays(self) -> None:
+        """Give back what is ours by the table and not in fact, as we were taken for dead, or a claim was not answered.
+
+        What is found twice is: a claim may be on its way here the first time.
+        """
+        held = await self._store.held(self.executor)
+        strays = {job_id: attempt for job_id, attempt in held.items() if job_id not in self._running}
+        again = {job_id: attempt for job_id, attempt in strays.items() if self._strays.get(job_id) == attempt}
+        self._strays = strays
+        if again:
+            logger.warning("jobs: %d are ours and nobody works on them; they go on", len(again))
+            await self._store.let_go(self.executor, again)
+            self._wake.set()
 
     async def _bury(self) -> None:
         """Take over from gateways whose numbers have not grown for too long, by our own clock."""
@@ -183,6 +201,7 @@ class Foreman:
         for executor, (beats, since) in list(self._seen.items()):
             if now - since >= DEAD_SECONDS:
                 num_jobs = await self._store.bury(executor, beats)
+                del self._seen[executor]  # it may come back
                 if num_jobs is not None:
                     logger.warning("jobs: gateway %s is gone; its %d jobs go on", executor, num_jobs)
                     self._wake.set()

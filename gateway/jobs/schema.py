@@ -219,11 +219,6 @@ class Job:
         return cls(**kept)
 
     @property
-    def has_uploads(self) -> bool:
-        """Whether files came with it."""
-        return any(step.files or step.body_file for step in self.steps)
-
-    @property
     def has_ended(self) -> bool:
         """Whether it will not change any more."""
         return self.state in ENDED

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from secrets import randbelow
 from typing import Any, Self, cast
 
 from sqlalchemy import ColumnElement, Executable, case, delete, insert, literal, select, update
@@ -71,8 +72,8 @@ class Store:
 
     # --- callers ---
 
-    async def add(self, values: Mapping[str, Any]) -> Job:
-        """Accept a job.
+    async def add(self, values: Mapping[str, Any], *, has_files: bool) -> Job:
+        """Accept a job, of which there may be files already.
 
         Raises:
             IntegrityError: its caller has used the idempotency key already.
@@ -81,7 +82,7 @@ class Store:
             seq = await connection.scalar(statements.ADD, dict(values))
             job = Job.made({**NOT_YET, **values, "seq": seq})
             await _tell(connection, [job])
-            if job.has_uploads:
+            if has_files:
                 await connection.execute(statements.FORGET_UPLOAD, {"its_id": job.id})
             return job
 
@@ -280,6 +281,13 @@ class Store:
         async with self._database.begin() as connection:
             return await _freed(connection, executor)
 
+    async def let_go(self, executor: str, strays: Mapping[str, int]) -> None:
+        """Let others have what an executor holds and does not work on: jobs, and at which attempt."""
+        async with self._database.begin() as connection:
+            for job_id, attempt in strays.items():
+                its = JobRow.id == job_id, JobRow.executor == executor, JobRow.attempt == attempt
+                await connection.execute(update(JobRow).where(*its, JobRow.state.in_(OPEN)).values(executor=NOBODY))
+
     # --- gateways ---
 
     @asynccontextmanager
@@ -301,7 +309,8 @@ class Store:
         async with self._database.begin() as connection:
             if (await connection.execute(statements.BEAT, said)).rowcount:
                 return True
-            await connection.execute(insert(GatewayRow).values(id=executor, beats=1, live=dict(live)))
+            first = randbelow(2**40)  # and none that others may have seen before they took it for dead
+            await connection.execute(insert(GatewayRow).values(id=executor, beats=first, live=dict(live)))
             return False
 
     async def gateways(self) -> dict[str, int]:

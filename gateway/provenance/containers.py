@@ -242,12 +242,12 @@ def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def blocks(data: bytes, at: int) -> tuple[bytes, int]:
     """The first bytes of what a GIF has in blocks, and where they end."""
-    content = b""
+    content = bytearray()
     while at < len(data) and data[at]:
         if len(content) < MAX_TEXT:
             content += data[at + 1 : at + 1 + data[at]]
         at += 1 + data[at]
-    return content, at + 1
+    return bytes(content), at + 1
 
 
 def table(flags: bytes) -> int:

@@ -1,7 +1,6 @@
 """What a file's texts say about who made it, as our workers write it; trusts nothing: anybody can write the same."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 from xml.sax.saxutils import unescape
 
@@ -14,7 +13,6 @@ from services.schema import MAX_SEED
 MARK = "AI-generated"  # as `services/provenance.py` writes it
 LINE = f"{MARK}: "
 NAMES = ("model", "revision", "seed", "parameters")
-ATTRIBUTE = re.compile(r"""\batelier:(\w{1,20})=(?:"([^"<]*)"|'([^'<]*)')""")
 QUOTES = {"&quot;": '"', "&apos;": "'", "&#10;": "\n", "&#13;": "\r", "&#9;": "\t"}
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
@@ -38,9 +36,7 @@ def statement_of(data: bytes, form: Format) -> Statement | None:
         if text.startswith(LINE):
             found = from_line(text.removeprefix(LINE))
         elif name == XMP:
-            found = from_tags(
-                {key.lower(): unescape(one or other, QUOTES) for key, one, other in ATTRIBUTE.findall(text)}
-            )
+            found = from_tags(dict(attributes(text)))
         elif name == "gltf":
             found = from_document(text)
         if found is not None:
@@ -64,6 +60,15 @@ def from_tags(tags: Mapping[str, str]) -> Statement | None:
     if not (seed.isascii() and seed.isdecimal() and len(seed) <= len(str(MAX_SEED))):
         return None
     return checked({**tags, "seed": int(seed), "parameters": read(tags.get("parameters", ""))})
+
+
+def attributes(packet: str) -> Iterator[tuple[str, str]]:
+    """Yield our attributes in an XMP packet: each is looked for once, so that none is a nuisance."""
+    for name in NAMES:
+        _, _, rest = packet.partition(f" atelier:{name.capitalize()}=")
+        value, mark, _ = rest[1:].partition(rest[:1] or "\0")
+        if mark in ("'", '"'):
+            yield name, unescape(value, QUOTES)
 
 
 def from_document(text: str) -> Statement | None:

@@ -30,12 +30,29 @@ IMAGES = "image[]"  # a client with a list of pictures calls each so
 FILES = frozenset({"image", IMAGES, "mask"})
 MAX_FILES = 20  # beyond what any client sends: the worker says which are too many
 MAX_FIELD_BYTES = 64_000
+MAX_JSON_BYTES = 2**30  # with data URLs in it; what the operator allows for uploads is less
 File = tuple[str, tuple[str, bytes]]
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON, with base64 or (`response_format` url) links; with `stream` events that end with "
         "`[DONE]`; the file alone under `Accept: image/png`.",
         "content": {"application/json": {}, "text/event-stream": {}, "image/png": {}},
+    }
+}
+
+
+NAMED = {"type": "object", "properties": {"image_url": {"type": "string"}}, "required": ["image_url"]}
+EDITS = takes(EditRequest, FORM, *FILES)
+EDITS["requestBody"]["content"]["application/json"] = {
+    "schema": {
+        "allOf": [
+            {"$ref": f"#/components/schemas/{EditRequest.__name__}"},
+            {
+                "type": "object",
+                "properties": {"images": {"type": "array", "items": NAMED}, "mask": NAMED},
+                "required": ["images"],
+            },
+        ]
     }
 }
 
@@ -50,7 +67,7 @@ async def generations(request: Request) -> Response:
     return await draw(request, state, body, ImageRequest, content=content)
 
 
-@router.post("/edits", responses=FORMS, response_class=Response, openapi_extra=takes(EditRequest, FORM, *FILES))
+@router.post("/edits", responses=FORMS, response_class=Response, openapi_extra=EDITS)
 async def edits(request: Request) -> Response:
     """Draw over a picture, or only where a mask says so."""
     state = wired(request)
@@ -126,7 +143,8 @@ async def read_links(request: Request, pictures: Pictures) -> tuple[Sequence[Fil
         RequestValidationError: it is no JSON, or names no pictures.
         GatewayError: one of them cannot be had.
     """
-    given = read_object(await request.body(), request.headers.get("content-type", ""))
+    content = await body_of(request, MAX_JSON_BYTES)
+    given = read_object(content, request.headers.get("content-type", ""))
     named = given.pop("images", None)
     if not isinstance(named, list) or not 0 < len(named) <= MAX_FILES:
         raise unfit("images", f"must be a list of 1 to {MAX_FILES} pictures, or send a multipart form with files")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.types import Receive, Scope, Send
 
 from gateway.admission import begin, pass_ours
@@ -17,7 +17,7 @@ from gateway.bodies import checked, read_object
 from gateway.jobs.books import reservation
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
-from gateway.jobs.schema import Change, Job, JobState
+from gateway.jobs.schema import Change, Job, JobState, Output
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, JobPage, JobView
 from gateway.preference import seconds_to_wait
@@ -33,7 +33,14 @@ from services.video.schema import VideoRequest
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 MAX_STEPS = 8
-JobId = Annotated[str, StringConstraints(max_length=64)]
+
+
+def storable(job_id: str) -> str:
+    """Write an id such that every database can be asked for it: Postgres has no NUL in text."""
+    return job_id.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+JobId = Annotated[str, StringConstraints(max_length=64), AfterValidator(storable)]
 ROUTES: Mapping[str, tuple[Task, type[GenerationRequest]]] = {
     "/v1/chat/completions": ("text", ChatRequest),
     "/v1/completions": ("text", CompletionRequest),
@@ -296,17 +303,28 @@ async def content_of(request: Request, state: State, job: Job, variant: str | No
         NotDone: there is none yet.
         NoSuchOutput: there is no such.
     """
+    output = output_of(job, variant)
+    response = await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
+    if output.step == len(job.steps) - 1 and job.model:  # a job knows no more of the steps before
+        response.headers["x-model"] = job.model
+        response.headers.update({} if job.seed is None else {"x-seed": str(job.seed)})
+    return response
+
+
+def output_of(job: Job, variant: str | None) -> Output:
+    """Find a file of a job.
+
+    Raises:
+        NotDone: there is none yet.
+        NoSuchOutput: there is no such.
+    """
     if job.state != "completed":
         raise NotDone(f"the job is {job.state}; it has files when it is completed")
     output = job.output(variant)
     if output is None:
         there = ", ".join(dict.fromkeys(each.variant for each in job.outputs))
         raise NoSuchOutput(f"this job has no such file; there are: {there}")
-    response = await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
-    if output.step == len(job.steps) - 1 and job.model:  # a job knows no more of the steps before
-        response.headers["x-model"] = job.model
-        response.headers.update({} if job.seed is None else {"x-seed": str(job.seed)})
-    return response
+    return output
 
 
 @router.post("/{job_id}/cancel")

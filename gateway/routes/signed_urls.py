@@ -1,10 +1,14 @@
 """Links to media for those who cannot send a key."""
 
+import re
+import time
 from typing import Annotated
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, StringConstraints
 
+from gateway.routes.jobs import output_of
 from gateway.signing import MAX_SECONDS
 from gateway.state import StateOf
 from services.schema import Body
@@ -12,6 +16,7 @@ from services.schema import Body
 router = APIRouter(tags=["signed urls"])
 
 MEDIA = r"^/(generate/[\w/]+|v1/[\w/.-]+/content)(\?|$)"  # the operator's routes are not for browsers' histories
+FILE = re.compile("/v1/(jobs|videos|3d)/([^/]+)/content")
 
 
 class UrlRequest(Body):
@@ -19,6 +24,7 @@ class UrlRequest(Body):
 
     path: Annotated[str, StringConstraints(max_length=16_000, pattern=MEDIA), Field(description="with its query")]
     expires_in: Annotated[int, Field(ge=1, le=MAX_SECONDS, description="seconds")] = 300
+    direct: Annotated[bool, Field(description="a job's file from the bucket itself, where it is in one")] = False
 
 
 class UrlAnswer(BaseModel):
@@ -31,5 +37,12 @@ class UrlAnswer(BaseModel):
 @router.post("/v1/signed_urls")
 async def sign(body: UrlRequest, request: Request, state: StateOf) -> UrlAnswer:
     """Sign a link to media, for a browser's player, which cannot send a key: it counts as the caller's own request."""
+    file = FILE.fullmatch(unquote(urlsplit(body.path).path)) if body.direct else None
+    if file is not None:
+        job = await state.jobs.get(request, file[2])
+        variant = parse_qs(urlsplit(body.path).query).get("variant", [None])[0]
+        url = await state.jobs.artefacts.presigned(output_of(job, variant).artefact, body.expires_in)
+        if url is not None:
+            return UrlAnswer(url=url, expires_at=int(time.time()) + body.expires_in)
     signed = state.signer.sign(body.path, request.scope["caller"].id, body.expires_in)
     return UrlAnswer(url=signed.url, expires_at=signed.expires_at)

@@ -51,7 +51,6 @@ class SpeechEncoder:
         self._speed = speed
         self._provenance = provenance
         self._file: sound.Encoder | wav.Encoder | PcmFile | None = None
-        self._tempo: sound.Tempo | None = None
         self._is_over = False
         self._lock = threading.Lock()
         self.media_type = MEDIA_TYPES[form]
@@ -63,9 +62,10 @@ class SpeechEncoder:
                 raise ValueError("the speech is over")
             if self._file is None:
                 self._file = self._open(data.sample_rate)
-                if self._speed != 1:
-                    self._tempo = sound.Tempo(self._speed, data.sample_rate)
-            return self._file.add(data.samples if self._tempo is None else self._tempo.add(data.samples))
+            samples = data.samples
+            if self._speed != 1:  # each sentence by itself: a filter for all would keep its end back until the next
+                samples = sound.at_speed(samples, self._speed, data.sample_rate)
+            return self._file.add(samples)
 
     def close(self, done: Done) -> bytes:
         """Return the rest."""
@@ -73,8 +73,7 @@ class SpeechEncoder:
             self._is_over = True
             if self._file is None:
                 return b""
-            rest = b"" if self._tempo is None else self._file.add(self._tempo.close())
-            return rest + self._file.close()
+            return self._file.close()
 
     def finished(self, start: bytes, num_bytes: int) -> bytes:
         """Return the beginning of the whole file, with its length in it where the format has a place for that.

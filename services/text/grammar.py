@@ -33,8 +33,14 @@ class Guide:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> torch.Tensor:
-        """Which tokens may come next, bool of shape (vocabulary,)."""
+        """Which tokens may come next, bool of shape (vocabulary,).
+
+        Raises:
+            GenerationFailed: what follows is too much to work out; the answer would end here as if it were whole.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():
+            raise left()
         mask = np.unpackbits(bits, count=self._vocabulary_size, bitorder="little")
         return torch.from_numpy(mask.astype(np.bool_))
 
@@ -45,7 +51,7 @@ class Guide:
             GenerationFailed: it is none of those allowed.
         """
         if not self._matcher.consume_token(token):
-            raise GenerationFailed("the answer left its grammar; ask again, or for something simpler")
+            raise left()
 
     def copy(self) -> "Guide":
         """Return another that has come as far."""
@@ -111,6 +117,11 @@ class Grammars:
             reason = (matcher.get_error() or "no document ever fits").splitlines()[0]
             raise InvalidRequest(f"{param} cannot be kept to: {reason}", param=param)
         return Guide(matcher, self._size)
+
+
+def left() -> GenerationFailed:
+    """What is said where a grammar cannot be kept to any further."""
+    return GenerationFailed("the answer left its grammar; ask again, or for something simpler")
 
 
 def inside_of_call(functions: Sequence[Function]) -> str:

@@ -146,7 +146,7 @@ class Prompts:
                 return str(
                     self._tokenizer.apply_chat_template(turns, tools=told, tokenize=False, add_generation_prompt=True)
                 )
-            except (TemplateError, ValueError) as error:
+            except (TemplateError, ValueError, TypeError, RecursionError) as error:
                 if number == len(chats):
                     raise InvalidRequest(
                         f"the model's chat template refuses this: {error}", param=job.source

@@ -73,7 +73,7 @@ class Sampler:
         Raises:
             GenerationFailed: the model's numbers overflowed.
         """
-        if scores.isnan().any():
+        if not scores.max().isfinite():  # nor is it where one of them is no number
             raise overflowed()
         token = self._draw(self._adjusted(scores, allowed))
         self._counts[token] += 1
@@ -116,7 +116,13 @@ class Sampler:
 
 
 def describe(scores: torch.Tensor, token: int, number: int) -> Chosen:
-    """Say how likely `token` was, and the `number` likeliest."""
+    """Say how likely `token` was, and the `number` likeliest.
+
+    Raises:
+        GenerationFailed: the model's numbers overflowed.
+    """
     logprobs = scores.log_softmax(0)
+    if logprobs.isnan().any():
+        raise overflowed()
     values, tokens = logprobs.topk(min(number, len(scores)))
     return Chosen(token, float(logprobs[token]), list(zip(tokens.tolist(), values.tolist(), strict=True)))

@@ -16,12 +16,13 @@ from pydantic import (
     Field,
     PrivateAttr,
     StringConstraints,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from services.schema import Body, GenerationRequest, ModelId, check_is_text
+from services.schema import BY_TYPE, Body, GenerationRequest, ModelId, check_is_text
 
 MAX_CHARACTERS = 128_000  # of all messages together, and of all prompts
 MAX_PROMPTS = 256  # of a request
@@ -219,7 +220,12 @@ class SchemaFormat(Body):
         return self.json_schema.schema_
 
 
-ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[ObjectFormat, Tag("<json_object>")]
+    | Annotated[SchemaFormat, Tag("<json_schema>")],
+    BY_TYPE,
+]
 
 
 def check_length(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -300,7 +306,7 @@ class ChatRequest(TextRequest):
     max_completion_tokens: Annotated[MaxTokens | None, Field(description="another name of max_tokens")] = None
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
-    response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
+    response_format: ResponseFormat | None = None
     tools: Annotated[tuple[Tool, ...], Field(min_length=1, max_length=64)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
@@ -455,7 +461,7 @@ class OutputItem(Body):
 
     type: Literal["function_call_output"]
     call_id: CallId
-    output: Said
+    output: Annotated[Said, joined(InputPart)]
     id: CallId | None = None
     status: str | None = None
 
@@ -469,7 +475,15 @@ def typed(value: object) -> object:
     return {"type": "message", **value} if isinstance(value, dict) else value
 
 
-Item = Annotated[Annotated[MessageItem | CallItem | OutputItem, Field(discriminator="type")], BeforeValidator(typed)]
+Item = Annotated[
+    Annotated[
+        Annotated[MessageItem, Tag("<message>")]
+        | Annotated[CallItem, Tag("<function_call>")]
+        | Annotated[OutputItem, Tag("<function_call_output>")],
+        BY_TYPE,
+    ],
+    BeforeValidator(typed),
+]
 
 
 def check_items(items: tuple[Item, ...], others: ValidationInfo) -> tuple[Item, ...]:
@@ -511,7 +525,15 @@ class NamedSchema(JsonSchema):
 class TextOptions(Body):
     """What the text must be."""
 
-    format: Annotated[TextFormat | ObjectFormat | NamedSchema, Field(discriminator="type")] | None = None
+    format: (
+        Annotated[
+            Annotated[TextFormat, Tag("<text>")]
+            | Annotated[ObjectFormat, Tag("<json_object>")]
+            | Annotated[NamedSchema, Tag("<json_schema>")],
+            BY_TYPE,
+        ]
+        | None
+    ) = None
 
 
 class ResponseStreamOptions(Body):
@@ -536,7 +558,7 @@ class ResponseRequest(HintedRequest):
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
     top_logprobs: Likeliest | None = None
     text: TextOptions | None = None
-    tools: Annotated[tuple[NamedFunction, ...], Field(min_length=1, max_length=64)] | None = None
+    tools: Annotated[tuple[NamedFunction, ...], Field(max_length=64)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
@@ -566,7 +588,7 @@ class ResponseRequest(HintedRequest):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
-            "parallel_tool_calls": self.parallel_tool_calls,
+            "parallel_tool_calls": self.parallel_tool_calls if self.tools else None,
         }
         if self.top_logprobs is not None or self.include:
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
@@ -576,7 +598,7 @@ class ResponseRequest(HintedRequest):
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif wanted is not None:
             fields["response_format"] = wanted.model_dump()
-        if self.tools is not None:
+        if self.tools:
             functions = (tool.model_dump(exclude={"type"}) for tool in self.tools)
             fields["tools"] = [{"type": "function", "function": function} for function in functions]
         choice = self.tool_choice

@@ -31,7 +31,8 @@ from gateway.errors import (
     NoSuchArtefact,
     render_gateway_error,
 )
-from tests.gateway.conftest import LONG, served
+from tests.gateway.conftest import LONG, Gateway, Workers, served
+from tests.gateway.test_jobs import FILM, create, ended, works
 
 pytestmark = pytest.mark.anyio
 
@@ -297,6 +298,33 @@ async def test_the_folder_may_be_elsewhere(scheme: str, tmp_path: Path) -> None:
 
 
 # --- downloads ---
+
+
+def test_files_of_jobs_in_a_bucket_are_served_by_it_where_that_is_asked_for(
+    artefacts: Artefacts,
+    request: pytest.FixtureRequest,
+    start: Callable[..., Gateway],
+    workers: Workers,
+    tmp_path: Path,
+) -> None:
+    is_bucket = request.node.callspec.params["artefacts"] == "s3"
+    works(workers)
+    client = start(artefacts_url=f"s3://bucket/{tmp_path.name}/jobs" if is_bucket else "").client
+    film = create(client, "/v1/videos", {"prompt": "a boat"})["id"]
+    ended(client, film)
+    page = f"/v1/videos/{film}/content"
+    part = client.get(page, params={"variant": "video"}, headers={"range": "bytes=2-5"})
+    signed = client.post("/v1/signed_urls", json={"path": f"{page}?variant=thumbnail", "direct": True}).json()["url"]
+    found = httpx.get(signed) if is_bucket else client.get(signed)
+    nobodys = client.post("/v1/signed_urls", json={"path": "/v1/videos/job_0/content", "direct": True})
+
+    assert signed.startswith("http://") == is_bucket
+    assert (found.status_code, found.content, found.headers["content-type"]) == (200, b"small", "image/jpeg")
+    assert (part.status_code, part.content) == (206, FILM[2:6])
+    assert nobodys.status_code == 404
+    assert client.delete(f"/v1/videos/{film}").is_success
+    if is_bucket:
+        assert httpx.get(signed).status_code == 404
 
 
 Serve = Callable[[Artefact], str]

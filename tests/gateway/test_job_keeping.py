@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.gateway.conftest import LONG, Gateway, Workers, served
+from tests.gateway.conftest import LONG, Gateway, Workers, error_of, served
 from tests.gateway.processes import running
 from tests.gateway.test_jobs import MESH, PROMPT, a_file, create, ended, sent, until, works
 
@@ -122,6 +123,52 @@ def test_a_full_disk_fails_the_job_that_meets_it_and_no_other(tmp_path: Path) ->
     assert sha256(contents[2].content).hexdigest() == jobs[2]["outputs"][0]["sha256"]
     assert kept(tmp_path) == sorted([ids[0], ids[2]])
     assert list((tmp_path / "artefacts" / ".drafts").glob("*")) == []
+
+
+def test_a_job_that_a_living_gateway_holds_and_does_not_know_of_goes_on(
+    start: Start, workers: Workers, tmp_path: Path
+) -> None:
+    works(workers)
+    idle = start(job_concurrency_by_task={"mesh": 0})
+    job_id = create(idle.client)["id"]
+    ask(tmp_path, "UPDATE jobs SET state = 'in_progress', attempt = 1, executor = (SELECT id FROM gateways)")
+    busy = start()
+
+    assert ended(busy.client, job_id)["attempts"] == 2
+    assert ended(idle.client, job_id)["status"] == "completed"
+
+
+def test_at_another_gateway_a_job_is_followed_and_cancelled(start: Start, workers: Workers) -> None:
+    works(workers, Future())
+    busy, idle = start(), start(job_concurrency_by_task={"mesh": 0})
+    job_id = create(busy.client)["id"]
+    until(idle.client, job_id, lambda job: job["step_progress"] == {"step": 1, "steps": 4, "eta_seconds": 2.0})
+    with idle.client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+        lines = stream.iter_lines()
+        while "event: preview" not in next(lines):
+            pass
+        cancelled = idle.new_client().post(f"/v1/jobs/{job_id}/cancel").json()
+        told = list(lines)
+
+    assert cancelled["status"] == "cancelled"
+    assert any('"cancelled"' in line for line in told)
+    assert told[-2:] == ["data: [DONE]", ""]
+    assert workers.streams[0].is_closed.wait(LONG)
+
+
+def test_while_the_database_fails_jobs_are_to_be_asked_for_again(
+    gateway: Gateway, workers: Workers, tmp_path: Path
+) -> None:
+    works(workers)
+    job_id = ended(gateway.client, create(gateway.client)["id"])["id"]
+    ask(tmp_path, "ALTER TABLE jobs RENAME TO away")
+    asked = [gateway.client.get(f"/v1/jobs/{job_id}"), gateway.client.post(MESH, json=PROMPT)]
+    ask(tmp_path, "ALTER TABLE away RENAME TO jobs")
+
+    for answer in asked:
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "jobs_unavailable")
+        assert answer.headers["x-should-retry"] == "true"
+    assert ended(gateway.client, create(gateway.client)["id"])["status"] == "completed"
 
 
 def test_a_job_that_is_deleted_while_it_is_made_leaves_nothing_to_be_seen(

@@ -22,7 +22,7 @@ from gateway.keys import store
 from gateway.keys.first import check_keys
 from gateway.keys.keyring import Keyring
 from gateway.keys.schema import Grant, Keys, KeyText
-from tests.gateway.conftest import Gateway, Workers, error_of
+from tests.gateway.conftest import TASKS, Gateway, Workers, error_of
 
 ROOT = Path(__file__).parents[2]
 ANYWHERE = "0.0.0.0"  # noqa: S104 (nothing is bound to it)
@@ -250,6 +250,10 @@ class TestAdmins:
     def test_what_makes_no_key_is_named(self, gateway: Gateway, admin: str, wrong: dict[str, Any], param: str) -> None:
         refused = gateway.client.post("/v1/keys", json={"owner": "ada", **wrong}, headers=bearer(admin))
         assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+
+    def test_a_scope_that_is_none_is_answered_with_all_that_are(self, gateway: Gateway, admin: str) -> None:
+        refused = gateway.client.post("/v1/keys", json={"owner": "ada", "scopes": ["root"]}, headers=bearer(admin))
+        assert all(f"'{scope}'" in error_of(refused)["message"] for scope in (*TASKS, "admin"))
 
     def test_a_key_that_is_not_there_is_404(self, gateway: Gateway, admin: str) -> None:
         for method in ("GET", "PATCH", "DELETE"):

@@ -1,7 +1,7 @@
 """The database on a Postgres that gateways share."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -13,6 +13,7 @@ from gateway.database.types import Tables
 from gateway.usage.log import UsageLog
 from gateway.usage.summary import Bucket, Question, Width
 from gateway.usage.writer import Writer
+from tests.gateway.conftest import Gateway
 from tests.gateway.servers import LONG, postgres_server
 from tests.gateway.test_receipts import receipt
 from tests.gateway.test_usage import make_record
@@ -82,3 +83,12 @@ def test_rows_it_refuses_do_not_hold_up_the_others(url: str) -> None:
         return found, writer.dropped
 
     assert asyncio.run(written()) == ([1], 1)
+
+
+def test_what_it_cannot_store_is_not_there(url: str, start: Callable[..., Gateway]) -> None:
+    gateway = start(database_url=url)
+    for path in ("/v1/jobs/%00", "/v1/videos/%00", "/v1/3d/%00/content", "/v1/keys/%00"):
+        assert gateway.client.get(path).status_code == 404
+    assert gateway.client.get("/v1/videos?after=%00").status_code == 200
+    assert gateway.client.get("/v1/usage/summary?caller=%00&model=%00").status_code == 200
+    gateway.close()

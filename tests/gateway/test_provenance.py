@@ -175,3 +175,12 @@ def test_any_key_will_do_and_one_is_needed(start: Start) -> None:
 
     assert check(gateway.client, written()["png"]).status_code == 401
     assert check(gateway.client, written()["png"], headers=bearer(key)).status_code == 200
+
+
+def test_xmp_alone_is_enough(client: httpx.Client) -> None:
+    file = io.BytesIO()
+    Image.fromarray(PICTURE).save(file, "JPEG", xmp=PROVENANCE.xmp)
+    answer = check(client, file.getvalue())
+
+    assert read(file.getvalue()) == SAID
+    assert answer.json()["results"][0]["seed"] == SAID.seed

@@ -53,6 +53,7 @@ def test_models_fall_back_on_each_other_and_on_ours(tmp_path: Path) -> None:
         (FIRST + 'kind = "azure"', "api_version"),
         (FIRST + 'api_version = "2024-10-21"', "api_version"),
         (FIRST.replace("https://host/v1", "host"), "base_url"),
+        (FIRST.replace("https://host/v1", "https://host:99999/v1"), "base_url"),
         (FIRST.replace('"gpt"', '"a b"'), "id"),
         (FIRST.replace('"gpt"', '"模型"'), "id"),  # which no header can name
         ("[[models]", "array declaration"),

@@ -56,11 +56,24 @@ def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"port": 70_000}, {"deadline": 0}, {"probe_interval": -1}, {"max_upload_bytes": 0}, {"key_cache_seconds": -1}],
+    [
+        *(
+            {"port": 70_000},
+            {"deadline": 0},
+            {"probe_interval": -1},
+            {"max_upload_bytes": 0},
+            {"key_cache_seconds": -1},
+        ),
+        *(
+            {"text_url": "127.0.0.1:3001"},
+            {"image_url": "http://a:1,http://b:99999"},
+            {"openai_base_url": "http://[::1"},
+        ),
+    ],
 )
-def test_what_cannot_be_is_refused_at_the_start(wrong: dict[str, float]) -> None:
+def test_what_cannot_be_is_refused_at_the_start(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Settings(**wrong)  # type: ignore[arg-type]
+        Settings(**wrong)
 
 
 def test_a_redis_is_named_by_its_address_and_its_password_is_not_shown() -> None:

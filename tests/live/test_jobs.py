@@ -1,6 +1,7 @@
 """Jobs over real workers: the SDK's films, meshes, a chain, and cancelling within an iteration."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,15 @@ def ended(system: System, client: httpx.Client, job_id: str) -> dict[str, Any]:
     return found
 
 
+def command(system: System, *words: str) -> str:
+    """Run `atelier jobs …`; what it prints."""
+    environment = {**os.environ, "ATELIER_URL": system.gateway}
+    called = [sys.executable, "-m", "cli", "jobs", *words]
+    return subprocess.run(
+        called, env=environment, check=True, timeout=LONG, stdout=subprocess.PIPE, encoding="utf-8"
+    ).stdout
+
+
 def test_the_sdk_makes_a_film(system: System) -> None:
     sdk = openai.OpenAI(base_url=f"{system.gateway}/v1", api_key="none", timeout=LONG)
     film = sdk.videos.create_and_poll(prompt="", input_reference=("a.png", png()), extra_body={"num_frames": "4"})
@@ -51,12 +61,15 @@ def test_a_chain_from_a_text_to_a_mesh_and_the_command_line(
         {"route": "/v1/3d/generations", "body": {"num_inference_steps": 2, "grid_size": 16}},
     ]
     job = ended(system, client, client.post("/v1/jobs", json={"steps": steps}).json()["id"])
-    environment = {**os.environ, "ATELIER_URL": system.gateway}
-    for command in (["list"], ["follow", job["id"]], ["fetch", job["id"], "--to", str(tmp_path)]):
-        subprocess.run([sys.executable, "-m", "cli", "jobs", *command], env=environment, check=True, timeout=LONG)
+    listed, followed = (command(system, *words) for words in (["list"], ["follow", job["id"]]))
+    shown = json.loads(command(system, "show", job["id"]))
+    command(system, "fetch", job["id"], "--to", str(tmp_path))
     mesh = (tmp_path / f"{job['id']}-glb.glb").read_bytes()
 
     assert job["status"] == "completed", job["error"]
+    assert job["id"] in listed
+    assert followed.splitlines()[-1] == "completed (step 3 of 3)"
+    assert shown == client.get(f"/v1/jobs/{job['id']}").json()
     assert set(job["usage"]) >= {"tokens", "pixel_steps", "meshes"}
     assert len(trimesh.load_scene(io.BytesIO(mesh), file_type="glb").geometry) == 1
 
@@ -70,8 +83,9 @@ def test_cancel_stops_the_model_within_an_iteration(system: System, client: http
     asked = client.get("/generate/image", params=query, headers={"prefer": "respond-async"})
     job_id = asked.json()["id"]
     system.wait(lambda: bool(client.get(f"/v1/jobs/{job_id}").json()["step_progress"].get("step")))
-    cancelled = client.post(f"/v1/jobs/{job_id}/cancel").json()
+    said = command(system, "cancel", job_id)
     system.wait(lambda: count("atelier_generations_total", ending="left") == before[0] + 1)
 
-    assert cancelled["status"] == "cancelled"
+    assert said == f"{job_id} is cancelled.\n"
+    assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
     assert count("atelier_iterations_after_leave_total") <= before[1] + 1

@@ -195,6 +195,45 @@ def test_null_asks_for_nothing_wherever_the_sdk_may_send_it(contract: Any, least
     assert sent == contract.model_validate(least)
 
 
+NAMELESS = {"type": "json_schema", "json_schema": {"schema": {}}}
+AMONG = "must have a 'type' among"
+
+
+@pytest.mark.parametrize(
+    ("ask", "fields", "name", "said"),
+    [
+        (chat, {"response_format": NAMELESS}, "response_format.json_schema.name", "is required"),
+        (chat, {"response_format": {"type": "text", "x": 1}}, "response_format.x", "there is no such parameter here"),
+        (chat, {"response_format": {"type": "x"}}, "response_format", f"{AMONG} 'text', 'json_object', 'json_schema'"),
+        (chat, {"response_format": {}}, "response_format", "needs a 'type'"),
+        (chat, {"response_format": "json"}, "response_format", f"{AMONG} 'text', 'json_object', 'json_schema'"),
+        (response, {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "is required"),
+        (response, {"input": [{"role": "user", "content": ""}]}, "input.0.content", "must not be empty"),
+        (response, {"input": [{"type": "function_call"}]}, "input.0.call_id", "is required"),
+        (response, {"store": True}, "store", "must be false"),
+    ],
+)
+def test_what_is_wrong_is_named_as_the_caller_wrote_it(ask: Any, fields: Any, name: str, said: str) -> None:
+    with pytest.raises(ValidationError) as refusal:
+        ask(**fields)
+
+    assert explain(refusal.value.errors()[0]) == (f"{name}: {said}", name)
+
+
+def test_a_response_may_have_an_empty_list_of_tools_as_agents_send_it() -> None:
+    assert (
+        response(tools=[], parallel_tool_calls=True, tool_choice="auto").chat() == response(tool_choice="auto").chat()
+    )
+
+
+def test_what_came_of_a_call_may_be_given_in_parts() -> None:
+    parts = [{"type": "input_text", "text": "sun"}, {"type": "input_text", "text": "ny"}]
+    call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_1", "output": parts}
+
+    assert response(input=[call, output]).chat().messages[-1].content == "sunny"
+
+
 @pytest.mark.parametrize("name", ["best_of", "suffix"])
 def test_what_would_change_a_completion_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(ValidationError) as refusal:

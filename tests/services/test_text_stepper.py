@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.engine.stepper import Result
-from services.errors import Cancelled, InvalidRequest, ModelUnavailable
+from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelUnavailable
 from services.registry import Template, load_models
 from services.schema import MAX_SEED, complete
 from services.settings import Settings
@@ -190,6 +190,7 @@ FIELDS = st.fixed_dictionaries(
         "logit_bias": st.just({"40": 5.0, "41": -100.0}),
         "stop": st.sampled_from(["e", ["the ", "and"], [" "]]),
         "logprobs": st.just(True),
+        "response_format": st.just({"type": "json_object"}),
     },
 )
 PROMPTS = st.sampled_from(["Hello", "x", "the quick brown fox jumps " * 3, "世界" * 30, "a model " * 60])
@@ -207,16 +208,17 @@ def test_an_answer_is_its_own_whoever_comes_and_goes_beside_it(
     ]
     made, _ = run(caching, arrivals, most=most, repeated=repeated)
 
-    for (prompt, fields, seed, _, stop_after), one in zip(asks, made, strict=True):
-        (by_itself,), _ = run(stepper, [Arrival(chat(prompt, **fields), seed, stop_after=stop_after)])
+    for (prompt, fields, seed, *_), one in zip(asks, made, strict=True):
+        by_itself = alone(stepper, chat(prompt, **fields), seed)
         for index in range(fields.get("n", 1)):
-            if stop_after is None:
-                assert text_of(one, index) == text_of(by_itself, index)
+            text, tokens = text_of(one, index), [token.text for token in tokens_of(one, index)]
+            whole, all_tokens = text_of(by_itself, index), [token.text for token in tokens_of(by_itself, index)]
+            if isinstance(one.error, Cancelled):
+                assert (text, tokens) == (whole[: len(text)], all_tokens[: len(tokens)])
+            else:
+                assert (text, tokens) == (whole, all_tokens)
                 assert reason_of(one, index) == reason_of(by_itself, index)
-            assert [token.text for token in tokens_of(one, index)] == [
-                token.text for token in tokens_of(by_itself, index)
-            ] or stop_after is not None
-        if stop_after is None:
+        if not isinstance(one.error, Cancelled):
             assert counted(one) == counted(by_itself)
             assert result_of(one).finish_reason == result_of(by_itself).finish_reason
 
@@ -656,6 +658,16 @@ def test_a_schema_that_cannot_be_kept_to_is_refused_by_naming_the_parameter(step
     assert made.error.param == "tools"
 
 
+def test_a_document_that_becomes_too_much_to_work_out_is_not_passed_off_as_whole(stepper: TextStepper) -> None:
+    schema = {"type": "string", "pattern": "^(([a-z]{1,50}[0-9]?){1,50}x?){1,50}$"}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    asked = chat("Who?", response_format=wanted, temperature=2, top_k=1000, top_p=1, max_tokens=200)
+    (made,), _ = run(stepper, [Arrival(asked)])
+
+    assert isinstance(made.error, GenerationFailed)
+    assert reason_of(made) is None
+
+
 def broad(number: int, required: Sequence[str] = ()) -> dict[str, Any]:
     properties = {f"p{each}": {"type": "string", "maxLength": 100} for each in range(number)}
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
@@ -971,6 +983,36 @@ def test_a_template_without_a_systems_turn_is_given_none(
     assert isinstance(made.error, InvalidRequest)
     assert made.error.param == "messages"
     assert "no system" in made.error.message
+
+
+def test_a_template_that_stumbles_over_a_chat_refuses_it_by_naming_messages(
+    worker_settings: Settings, data_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data_dir / "tiny" / "text", tmp_path / "tiny" / "text")
+    (tmp_path / "tiny" / "text" / "chat_template.jinja").write_text("{{ messages[-1].content + 1 }}")
+    made = TextStepper(MODEL, worker_settings.model_copy(update={"data_dir": tmp_path}))
+
+    with pytest.raises(InvalidRequest) as refusal:
+        made.cost(chat("Hello"))
+    assert refusal.value.param == "messages"
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_numbers_that_overflowed_are_no_answer(
+    stepper: TextStepper, monkeypatch: pytest.MonkeyPatch, wrong: float, max_tokens: int
+) -> None:
+    forward = Network.forward
+
+    def overflow(*given: Any) -> Sequence[torch.Tensor]:
+        return [scores.index_fill(1, torch.tensor([50]), wrong) for scores in forward(*given)]
+
+    monkeypatch.setattr(Network, "forward", overflow)
+    job = completion([1, 20, 30, 40], echo=max_tokens == 0, logprobs=1, max_tokens=max_tokens)
+    (made,), _ = run(stepper, [Arrival(job)])
+
+    assert isinstance(made.error, GenerationFailed)
+    assert made.outputs == []
 
 
 ALTERNATING = (  # as Gemma's is

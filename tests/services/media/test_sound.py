@@ -91,6 +91,17 @@ def test_what_is_over_takes_no_more(form: sound.Format) -> None:
         encoder.add(TONE)
 
 
+@pytest.mark.parametrize("speed", [0.25, 0.7, 1.5, 4])
+@pytest.mark.parametrize("num_samples", [1, 100, 2_000, 9_600])
+def test_of_a_whole_sound_nothing_is_kept_back(speed: float, num_samples: int) -> None:
+    heard = sound.at_speed(TONE[:num_samples], speed, RATE)
+
+    assert len(heard) == round(num_samples / speed)
+    if num_samples == 9_600:
+        end = heard[-round(500 / speed) :]
+        assert end.std() == pytest.approx(TONE.std(), rel=0.2)  # it does not fade
+
+
 @pytest.mark.parametrize("speed", [0.25, 0.3, 0.7, 1.5, 2, 3, 4])
 def test_speed_changes_the_length_and_not_the_pitch(speed: float) -> None:
     tempo = sound.Tempo(speed, RATE)

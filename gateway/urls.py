@@ -1,0 +1,21 @@
+"""URLs that operators name: refused at the start if nobody could ever be asked there."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+
+
+def check_url(value: str) -> str:
+    """Refuse what is no URL of HTTP with a host, and a port where it names one."""
+    try:
+        parts = urlsplit(value)
+        is_url = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of brackets
+        is_url = False
+    if not is_url or not value.isprintable() or " " in value:
+        raise ValueError("must be an http or https URL, such as http://127.0.0.1:3001")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(check_url)]
