@@ -259,7 +259,8 @@ def fate(sdk: openai.OpenAI, method: Method, name: str, one: Try, plain: Any, co
 
 def contract_of(document: Mapping[str, Any], path: str) -> Mapping[str, Any]:
     """The fields of a route's body, by the OpenAPI document."""
-    (media,) = document["paths"][path]["post"]["requestBody"]["content"].values()
+    content = document["paths"][path]["post"]["requestBody"]["content"]
+    media = next(content[each] for each in ("multipart/form-data", "application/json") if each in content)
     return fields_of(document, media["schema"])
 
 
