@@ -22,6 +22,7 @@ from gateway.budgets.prices import read_prices
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.direct import serve_directly
+from gateway.document import add_errors
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
 from gateway.jobs.books import Books
@@ -289,15 +290,15 @@ def add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, under_way
 
 
 def document(app: FastAPI) -> None:
-    """Put the bodies that we read ourselves into the OpenAPI document, and take FastAPI's own 422 out: it is a 400."""
+    """Put the bodies that we read ourselves into the OpenAPI document, and the errors that routes have."""
     built = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = built()
-            for path in document["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    add_errors(path, operation)
             contracts = (*chat.CONTRACTS, *images.CONTRACTS, *audio.CONTRACTS)
             document["components"]["schemas"].update(chat.schemas(*contracts))
             for schema in ("HTTPValidationError", "ValidationError"):

@@ -1,0 +1,50 @@
+"""What the OpenAPI document says of errors, beyond those that every route has; knows no route's work."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from services.schema import ErrorEnvelope
+
+GENERATIONS = ("/generate/", "/v1/chat/", "/v1/completions", "/v1/responses", "/v1/images/", "/v1/audio/speech")
+JOBS = ("/v1/jobs", "/v1/videos", "/v1/3d")
+WORDS = {
+    404: "There is no such model, job, key or file; `code` says which.",
+    409: "It is not in a state for this, or the `Idempotency-Key` stands for another request.",
+    413: "The body is too long, or has too many parts.",
+    416: "The file has no such part.",
+    500: "The model failed on this request.",
+    502: "An outside model server failed.",
+    504: "The result was not there within the deadline.",
+    507: "There is no room for what would be kept.",
+}
+
+
+def add_errors(path: str, operation: dict[str, Any]) -> None:
+    """Document what an operation can be refused with; FastAPI's own 422 goes, as it is a 400 here."""
+    responses = operation["responses"]
+    responses.pop("422", None)
+    schema = {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"}
+    for status in statuses(path, operation):
+        said = {"description": WORDS[status], "content": {"application/json": {"schema": schema}}}
+        responses.setdefault(str(status), said)
+    if path.endswith("/content"):
+        whole = responses["200"]
+        responses.setdefault("206", {**whole, "description": "The part that `Range` names."})
+
+
+def statuses(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
+    """Yield what may come besides what may always come."""
+    is_generation, is_job = path.startswith(GENERATIONS), path.startswith(JOBS)
+    has_body = "requestBody" in operation
+    if "{" in path or has_body or is_generation or "/voices" in path:
+        yield 404
+    if has_body:
+        yield 413
+    if is_generation:
+        yield from (500, 502, 504)
+    if is_job or path.startswith("/v1/keys/"):
+        yield 409
+    if is_job or is_generation:
+        yield 507
+    if path.endswith("/content"):
+        yield 416
