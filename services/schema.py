@@ -181,10 +181,15 @@ SENTENCES: Final = {  # what pydantic says in words that only Python programmers
 
 
 def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
-    """Turn one of pydantic's errors into a sentence and the field it names, if it names one."""
+    """Turn one of pydantic's errors into a sentence and the field it names, if it names one.
+
+    Args:
+        error: its type, place and message; BentoML hands on no more than these.
+    """
     field = ".".join(str(part) for part in error["loc"] if NAME.fullmatch(str(part))) or None
     if error["type"] == "union_tag_invalid":
-        return f"{field}: must have a 'type' among {re.sub('[<>]', '', error['ctx']['expected_tags'])}", field
+        tags = str(error["msg"]).rpartition(": ")[2]
+        return f"{field}: must have a 'type' among {re.sub('[<>]', '', tags)}", field
     said = str(error["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     if error["type"] == "literal_error":
         said = said.replace("True", "true").replace("False", "false")

@@ -21,6 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import TypeAliasType
 
 from services.schema import BY_TYPE, Body, GenerationRequest, ModelId, check_is_text
 
@@ -220,12 +221,16 @@ class SchemaFormat(Body):
         return self.json_schema.schema_
 
 
-ResponseFormat = Annotated[
-    Annotated[TextFormat, Tag("<text>")]
-    | Annotated[ObjectFormat, Tag("<json_object>")]
-    | Annotated[SchemaFormat, Tag("<json_schema>")],
-    BY_TYPE,
-]
+# A type of its own: BentoML would discriminate an annotated one twice, and what is then there has no tags.
+ResponseFormat = TypeAliasType(
+    "ResponseFormat",
+    Annotated[
+        Annotated[TextFormat, Tag("<text>")]
+        | Annotated[ObjectFormat, Tag("<json_object>")]
+        | Annotated[SchemaFormat, Tag("<json_schema>")],
+        BY_TYPE,
+    ],
+)
 
 
 def check_length(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -187,6 +187,7 @@ def test_a_tool_is_called_and_its_result_taken_in(client: openai.OpenAI, is_stre
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": WRONG}, "response_format"),
+        ({"response_format": {"type": "grammar", "grammar": "x"}}, "response_format"),
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"messages": [{"role": "user", "content": "x " * 3000}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x " * 3000}], "stream": True}, "messages"),
@@ -297,6 +298,7 @@ def test_a_response_is_json_of_a_schema(client: openai.OpenAI) -> None:
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"store": True}, "store"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"input": "x " * 3000}, "input"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"input": "x " * 3000, "stream": True}, "input"),

@@ -111,6 +111,18 @@ def test_what_bentoml_found_invalid_names_the_field(url: str) -> None:
     }
 
 
+def test_a_kind_that_there_is_not_is_refused_though_bentoml_leaves_out_which_there_are(url: str) -> None:
+    said = "Input tag '<x>' found using kind_of() does not match any of the expected tags: '<text>', '<json_object>'"
+    detail = {"type": "union_tag_invalid", "loc": ["response_format"], "msg": said}
+
+    assert error_of(echoed(url, 400, {"error": "x", "detail": [detail]})) == {
+        "message": "response_format: must have a 'type' among 'text', 'json_object'",
+        "type": "invalid_request_error",
+        "param": "response_format",
+        "code": "invalid_value",
+    }
+
+
 @pytest.mark.parametrize(
     ("status", "body", "message", "code"),
     [
