@@ -15,6 +15,8 @@ from services.text.schema import Function
 
 ANY = r"(.|\n)*"
 MAX_OPTIONAL = 500  # properties of one object: each token takes longer the more of them may come next
+MAX_MULTIPLES = 20_000  # all whole `multipleOf` together: 100,000 take seconds, 1,000,000 minutes
+MAX_PATTERNS = 12  # where parts of a schema go together: 16 take 0.3 seconds, each more twice as long
 LIMITS = LLParserLimits(max_items_in_row=10_000)  # four for each of them; more end an answer midway
 COMPACT = {"whitespace_flexible": False}  # else spaces and newlines may go on for ever
 
@@ -83,7 +85,7 @@ class Grammars:
         Raises:
             InvalidRequest: the schema asks for what cannot be guaranteed.
         """
-        check_breadth(schema, param)
+        check_effort([schema], param)
         return self._begin(json.dumps({"grammars": [{"json_schema": compact(schema)}]}), param)
 
     def of_calls(self, functions: Sequence[Function], *, is_parallel: bool) -> Guide:
@@ -130,9 +132,9 @@ def inside_of_call(functions: Sequence[Function]) -> str:
     Raises:
         InvalidRequest: one has parameters that too many of may come next.
     """
+    check_effort([function.parameters or {} for function in functions], "tools")
     calls = []
     for function in functions:
-        check_breadth(function.parameters or {}, "tools")
         arguments = compact({**(function.parameters or {}), "type": "object"})  # a document: its own pointers hold
         head = json.dumps(f'{{"name":"{function.name}","arguments":')
         calls.append(f'{head} %json {json.dumps(arguments)} "}}"')
@@ -144,22 +146,37 @@ def compact(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, "x-guidance": COMPACT}
 
 
-def check_breadth(schema: Mapping[str, Any], param: str) -> None:
-    """Refuse objects in which too many properties may come next.
+def check_effort(schemas: Sequence[Mapping[str, Any]], param: str) -> None:
+    """Refuse what would keep everybody waiting while it is worked out; what else is too large, llguidance refuses.
 
     Raises:
-        InvalidRequest: there is one.
+        InvalidRequest: an object has too many properties that may come next, or numbers or patterns are too many.
     """
-    left: list[Any] = [schema]
+    left: list[Any] = list(schemas)
+    num_patterns, goes_together, multiples = 0, False, 0
     while left:
         part = left.pop()
-        if isinstance(part, dict):
-            properties, required = part.get("properties"), part.get("required")
-            if isinstance(properties, dict):
-                must = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
-                if len(properties.keys() - must) > MAX_OPTIONAL:
-                    reason = f"an object has more than {MAX_OPTIONAL} properties that are not required"
-                    raise InvalidRequest(f"{param} cannot be kept to: {reason}", param=param)
-            left += part.values()
-        elif isinstance(part, list):
+        if isinstance(part, list):
             left += part
+        if not isinstance(part, dict):
+            continue
+        properties, required = part.get("properties"), part.get("required")
+        if isinstance(properties, dict):
+            must = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set()
+            if len(properties.keys() - must) > MAX_OPTIONAL:
+                raise too_much(f"an object has more than {MAX_OPTIONAL} properties that are not required", param)
+        num_patterns += isinstance(part.get("pattern"), str)
+        goes_together = goes_together or "allOf" in part or ("$ref" in part and len(part) > 1)
+        multiple = part.get("multipleOf")
+        if isinstance(multiple, int) or (isinstance(multiple, float) and multiple.is_integer()):
+            multiples += abs(int(multiple))
+        left += part.values()
+    if multiples > MAX_MULTIPLES:
+        raise too_much(f"its multipleOf are more than {MAX_MULTIPLES} together", param)
+    if goes_together and num_patterns > MAX_PATTERNS:
+        raise too_much(f"it has more than {MAX_PATTERNS} patterns, and allOf or a $ref beside others", param)
+
+
+def too_much(reason: str, param: str) -> InvalidRequest:
+    """Say what of a schema takes too long."""
+    return InvalidRequest(f"{param} cannot be kept to: {reason}", param=param)

@@ -1122,6 +1122,36 @@ def test_a_token_that_the_model_has_not_is_refused_by_naming_it(stepper: TextSte
     assert made.error.param == "logit_bias"
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 999_983},
+        {"properties": {f"p{i}": {"type": "integer", "multipleOf": 9000 + i} for i in range(30)}},
+        {"allOf": [{"type": "string", "pattern": f"[a-z]{{{i}}}.*x"} for i in range(1, 30)]},
+        {
+            "anyOf": [{"pattern": f"[a-z]{{{i}}}.*x", "$ref": "#/$defs/x"} for i in range(1, 30)],
+            "$defs": {"x": {"type": "string", "pattern": "y"}},
+        },
+        {"properties": {f"p{i}": {"type": "string"} for i in range(501)}},
+    ],
+)
+def test_a_schema_that_would_keep_the_others_waiting_is_refused(stepper: TextStepper, schema: dict[str, Any]) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "bomb", "schema": schema}}
+    (made,), _ = run(stepper, [Arrival(chat("x", response_format=wanted))])
+
+    assert isinstance(made.error, InvalidRequest)
+    assert made.error.param == "response_format"
+
+
+def test_a_tool_whose_arguments_would_keep_the_others_waiting_is_refused(stepper: TextStepper) -> None:
+    parameters = {"type": "object", "properties": {"x": {"type": "integer", "multipleOf": 999_983}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    (made,), _ = run(stepper, [Arrival(chat("x", tools=[tool], tool_choice="required"))])
+
+    assert isinstance(made.error, InvalidRequest)
+    assert made.error.param == "tools"
+
+
 def resized(data_dir: Path, folder: Path, by: int) -> int:
     """Copy the model with so many more scores than its tokenizer has tokens; return how many it has now."""
     shutil.copytree(data_dir / "tiny" / "text", folder / "tiny" / "text")
