@@ -155,6 +155,7 @@ class ReceiptBatch(Body):
 
 
 NAME = re.compile("[a-z0-9_]+")  # of a field, or its place in a list; pydantic's own words for what it tried are others
+MAX_NAME = 100  # characters of a field that there is not, in a message
 SHOULD = re.compile(r"^[A-Z][a-z]+ should")
 SENTENCES: Final = {  # what pydantic says in words that only Python programmers know
     "missing": "is required",
@@ -186,7 +187,11 @@ def explain(error: Mapping[str, Any]) -> tuple[str, str | None]:
     Args:
         error: its type, place and message; BentoML hands on no more than these.
     """
-    field = ".".join(str(part) for part in error["loc"] if NAME.fullmatch(str(part))) or None
+    *path, last = map(str, error["loc"] or ("",))
+    names = [part for part in path if NAME.fullmatch(part)]
+    if NAME.fullmatch(last) or error["type"] == "extra_forbidden":  # which is as the caller has called it
+        names.append(last[:MAX_NAME])
+    field = ".".join(names) or None
     if error["type"] == "union_tag_invalid":
         tags = str(error["msg"]).rpartition(": ")[2]
         return f"{field}: must have a 'type' among {re.sub('[<>]', '', tags)}", field

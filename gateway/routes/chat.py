@@ -21,6 +21,7 @@ from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
 router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
 MAX_BYTES = 10_000_000  # as the worker; reading more would hold up all the others
+REFERENCE = "#/components/schemas/{model}"
 CONTRACTS = (ChatRequest, CompletionRequest, ResponseRequest)
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -40,15 +41,22 @@ def takes(contract: type[BaseModel], media_type: str = "application/json", *file
     """
     schema: dict[str, Any] = {"$ref": f"#/components/schemas/{contract.__name__}"}
     if files:
-        properties = {name: {"type": "string", "format": "binary"} for name in sorted(files)}
-        schema = {"allOf": [schema, {"type": "object", "properties": properties}]}
+        schema = with_fields(contract, {name: {"type": "string", "format": "binary"} for name in sorted(files)})
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def with_fields(contract: type[BaseModel], fields: Mapping[str, Any], *required: str) -> dict[str, Any]:
+    """A contract's schema with more fields; as `allOf` there would be none, as a contract forbids what it has not."""
+    schema = contract.model_json_schema(ref_template=REFERENCE)
+    schema.pop("$defs", None)  # which `schemas` has
+    wanted = [*schema.get("required", ()), *required]
+    return {**schema, "properties": {**schema["properties"], **fields}, **({"required": wanted} if wanted else {})}
 
 
 def schemas(*contracts: type[BaseModel]) -> dict[str, Any]:
     """The contracts, for the OpenAPI document."""
     modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(contract, "validation") for contract in contracts]
-    _, schema = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+    _, schema = models_json_schema(modes, ref_template=REFERENCE)
     definitions: dict[str, Any] = schema["$defs"]
     return definitions
 

@@ -17,7 +17,7 @@ from gateway.direct import body_of
 from gateway.errors import CallerLeft
 from gateway.pictures import Pictures
 from gateway.preference import prefers_job
-from gateway.routes.chat import MAX_BYTES, admitted, takes
+from gateway.routes.chat import MAX_BYTES, admitted, takes, with_fields
 from gateway.routes.generate import refuse_repeated
 from gateway.state import State, wired
 from services.image.schema import EditRequest, ImageRequest
@@ -44,16 +44,7 @@ FORMS: dict[int | str, dict[str, Any]] = {
 NAMED = {"type": "object", "properties": {"image_url": {"type": "string"}}, "required": ["image_url"]}
 EDITS = takes(EditRequest, FORM, *FILES)
 EDITS["requestBody"]["content"]["application/json"] = {
-    "schema": {
-        "allOf": [
-            {"$ref": f"#/components/schemas/{EditRequest.__name__}"},
-            {
-                "type": "object",
-                "properties": {"images": {"type": "array", "items": NAMED}, "mask": NAMED},
-                "required": ["images"],
-            },
-        ]
-    }
+    "schema": with_fields(EditRequest, {"images": {"type": "array", "items": NAMED}, "mask": NAMED}, "images")
 }
 
 

@@ -89,7 +89,7 @@ def told(operation: Any, url: str, session: requests.Session, num_examples: int,
 
 def of_response(case: Any, response: Any) -> Iterator[str]:
     """Say what is wrong with an answer."""
-    text = response.text
+    text = response.content.decode(errors="replace")
     if response.status_code >= 400:
         error = envelope_of(response)
         if error is None:

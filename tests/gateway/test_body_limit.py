@@ -79,6 +79,13 @@ class TestBodyLimit:
         connection.sendall(upload("transfer-encoding: chunked") + chunk(form(MAX_BODY + 100)[:-50]))  # it goes on
         self.check_refused(read_to_the_end(connection), gateway, workers)
 
+    def test_who_sends_all_of_it_first_reads_the_answer(
+        self, gateway: Gateway, workers: Workers, connection: socket.socket
+    ) -> None:
+        connection.sendall(upload("content-length: 10000000"))
+        connection.sendall(bytes(10_000_000))  # more than fits between the two
+        self.check_refused(read_to_the_end(connection), gateway, workers)
+
     @pytest.mark.parametrize("path", ["/no/such/route", "/livez", "/docs"])
     def test_no_route_takes_more(self, gateway: Gateway, path: str) -> None:
         assert gateway.client.post(path, content=bytes(MAX_BODY + 1)).status_code == 413

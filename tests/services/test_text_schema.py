@@ -204,6 +204,7 @@ AMONG = "must have a 'type' among"
     [
         (chat, {"response_format": NAMELESS}, "response_format.json_schema.name", "is required"),
         (chat, {"response_format": {"type": "text", "x": 1}}, "response_format.x", "there is no such parameter here"),
+        (chat, {"maxTokens": 5}, "maxTokens", "there is no such parameter here"),
         (chat, {"response_format": {"type": "x"}}, "response_format", f"{AMONG} 'text', 'json_object', 'json_schema'"),
         (chat, {"response_format": {}}, "response_format", "needs a 'type'"),
         (chat, {"response_format": "json"}, "response_format", f"{AMONG} 'text', 'json_object', 'json_schema'"),
