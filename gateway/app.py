@@ -38,7 +38,7 @@ from gateway.limits import RATE_HEADERS, RateHeaders, open_limits
 from gateway.metrics import Metrics
 from gateway.middleware import Accounting, BodyLimit, LastResort, UnderWay
 from gateway.moderation import Moderator
-from gateway.outside import Guard, GuardedTransport, open_outside
+from gateway.outside import Guard, GuardedTransport
 from gateway.pictures import Pictures
 from gateway.policy import Policy, read_policies
 from gateway.provider_file import Entries, Entry, load_entries
@@ -120,7 +120,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         executor = token_hex(8)  # a new one each time: who comes back is somebody else
         async with (
-            open_outside(guard) as named_urls,
+            GuardedTransport(guard) as named_receivers,
             GuardedTransport(guard) as named_pictures,
             sender(settings.max_upstream_connections, transport, tracer) as work,
             client(sender(MAX_PROBES, transport)) as probes,
@@ -148,7 +148,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
             app.state.usage = log
             secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
             signer = Signer(secret)
-            told = Webhooks(named_urls, secret)
+            told = Webhooks(named_receivers, secret)
             artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
             relay = Relay(
                 work,

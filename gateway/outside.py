@@ -113,11 +113,6 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         await self._transport.aclose()
 
 
-def open_outside(guard: Guard) -> httpx.AsyncClient:
-    """Return a client for URLs that callers name: no redirects, no proxy or credentials from the environment."""
-    return httpx.AsyncClient(transport=GuardedTransport(guard), trust_env=False, follow_redirects=False)
-
-
 def unwrapped(address: Address) -> Address:
     """The IPv4 address that an IPv6 one stands for, or else itself."""
     if isinstance(address, IPv4Address):

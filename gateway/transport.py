@@ -114,6 +114,9 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         except aiohttp.ClientError as error:
             self._places.release()
             raise in_httpx_words(error) from error
+        except UnicodeError as error:
+            self._places.release()
+            raise httpx.ConnectError("no host can be called so") from error
         except BaseException:
             self._places.release()
             raise

@@ -59,9 +59,9 @@ class Outcome:
 class Webhooks:
     """Signs and delivers."""
 
-    def __init__(self, client: httpx.AsyncClient, secret: bytes) -> None:
-        """Ask with `client`, that of `gateway.outside`; `secret` is the one that gateways share."""
-        self._client = client
+    def __init__(self, transport: httpx.AsyncBaseTransport, secret: bytes) -> None:
+        """Ask over `transport`, that of `gateway.outside`, which keeps no cookies; gateways share `secret`."""
+        self._transport = transport
         self._secret = secret
 
     def secret_of(self, caller_id: str) -> str:
@@ -78,11 +78,11 @@ class Webhooks:
             num_tries: attempts so far, this one included.
         """
         headers = self._headers(caller_id, event)
-        patience = httpx.Timeout(SECONDS, connect=CONNECT_SECONDS)
+        patience = {"timeout": httpx.Timeout(SECONDS, connect=CONNECT_SECONDS).as_dict()}
         try:
-            request = self._client.build_request("POST", url, content=event.body, headers=headers, timeout=patience)
+            request = httpx.Request("POST", url, content=event.body, headers=headers, extensions=patience)
             async with timeout(SECONDS):
-                answer = await self._client.send(request, stream=True)
+                answer = await self._transport.handle_async_request(request)
                 await answer.aclose()  # what it says is nobody's business
         except (UrlNotAllowed, httpx.InvalidURL) as error:
             return Outcome(False, None, str(error))
@@ -141,5 +141,5 @@ def seconds_of(retry_after: str) -> float:
         return float(retry_after[:9])
     try:
         return parsedate_to_datetime(retry_after).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter: of a year beyond all calendars
         return 0.0

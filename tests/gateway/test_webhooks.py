@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from gateway.errors import UrlNotAllowed
 from gateway.jobs.webhooks import DELAYS, MAX_DELAY, Outcome, Webhooks, delay, event_of
-from gateway.outside import Guard, open_outside
+from gateway.outside import Guard, GuardedTransport
 from tests.gateway.conftest import LONG, Gateway, served
 
 LOOPBACK = Guard([ip_network("127.0.0.0/8")])
@@ -50,14 +50,14 @@ def receiver() -> Iterator[Receiver]:
 
 def deliver(url: str, caller_id: str = "key_a", num_tries: int = 1, guard: Guard = LOOPBACK) -> Outcome:
     async def attempt() -> Outcome:
-        async with open_outside(guard) as client:
-            return await Webhooks(client, SECRET).attempt(url, caller_id, EVENT, num_tries)
+        async with GuardedTransport(guard) as transport:
+            return await Webhooks(transport, SECRET).attempt(url, caller_id, EVENT, num_tries)
 
     return asyncio.run(attempt())
 
 
 def secret_of(caller_id: str) -> str:
-    return Webhooks(httpx.AsyncClient(), SECRET).secret_of(caller_id)
+    return Webhooks(httpx.AsyncHTTPTransport(), SECRET).secret_of(caller_id)
 
 
 def test_the_sdk_verifies_and_reads_it(receiver: Receiver) -> None:
@@ -99,7 +99,8 @@ def test_who_asks_for_time_gets_it_within_reason(receiver: Receiver) -> None:
     for asked, expected in (("120", 120), ("1", DELAYS[0]), ("99999999", MAX_DELAY), ("soon", DELAYS[0])):
         receiver.answer = Response(status_code=503, headers={"retry-after": asked})
         assert deliver(receiver.url).again_in == expected
-    assert delay(1, "Wed, 21 Oct 2015 07:28:00 GMT") == DELAYS[0]
+    for date in ("Wed, 21 Oct 2015 07:28:00 GMT", "Mon, 01 Jan 99999999999 00:00:00 GMT", f"1 Jan 2020 0:00 +{10**14}"):
+        assert delay(1, date) == DELAYS[0]
 
 
 def test_attempts_get_rarer_and_end() -> None:
@@ -115,6 +116,17 @@ def test_a_receiver_that_is_not_there_is_tried_again() -> None:
         outcome = deliver(f"http://127.0.0.1:{unused.getsockname()[1]}/")
 
     assert outcome == Outcome(False, DELAYS[0], "ConnectError")
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.test"])
+def test_a_name_that_no_host_can_have_is_a_receiver_that_is_not_there(host: str) -> None:
+    assert deliver(f"http://{host}/") == Outcome(False, DELAYS[0], "ConnectError")
+
+
+def test_a_redirect_to_what_is_no_name_is_an_answer(receiver: Receiver) -> None:
+    receiver.answer = Response(status_code=302, headers={"location": "http://xn--a/"})
+
+    assert deliver(receiver.url) == Outcome(False, DELAYS[0], "302")
 
 
 def test_a_receiver_that_hangs_up_is_tried_again() -> None:
