@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -63,8 +63,8 @@ class Foreman:
     @asynccontextmanager
     async def working(self) -> AsyncGenerator[Self]:
         """Work meanwhile; at the end others may have what is under way."""
-        loops = [self._claiming(), self._looking(), self._beating(), self._sweeping(), self._delivering()]
-        tasks = [asyncio.create_task(loop, name="jobs") for loop in loops]
+        loops = [self._claiming, self._looking, self._beating, self._sweeping, self._delivering]
+        tasks = [asyncio.create_task(kept_up(loop), name="jobs") for loop in loops]
         try:
             yield self
         finally:
@@ -241,6 +241,16 @@ class Foreman:
             logger.warning("job %s: its webhook is given up: %s", job.id, outcome.said)
         again_at = None if outcome.again_in is None else datetime.now(UTC) + timedelta(seconds=outcome.again_in)
         await self._store.told(job, again_at)
+
+
+async def kept_up(loop: Callable[[], Awaitable[None]]) -> None:
+    """Begin a loop again that breaks off by a mistake of ours: else jobs would lie still, and nobody would know."""
+    while True:
+        try:
+            await loop()
+        except Exception:
+            logger.exception("jobs: a loop broke off, and begins again")
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def in_turn(

@@ -138,6 +138,17 @@ def test_a_job_that_a_living_gateway_holds_and_does_not_know_of_goes_on(
     assert ended(idle.client, job_id)["status"] == "completed"
 
 
+def test_a_row_that_cannot_be_read_ends_no_loop(start: Start, workers: Workers, tmp_path: Path) -> None:
+    works(workers)
+    broken = create(start(job_concurrency_by_task={"mesh": 0}).client)["id"]
+    ask(tmp_path, "UPDATE jobs SET steps = '[{}]'")
+    busy = start()
+    job_id = create(busy.client)["id"]
+    ask(tmp_path, f"DELETE FROM jobs WHERE id = '{broken}'")  # noqa: S608 - our own id
+
+    assert ended(busy.client, job_id)["status"] == "completed"
+
+
 def test_at_another_gateway_a_job_is_followed_and_cancelled(start: Start, workers: Workers) -> None:
     works(workers, Future())
     busy, idle = start(), start(job_concurrency_by_task={"mesh": 0})
