@@ -335,7 +335,8 @@ class Desk:
         Raises:
             NotRetriable: it is under way, or done.
         """
-        again = await self._store.requeue(job, request.scope["request_id"], datetime.now(UTC))
+        own = request.scope["request_id"], self._foreman.executor
+        again = await self._store.requeue(job, *own, datetime.now(UTC))
         if again is None:
             await self._release(request, len(job.steps))
             raise NotRetriable("only a job that failed or was cancelled can be begun again")

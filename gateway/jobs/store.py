@@ -151,14 +151,15 @@ class Store:
                 await give_back(connection, job)
             return job
 
-    async def requeue(self, job: Job, request_id: str, now: datetime) -> Job | None:
-        """Begin a job again that has failed or was cancelled, in another request's name; None: it is under way."""
+    async def requeue(self, job: Job, request_id: str, executor: str, now: datetime) -> Job | None:
+        """Begin a job again that has failed or was cancelled, by a request at `executor`; None: it is under way."""
         fresh: dict[str, Any] = {
             "state": "queued",
             "request_id": request_id,
             "step": 0,
             "task": job.steps[0].task,
             "executor": NOBODY,
+            "accepted_by": executor,
             "breaks": 0,
             "created_at": now,
             "not_before": now,

@@ -133,6 +133,20 @@ def test_what_failed_costs_nothing_and_beginning_again_has_to_be_paid_for(
     assert error_of(refused)["code"] == "insufficient_quota"
 
 
+def test_what_begins_again_at_another_gateway_is_one_request(start: Start, workers: Workers) -> None:
+    workers.refuses_in_envelope(400, "grid_size: too fine", "grid_size")
+    first = start()
+    job_id = create(first.client)["id"]
+    ended(first.client, job_id)
+    first.close()
+    works(workers)
+    second = start()
+    request_id = second.client.post(f"/v1/jobs/{job_id}/retry").headers["x-request-id"]
+    ended(second.client, job_id)
+
+    assert [row["request_id"] for row in second.rows()].count(request_id) == 1
+
+
 def test_a_long_body_is_read_again_before_it_begins_again(gateway: Gateway, workers: Workers) -> None:
     make_key(gateway, "admin", admin=True)
     key = make_key(gateway, "a", scopes=["text"], budgets={"day": {"tokens": 100_000}})
