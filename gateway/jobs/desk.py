@@ -217,8 +217,8 @@ class Desk:
                 for name, filename, content in uploads(order.body)
             ]
             return Step(**common, fields=fields, files=tuple(files))
-        body = {**seed, **read_object(order.body["content"], "application/json")}
-        body = {name: value for name, value in body.items() if name not in STREAMED and value is not None}
+        given = read_object(order.body["content"], "application/json").items()
+        body = {**seed, **{name: value for name, value in given if name not in STREAMED and value is not None}}
         text = json.dumps(body).encode()
         if len(text) <= MAX_INLINE:
             return Step(**common, body=body)

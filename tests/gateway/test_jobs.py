@@ -207,9 +207,10 @@ def test_the_same_key_and_body_are_the_same_job(gateway: Gateway, workers: Worke
     assert len(workers.requests) == 1
 
 
-def test_a_call_that_breaks_off_is_made_again(gateway: Gateway, workers: Workers) -> None:
+@pytest.mark.parametrize("body", [PROMPT, {**PROMPT, "seed": None}], ids=["plain", "null"])
+def test_a_call_that_breaks_off_is_made_again(gateway: Gateway, workers: Workers, body: dict[str, Any]) -> None:
     works(workers, broken=2)
-    job = ended(gateway.client, create(gateway.client)["id"])
+    job = ended(gateway.client, create(gateway.client, body=body)["id"])
 
     assert (job["status"], job["attempts"], len(job["outputs"])) == ("completed", 3, 2)
     assert [each.headers["x-atelier-attempt"] for each in workers.requests] == ["1", "2", "3"]
