@@ -124,6 +124,7 @@ class Foreman:
         for job in (jobs[each.seq] for each in chosen if each.seq in jobs):
             self._num_claims += 1
             self._last[job.task, job.turn] = self._num_claims
+            await self._drop([job.id])  # an attempt of ours that was given to others, and came back
             live = self.live[job.id] = Live()
             self._running[job.id] = job, asyncio.create_task(self._run(job, live), name=f"job {job.id}")
         if len(self._last) > 10_000:

@@ -138,6 +138,22 @@ def test_a_job_that_a_living_gateway_holds_and_does_not_know_of_goes_on(
     assert ended(idle.client, job_id)["status"] == "completed"
 
 
+def test_a_job_that_was_taken_from_us_and_comes_back_is_worked_on_once(
+    gateway: Gateway, workers: Workers, tmp_path: Path
+) -> None:
+    works(workers, Future())
+    job_id = create(gateway.client)["id"]
+    until(gateway.client, job_id, lambda job: bool(job["step_progress"]))
+    ask(tmp_path, "UPDATE jobs SET executor = ''")  # as others do who take us for dead
+    create(gateway.client)  # and we look for jobs
+    until(gateway.client, job_id, lambda job: job["attempts"] == 2 and bool(job["step_progress"]))
+
+    assert workers.streams[0].is_closed.wait(LONG)
+    gateway.client.post(f"/v1/jobs/{job_id}/cancel")
+    again = next(each for each in workers.requests if each.headers["x-atelier-attempt"] == "2")
+    assert workers.streams[workers.requests.index(again)].is_closed.is_set()
+
+
 def test_a_row_that_cannot_be_read_ends_no_loop(start: Start, workers: Workers, tmp_path: Path) -> None:
     works(workers)
     broken = create(start(job_concurrency_by_task={"mesh": 0}).client)["id"]
