@@ -82,8 +82,9 @@ class Keeper:
             job = await self._store.add(self._row(request, job_id, outcome, began), has_files=True)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await self._artefacts.delete(job_id)
-                await self._store.forget_upload(job_id)
+                if not await self._store.exists(job_id):  # else only the answer was lost
+                    await self._artefacts.delete(job_id)
+                    await self._store.forget_upload(job_id)
             raise
         document = {
             "created": int(time.time()),

@@ -110,6 +110,7 @@ class Desk:
         self._store = store
         self._foreman = foreman
         self._budgets = budgets
+        self._uploading: set[str] = set()  # jobs that are being accepted, and have files
 
     @or_unavailable
     async def accept(
@@ -178,6 +179,8 @@ class Desk:
         except BaseException:
             await self._abandon(job_id)
             raise
+        finally:
+            self._uploading.discard(job_id)
         self._foreman.wake()
         return job
 
@@ -228,7 +231,9 @@ class Desk:
         async def pieces() -> AsyncIterator[bytes]:
             yield content
 
-        await self._store.note_upload(job_id, self._foreman.executor)
+        if job_id not in self._uploading:  # once: if the note is gone at the end, so may be the files
+            self._uploading.add(job_id)
+            await self._store.note_upload(job_id, self._foreman.executor)
         return await self.artefacts.put(job_id, pieces(), media_type)
 
     async def body_of(self, step: Step) -> dict[str, Any]:

@@ -21,8 +21,8 @@ SEEN: tuple[ColumnElement[bool], ...] = (JOBS.c.id == bindparam("its_id"), JOBS.
 
 ADD = insert(JOBS).returning(JOBS.c.seq)
 TELL = insert(EVENTS)
-UPLOAD = select(UPLOADS.c.job_id).where(UPLOADS.c.job_id == bindparam("its_id"))
 FORGET_UPLOAD = delete(UPLOADS).where(UPLOADS.c.job_id == bindparam("its_id"))
+USE_UPLOAD = FORGET_UPLOAD.where(UPLOADS.c.accepted_by == bindparam("its_executor"))
 OF_ANYBODY = select(*COLUMNS).where(*SEEN)
 OF_CALLER = OF_ANYBODY.where(JOBS.c.caller == bindparam("its_caller"))
 REPEATED = select(*COLUMNS).where(JOBS.c.idempotency == bindparam("its_key"))

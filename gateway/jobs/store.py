@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.database.database import for_reading
 from gateway.jobs import statements
 from gateway.jobs.books import give_back, pay
+from gateway.jobs.errors import JobsUnavailable
 from gateway.jobs.schema import (
     ENDED,
     NOBODY,
@@ -77,20 +78,21 @@ class Store:
 
         Raises:
             IntegrityError: its caller has used the idempotency key already.
+            JobsUnavailable: the files were given up meanwhile, as others took us for dead.
         """
         async with self._database.begin() as connection:
             seq = await connection.scalar(statements.ADD, dict(values))
             job = Job.made({**NOT_YET, **values, "seq": seq})
             await _tell(connection, [job])
-            if has_files:
-                await connection.execute(statements.FORGET_UPLOAD, {"its_id": job.id})
+            named = {"its_id": job.id, "its_executor": job.accepted_by}
+            if has_files and not (await connection.execute(statements.USE_UPLOAD, named)).rowcount:
+                raise JobsUnavailable("the files of this were given up while the gateway stood still; send it again")
             return job
 
     async def note_upload(self, job_id: str, executor: str) -> None:
         """Say that files are kept for a job that is not accepted yet: if its gateway dies, somebody deletes them."""
         async with self._database.begin() as connection:
-            if await connection.scalar(statements.UPLOAD, {"its_id": job_id}) is None:
-                await connection.execute(insert(UploadRow).values(job_id=job_id, accepted_by=executor))
+            await connection.execute(insert(UploadRow).values(job_id=job_id, accepted_by=executor))
 
     async def forget_upload(self, job_id: str) -> None:
         """Say that there are none any more."""
@@ -98,10 +100,12 @@ class Store:
             await connection.execute(statements.FORGET_UPLOAD, {"its_id": job_id})
 
     async def abandoned(self) -> list[str]:
-        """The jobs that dead gateways have begun to accept, and did not."""
+        """Take what dead gateways have kept for jobs that they did not accept: woken, they cannot any more."""
         dead = UploadRow.accepted_by.not_in(select(GatewayRow.id))
-        async with self._reading.connect() as connection:
-            return list(await connection.scalars(select(UploadRow.job_id).where(dead).limit(BATCH_ROWS)))
+        among = select(UploadRow.job_id).where(dead).limit(BATCH_ROWS).scalar_subquery()
+        taken = update(UploadRow).where(UploadRow.job_id.in_(among), dead).values(accepted_by=NOBODY)
+        async with self._database.begin() as connection:
+            return list(await connection.scalars(taken.returning(UploadRow.job_id)))
 
     async def get(self, job_id: str, caller: str | None) -> Job | None:
         """Look a job up, if it is the caller's; None as a caller sees all."""

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.gateway.conftest import PNG, Gateway, Workers, error_of, opened
+from tests.gateway.conftest import LONG, PNG, Gateway, Workers, error_of, opened
+from tests.gateway.test_job_keeping import ask
 from tests.gateway.test_keys import bearer, create
 
 PICTURES = (PNG, PNG + b" either")
@@ -128,3 +129,20 @@ def test_a_stream_has_no_links(start: Start, workers: Workers) -> None:
 
     assert (answer.status_code, error_of(answer)["param"]) == (400, "response_format")
     assert workers.requests == []
+
+
+def test_pictures_that_others_gave_up_meanwhile_are_no_answer(start: Start, workers: Workers, tmp_path: Path) -> None:
+    gateway = start()
+    gate: Future[None] = Future()
+    draws(workers, drawn(PNG), opened(gate), DONE)
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(gateway.client.post, "/v1/images/generations", json={**BODY, "n": 1})
+        assert workers.is_asked.wait(LONG)
+        ask(tmp_path, "UPDATE uploads SET accepted_by = ''")  # as others do who take us for dead
+        gate.set_result(None)
+        answer = asking.result()
+
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "jobs_unavailable")
+    assert gateway.client.get("/v1/jobs").json()["data"] == []
+    assert kept(tmp_path) == []
+    assert ask(tmp_path, "SELECT * FROM uploads") == []
