@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gateway.errors import StorageFull
+from gateway.errors import ArtefactsUnavailable, StorageFull
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -36,6 +36,7 @@ class Draft:
 
         Raises:
             StorageFull: there is no room.
+            ArtefactsUnavailable: the disk fails, or is not to be written to.
         """
         with self._lock, room():
             if self.is_over:
@@ -53,6 +54,7 @@ class Draft:
 
         Raises:
             StorageFull: there is no room.
+            ArtefactsUnavailable: the disk fails.
         """
         with self._lock, room():
             if self._file is not None:
@@ -110,14 +112,16 @@ async def gathered(pieces: AsyncIterator[bytes], num_bytes: int) -> AsyncIterato
 
 @contextmanager
 def room() -> Iterator[None]:
-    """Say in our words that a disk is full.
+    """Say in our words that a disk takes nothing more.
 
     Raises:
-        StorageFull: it is.
+        StorageFull: it is full.
+        ArtefactsUnavailable: it fails otherwise.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise StorageFull("there is no room left for the result; ask for less, or the operator to make room") from error
+        if error.errno in FULL:
+            said = "there is no room left for the result; ask for less, or the operator to make room"
+            raise StorageFull(said) from error
+        raise ArtefactsUnavailable(f"the result cannot be written: {error.strerror}") from error

@@ -96,7 +96,7 @@ class Artefacts:
 
         Raises:
             StorageFull: there is no room; nothing is left behind.
-            ArtefactsUnavailable: the bucket does not answer, or refuses.
+            ArtefactsUnavailable: the bucket does not answer, or refuses; or the disk does.
             ValueError: the id could not be a folder's name.
         """
         check_id(job_id)

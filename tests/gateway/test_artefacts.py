@@ -234,6 +234,16 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> No
     assert files(tmp_path) == []
 
 
+async def test_a_disk_that_takes_nothing_is_an_error_to_come_back_after(tmp_path: Path) -> None:
+    artefacts = Artefacts.open("", tmp_path)
+    (tmp_path / DRAFTS).touch()  # a file, where drafts are to lie
+
+    with pytest.raises(ArtefactsUnavailable, match="cannot be written: File exists"):
+        await artefacts.put(JOB, pieces_of(CONTENT), "video/mp4")
+
+    assert files(tmp_path) == [DRAFTS]
+
+
 # --- deleting, and stores that fail ---
 
 
