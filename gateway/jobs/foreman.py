@@ -210,12 +210,13 @@ class Foreman:
     async def _sweeping(self) -> None:
         while True:
             try:
-                for job_id in await self._store.expired(datetime.now(UTC)):
-                    await self.remove(job_id)
+                await self._books.write_lost_rows()  # first, as it needs no bucket
+                while expired := await self._store.expired(datetime.now(UTC)):
+                    for job_id in expired:
+                        await self.remove(job_id)
                 for job_id in await self._store.abandoned():
                     await self._artefacts.delete(job_id)
                     await self._store.forget_upload(job_id)
-                await self._books.write_lost_rows()
                 await asyncio.to_thread(self._artefacts.sweep)
             except (*AWAY, GatewayError) as error:
                 logger.warning("jobs: what is old has to wait: %s", type(error).__name__)

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import closing
@@ -56,6 +57,25 @@ def test_when_its_time_is_over_a_job_goes_with_its_files(start: Start, workers: 
     assert kept(tmp_path) == [new["id"]]
     assert client.get(f"/v1/jobs/{new['id']}/content").content == b"glTF"
     assert ask(tmp_path, "SELECT count(*) FROM job_events WHERE job_seq NOT IN (SELECT seq FROM jobs)") == [(0,)]
+
+
+def test_however_many_they_are_all_go_whose_time_is_over(start: Start, workers: Workers, tmp_path: Path) -> None:
+    works(workers)
+    gateway = start()
+    ended(gateway.client, create(gateway.client)["id"])
+    gateway.close()
+    columns = ", ".join(row[1] for row in ask(tmp_path, "PRAGMA table_info(jobs)") if row[1] not in ("seq", "id"))
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 350)"
+    copies = f"INSERT INTO jobs (id, {columns}) {numbers} SELECT 'job_' || i, {columns} FROM jobs, n"  # noqa: S608 - ours
+    ask(tmp_path, copies)
+    ask(tmp_path, "UPDATE jobs SET expires_at = '2020-01-01'")
+    client = start().client
+    give_up_at = time.monotonic() + LONG
+    while ask(tmp_path, "SELECT id FROM jobs"):
+        client.get("/livez")
+        assert time.monotonic() < give_up_at
+
+    assert kept(tmp_path) == []
 
 
 def test_what_was_uploaded_for_a_job_that_never_came_to_be_is_deleted(
