@@ -4,7 +4,7 @@ import re
 
 from starlette.types import Scope
 
-WAIT = re.compile("wait=([0-9]{1,4})")
+WAIT = re.compile(r'wait\s*=\s*("?)([0-9]+)\1')
 MAX_WAIT = 300  # seconds
 
 
@@ -21,5 +21,5 @@ def prefers_job(scope: Scope) -> bool:
 
 def seconds_to_wait(scope: Scope) -> int:
     """How long the client would wait for the job's end before it is answered."""
-    found = [int(match.group(1)) for match in map(WAIT.fullmatch, preferences(scope)) if match]
+    found = [int(match[2][:9]) for match in map(WAIT.fullmatch, preferences(scope)) if match]
     return min(MAX_WAIT, *found) if found else 0
