@@ -143,7 +143,11 @@ async def ordered(request: Request, state: State, body: NewJob) -> list[Order]:
         with named(request, number):
             await pass_ours(request, state, task, parsed, model)
         kept = {name: value for name, value in step.body.items() if value is not None}
-        content = {"data": kept} if step.route in FORMS else {"content": json.dumps(kept).encode()}
+        if step.route in FORMS:  # in which a number is text: 9.0 and true would be others than they were checked as
+            read = parsed.model_dump(mode="json")
+            content: dict[str, Any] = {"data": {name: read[name] for name in kept}}
+        else:
+            content = {"content": json.dumps(kept).encode()}
         orders.append(Order(task, step.route, content, model, takes))
         before = task
     return orders

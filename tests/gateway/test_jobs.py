@@ -180,6 +180,17 @@ def test_a_chain_is_one_job(gateway: Gateway, workers: Workers) -> None:
     assert b"PNG" in filmed.content
 
 
+def test_a_step_is_sent_as_it_was_checked(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    body = {"prompt": "a boat", "num_frames": 9.0, "fps": True}  # JSON has no integers, and a form has neither
+    job_id = create(gateway.client, "/v1/jobs", {"steps": [{"route": "/v1/videos", "body": body}]})["id"]
+    film = gateway.client.get(f"/v1/videos/{job_id}")
+
+    assert ended(gateway.client, job_id)["status"] == "completed"
+    assert (film.status_code, film.json()["seconds"]) == (200, "9")
+    assert b"9.0" not in workers.requests[0].content
+
+
 @pytest.mark.parametrize(
     ("steps", "param"),
     [
