@@ -71,13 +71,13 @@ def fetch(
 ) -> None:
     """Download a job's files."""
     job = answer("GET", url, f"/v1/jobs/{job_id}")
-    outputs = {each["variant"]: each for each in job["outputs"]}
+    outputs = {_named(each): each for each in job["outputs"]}
     chosen = [variant] if variant is not None else list(outputs)
     if not outputs or any(name not in outputs for name in chosen):
         raise Refused(f"{job_id} is {job['status']} and has these files: {', '.join(outputs) or 'none'}")
     for name in chosen:
-        path = to / f"{job_id}-{name}.{_extension(name, outputs[name]['media_type'])}"
-        with asked("GET", url, f"/v1/jobs/{job_id}/content", params={"variant": name}) as response:
+        path = to / f"{job_id}-{name}.{_extension(outputs[name])}"
+        with asked("GET", url, outputs[name]["url"]) as response:
             _save(path, response)
         typer.echo(str(path))
 
@@ -94,8 +94,14 @@ def _save(path: Path, response: httpx.Response) -> None:
         raise Refused(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _extension(name: str, media_type: str) -> str:
-    return EXTENSIONS.get(name) or media_type.partition("/")[2].removeprefix("x-").replace("gltf-binary", "glb")
+def _named(output: Mapping[str, Any]) -> str:
+    """What a file is called: in a chain, what a later step has made again has its step in its name."""
+    return f"{output['variant']}-step-{output['step']}" if "&step=" in output["url"] else str(output["variant"])
+
+
+def _extension(output: Mapping[str, Any]) -> str:
+    kind = output["media_type"].partition("/")[2].removeprefix("x-").replace("gltf-binary", "glb")
+    return EXTENSIONS.get(output["variant"]) or str(kind)
 
 
 def _told(name: str, data: Mapping[str, Any]) -> str:

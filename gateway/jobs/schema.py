@@ -223,11 +223,13 @@ class Job:
         """Whether it will not change any more."""
         return self.state in ENDED
 
-    def output(self, variant: str | None) -> Output | None:
-        """The file of that name; of several steps' the last one's; None: the first of the last step's."""
+    def output(self, variant: str | None, step: int | None = None) -> Output | None:
+        """The file of that name; of several steps' the last one's, or of `step`'s; None: the first of the last step's."""
         if variant is None:
-            return next((each for each in self.outputs if each.step == len(self.steps) - 1), None)
-        return next((each for each in reversed(self.outputs) if each.variant == variant), None)
+            wanted = len(self.steps) - 1 if step is None else step
+            return next((each for each in self.outputs if each.step == wanted), None)
+        found = (each for each in reversed(self.outputs) if each.variant == variant and step in (None, each.step))
+        return next(found, None)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class JobView(BaseModel):
                     media_type=each.artefact.media_type,
                     bytes=each.artefact.num_bytes,
                     sha256=each.artefact.sha256,
-                    url=f"{own}/content?variant={each.variant}",
+                    url=f"{own}/content?variant={each.variant}"
+                    + ("" if job.output(each.variant) is each else f"&step={each.step + 1}"),
                 )
                 for each in job.outputs
             ],

@@ -105,6 +105,7 @@ class ContentQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     variant: Annotated[str, StringConstraints(max_length=64)] | None = None
+    step: Annotated[int, Field(ge=1, le=MAX_STEPS, description="of a chain, counted from 1")] | None = None
 
 
 @router.post("", status_code=202, openapi_extra={"requestBody": SHAPE})
@@ -297,17 +298,17 @@ async def get_content(
     job_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf
 ) -> Response:
     """Download a file of a job; with `Range` a part of it."""
-    return await content_of(request, state, await state.jobs.get(request, job_id), query.variant)
+    return await content_of(request, state, await state.jobs.get(request, job_id), query)
 
 
-async def content_of(request: Request, state: State, job: Job, variant: str | None) -> Response:
+async def content_of(request: Request, state: State, job: Job, query: ContentQuery) -> Response:
     """Answer with a file.
 
     Raises:
         NotDone: there is none yet.
         NoSuchOutput: there is no such.
     """
-    output = output_of(job, variant)
+    output = output_of(job, query.variant, query.step)
     response = await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
     if output.step == len(job.steps) - 1 and job.model:  # a job knows no more of the steps before
         response.headers["x-model"] = job.model
@@ -315,7 +316,7 @@ async def content_of(request: Request, state: State, job: Job, variant: str | No
     return response
 
 
-def output_of(job: Job, variant: str | None) -> Output:
+def output_of(job: Job, variant: str | None, step: int | None = None) -> Output:
     """Find a file of a job.
 
     Raises:
@@ -324,7 +325,7 @@ def output_of(job: Job, variant: str | None) -> Output:
     """
     if job.state != "completed":
         raise NotDone(f"the job is {job.state}; it has files when it is completed")
-    output = job.output(variant)
+    output = job.output(variant, None if step is None else step - 1)
     if output is None:
         there = ", ".join(dict.fromkeys(each.variant for each in job.outputs))
         raise NoSuchOutput(f"this job has no such file; there are: {there}")

@@ -3,7 +3,7 @@
 import re
 import time
 from typing import Annotated
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field, StringConstraints
@@ -40,8 +40,10 @@ async def sign(body: UrlRequest, request: Request, state: StateOf) -> UrlAnswer:
     file = FILE.fullmatch(unquote(urlsplit(body.path).path)) if body.direct else None
     if file is not None:
         job = await state.jobs.get(request, file[2])
-        variant = parse_qs(urlsplit(body.path).query).get("variant", [None])[0]
-        url = await state.jobs.artefacts.presigned(output_of(job, variant).artefact, body.expires_in)
+        asked = dict(parse_qsl(urlsplit(body.path).query))
+        step = asked.get("step", "")
+        output = output_of(job, asked.get("variant"), int(step) if step.isdecimal() and len(step) < 4 else None)
+        url = await state.jobs.artefacts.presigned(output.artefact, body.expires_in)
         if url is not None:
             return UrlAnswer(url=url, expires_at=int(time.time()) + body.expires_in)
     signed = state.signer.sign(body.path, request.scope["caller"].id, body.expires_in)

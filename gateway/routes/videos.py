@@ -227,7 +227,8 @@ async def get_video_content(
     video_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf
 ) -> Response:
     """Download a film, its `thumbnail` or its `spritesheet`; with `Range` a part of it."""
-    return await content_of(request, state, await of_kind(request, state, video_id, "video"), query.variant or "video")
+    wanted = query if query.variant else query.model_copy(update={"variant": "video"})
+    return await content_of(request, state, await of_kind(request, state, video_id, "video"), wanted)
 
 
 @videos.delete("/{video_id}")
@@ -254,7 +255,7 @@ async def get_mesh_content(
     mesh_id: JobId, query: Annotated[ContentQuery, Query()], request: Request, state: StateOf
 ) -> Response:
     """Download a mesh as `glb`, `obj`, `ply` or `points`, or its turning picture, `preview`."""
-    return await content_of(request, state, await of_kind(request, state, mesh_id, "mesh"), query.variant)
+    return await content_of(request, state, await of_kind(request, state, mesh_id, "mesh"), query)
 
 
 @meshes.delete("/{mesh_id}")

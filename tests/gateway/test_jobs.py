@@ -2,11 +2,14 @@
 
 import base64
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -178,6 +181,21 @@ def test_a_chain_is_one_job(gateway: Gateway, workers: Workers) -> None:
     assert json.loads(drawn.content)["prompt"] == "a red boat"
     assert b'name="input_reference"' in filmed.content
     assert b"PNG" in filmed.content
+
+
+def test_files_of_one_name_are_told_apart_by_their_steps(gateway: Gateway, workers: Workers, tmp_path: Path) -> None:
+    works(workers, files={"/v1/images/edits": (("image", "image/png", b"PNG again"),)})
+    steps = [{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/images/edits", "body": PROMPT}]
+    job = ended(gateway.client, create(gateway.client, "/v1/jobs", {"steps": steps})["id"])
+
+    assert [gateway.client.get(each["url"]).content for each in job["outputs"]] == [b"PNG", b"PNG again"]
+    assert gateway.client.get(job["links"]["content"]).content == b"PNG again"
+    fetching = [sys.executable, "-m", "cli", "jobs", "fetch", job["id"], "--to", str(tmp_path), "--url", gateway.url]
+    files = map(Path, subprocess.run(fetching, check=True, capture_output=True, text=True).stdout.split())
+    assert {path.name.removeprefix(job["id"]): path.read_bytes() for path in files} == {
+        "-image-step-1.png": b"PNG",
+        "-image.png": b"PNG again",
+    }
 
 
 def test_a_step_is_sent_as_it_was_checked(gateway: Gateway, workers: Workers) -> None:
