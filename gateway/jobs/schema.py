@@ -224,7 +224,7 @@ class Job:
         return self.state in ENDED
 
     def output(self, variant: str | None, step: int | None = None) -> Output | None:
-        """The file of that name; of several steps' the last one's, or of `step`'s; None: the first of the last step's."""
+        """The file of that name, of the last step that made one or of `step`; None: the first of the last step's."""
         if variant is None:
             wanted = len(self.steps) - 1 if step is None else step
             return next((each for each in self.outputs if each.step == wanted), None)

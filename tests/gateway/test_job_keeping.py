@@ -64,10 +64,9 @@ def test_however_many_they_are_all_go_whose_time_is_over(start: Start, workers: 
     gateway = start()
     ended(gateway.client, create(gateway.client)["id"])
     gateway.close()
-    columns = ", ".join(row[1] for row in ask(tmp_path, "PRAGMA table_info(jobs)") if row[1] not in ("seq", "id"))
+    fields = ", ".join(row[1] for row in ask(tmp_path, "PRAGMA table_info(jobs)") if row[1] not in ("seq", "id"))
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 350)"
-    copies = f"INSERT INTO jobs (id, {columns}) {numbers} SELECT 'job_' || i, {columns} FROM jobs, n"  # noqa: S608 - ours
-    ask(tmp_path, copies)
+    ask(tmp_path, f"INSERT INTO jobs (id, {fields}) {numbers} SELECT 'job_' || i, {fields} FROM jobs, n")  # noqa: S608
     ask(tmp_path, "UPDATE jobs SET expires_at = '2020-01-01'")
     client = start().client
     give_up_at = time.monotonic() + LONG
