@@ -3,9 +3,17 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+)
 
 DEADLINE_HEADER: Final = "x-atelier-deadline"  # seconds that the caller still waits
 CALLER_HEADER: Final = "x-atelier-caller"  # who asks; callers take turns
@@ -89,7 +97,21 @@ def kind_of(value: Any) -> str | None:
     return f"<{kind}>" if isinstance(kind, str) else None
 
 
-BY_TYPE: Final = Discriminator(kind_of)  # of a union whose members are tagged `<their type>`
+class ByType:
+    """Tells the members of a union apart, which are tagged `<their type>`.
+
+    BentoML puts what annotates an optional field around it a second time, where a plain discriminator finds no tags.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Discriminate, if that is not done yet."""
+        made = handler(source)
+        if made["type"] == "tagged-union":
+            return made
+        return Discriminator(kind_of).__get_pydantic_core_schema__(source, cast("GetCoreSchemaHandler", lambda _: made))
+
+
+BY_TYPE: Final = ByType()
 
 
 class GenerationRequest(Body):

@@ -21,7 +21,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from typing_extensions import TypeAliasType
 
 from services.schema import BY_TYPE, Body, GenerationRequest, ModelId, check_is_text
 
@@ -221,16 +220,12 @@ class SchemaFormat(Body):
         return self.json_schema.schema_
 
 
-# A type of its own: BentoML would discriminate an annotated one twice, and what is then there has no tags.
-ResponseFormat = TypeAliasType(
-    "ResponseFormat",
-    Annotated[
-        Annotated[TextFormat, Tag("<text>")]
-        | Annotated[ObjectFormat, Tag("<json_object>")]
-        | Annotated[SchemaFormat, Tag("<json_schema>")],
-        BY_TYPE,
-    ],
-)
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[ObjectFormat, Tag("<json_object>")]
+    | Annotated[SchemaFormat, Tag("<json_schema>")],
+    BY_TYPE,
+]
 
 
 def check_length(messages: tuple[Message, ...]) -> tuple[Message, ...]:
