@@ -22,7 +22,7 @@ from gateway.budgets.prices import read_prices
 from gateway.catalog import Catalog
 from gateway.database.database import open_database
 from gateway.direct import serve_directly
-from gateway.document import add_errors
+from gateway.document import add_errors, schemas
 from gateway.drain import Drain, NoNewWork
 from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
 from gateway.jobs.books import Books
@@ -90,6 +90,24 @@ OWN_HEADERS = [
     "x-should-retry",
     *RATE_HEADERS,
 ]
+ROUTERS = (
+    chat.router,
+    images.router,
+    audio.router,
+    generate.router,
+    models.router,
+    jobs.router,
+    videos.videos,
+    videos.meshes,
+    usage.router,
+    signed_urls.router,
+    provenance.router,
+    webhooks.router,
+    summary.router,
+    internal.router,
+    keys.router,
+    health.router,
+)
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorEnvelope, "description": "Something in the request does not fit; `param` names it."},
     401: {"model": ErrorEnvelope, "description": "There is no key, or none that is valid."},
@@ -210,22 +228,8 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         telemetry={"tracing": False, "metrics": False, "logs": False},  # we have our own, in workers too
     )
     app.state.drain = drain
-    app.include_router(chat.router)
-    app.include_router(images.router)
-    app.include_router(audio.router)
-    app.include_router(generate.router)
-    app.include_router(models.router)
-    app.include_router(jobs.router)
-    app.include_router(videos.videos)
-    app.include_router(videos.meshes)
-    app.include_router(usage.router)
-    app.include_router(signed_urls.router)
-    app.include_router(provenance.router)
-    app.include_router(webhooks.router)
-    app.include_router(summary.router)
-    app.include_router(internal.router)
-    app.include_router(keys.router)
-    app.include_router(health.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(GatewayError, render_gateway_error)
     app.add_exception_handler(RequestValidationError, render_invalid)
     app.add_exception_handler(HTTPException, render_http_exception)
@@ -300,7 +304,7 @@ def document(app: FastAPI) -> None:
                 for operation in operations.values():
                     add_errors(path, operation)
             contracts = (*chat.CONTRACTS, *images.CONTRACTS, *audio.CONTRACTS)
-            document["components"]["schemas"].update(chat.schemas(*contracts))
+            document["components"]["schemas"].update(schemas(*contracts))
             for schema in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(schema, None)
         return built()

@@ -1,10 +1,14 @@
-"""What the OpenAPI document says of errors, beyond those that every route has; knows no route's work."""
+"""What the OpenAPI document says of bodies that we read ourselves, and of errors; knows no route's work."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
 from services.schema import ErrorEnvelope
 
+REFERENCE = "#/components/schemas/{model}"
 GENERATIONS = ("/generate/", "/v1/chat/", "/v1/completions", "/v1/responses", "/v1/images/", "/v1/audio/speech")
 JOBS = ("/v1/jobs", "/v1/videos", "/v1/3d")
 WORDS = {
@@ -48,3 +52,33 @@ def statuses(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
         yield 507
     if path.endswith("/content"):
         yield 416
+
+
+def takes(contract: type[BaseModel], media_type: str = "application/json", *files: str) -> dict[str, Any]:
+    """What `/docs` says about the body; `schemas` are the contracts that it refers to.
+
+    Args:
+        contract: of the body, or of what a form has besides its files.
+        media_type: of the body.
+        files: the names of a form's files.
+    """
+    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{contract.__name__}"}
+    if files:
+        schema = with_fields(contract, {name: {"type": "string", "format": "binary"} for name in sorted(files)})
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def with_fields(contract: type[BaseModel], fields: Mapping[str, Any], *required: str) -> dict[str, Any]:
+    """A contract's schema with more fields; as `allOf` there would be none, as a contract forbids what it has not."""
+    schema = contract.model_json_schema(ref_template=REFERENCE)
+    schema.pop("$defs", None)  # which `schemas` has
+    wanted = [*schema.get("required", ()), *required]
+    return {**schema, "properties": {**schema["properties"], **fields}, **({"required": wanted} if wanted else {})}
+
+
+def schemas(*contracts: type[BaseModel]) -> dict[str, Any]:
+    """The contracts, for the OpenAPI document."""
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(contract, "validation") for contract in contracts]
+    _, schema = models_json_schema(modes, ref_template=REFERENCE)
+    definitions: dict[str, Any] = schema["$defs"]
+    return definitions

@@ -18,7 +18,7 @@ from gateway.catalog import Target
 from gateway.errors import WorkerDied, WorkerUnreachable
 from gateway.jobs.calls import ACCEPT, Files, follow
 from gateway.jobs.live import Live
-from gateway.jobs.schema import NOBODY, Job, Outcome, Step
+from gateway.jobs.schema import Job, Outcome, Step
 from gateway.jobs.store import Store
 from gateway.relay import Relay
 from gateway.signing import MAX_SECONDS, Signer
@@ -116,36 +116,26 @@ class Keeper:
             "caller": caller.id,
             "owner": caller.owner,
             "turn": caller.id,
-            "places": None,
             "kind": "image",
             "route": request.scope["path"],
             "request_id": request.scope["request_id"],
             "title": "image",
             "steps": [Step("image", request.scope["path"], outcome.model, body={}).row()],
-            "step": 0,
             "task": "image",
             "state": "completed",
-            "executor": NOBODY,
             "accepted_by": self._executor,
             "attempt": 1,
-            "breaks": 0,
             "created_at": began,
             "not_before": began,
             "started_at": began + timedelta(seconds=outcome.queue_seconds),
             "completed_at": now,
             "expires_at": None if self._retention is None else now + self._retention,
-            "is_deleted": False,
             "seed": outcome.seed,
             "model": outcome.model,
             "queue_seconds": outcome.queue_seconds,
             "run_seconds": outcome.run_seconds,
             "usage": outcome.usage,
-            "error": None,
             "outputs": [each.row() for each in outcome.outputs],
-            "idempotency": None,
-            "fingerprint": "",
-            "hook_url": None,
-            "hook_tries": 0,
         }
 
     def _link(self, request: Request, job: Job, number: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -96,6 +97,13 @@ class Patience:
         if not (self._is_over or reason.cancelled() or self._timeout.expired()):
             self._is_over, self._error = True, reason.result()
             self._timeout.reschedule(0)
+
+
+async def at_most(seconds: float, event: asyncio.Event) -> None:
+    """Wait for an event, or so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def departure(request: Request) -> Reason:

@@ -18,6 +18,7 @@ from gateway.jobs.runner import Runner
 from gateway.jobs.schema import Job
 from gateway.jobs.store import AWAY, Candidate, Store
 from gateway.jobs.webhooks import Webhooks, event_of
+from gateway.waiting import at_most
 from services.registry import Task
 
 logger = logging.getLogger("atelier.jobs")
@@ -103,11 +104,7 @@ class Foreman:
             except AWAY as error:
                 logger.warning("jobs cannot be looked for: %s", type(error).__name__)
             if not num_claimed:
-                try:
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+                await at_most(LOOK_SECONDS, self._wake)
 
     async def _claim(self) -> int:
         """Give each free place to the caller who has the fewest jobs under way, and among those has waited longest."""

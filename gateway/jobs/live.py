@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.waiting import at_most
+
 
 @dataclass
 class Live:
@@ -25,11 +27,7 @@ class Live:
 
     async def wait(self, seconds: float) -> None:
         """Wait for a change, at most so long."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+        await at_most(seconds, self._changed)
 
     def shown(self) -> dict[str, Any]:
         """As other gateways read it."""

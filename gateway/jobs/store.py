@@ -36,8 +36,15 @@ from services.schema import Receipt
 logger = logging.getLogger("atelier.jobs")
 
 AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
-NOT_YET: Mapping[str, Any] = dict.fromkeys(("started_at", "completed_at", "expires_at", "seed", "hook_at"))
+NOT_YET = ("started_at", "completed_at", "expires_at", "seed", "hook_at", "error")
+UNASKED = ("places", "idempotency", "hook_url")
 BATCH_ROWS = 100
+
+
+def fresh() -> dict[str, Any]:
+    """What a job has that nobody has begun yet."""
+    nothing = {"outputs": [], "usage": {}, "queue_seconds": 0, "run_seconds": 0, "hook_tries": 0}
+    return {"state": "queued", "executor": NOBODY, "step": 0, "breaks": 0, **dict.fromkeys(NOT_YET), **nothing}
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,18 @@ class Store:
     async def add(self, values: Mapping[str, Any], *, has_files: bool) -> Job:
         """Accept a job, of which there may be files already.
 
+        Args:
+            values: of its columns; what is not named is as of a job that nobody has begun.
+            has_files: whether it has.
+
         Raises:
             IntegrityError: its caller has used the idempotency key already.
             JobsUnavailable: the files were given up meanwhile, as others took us for dead.
         """
         async with self._database.begin() as connection:
-            seq = await connection.scalar(statements.ADD, dict(values))
-            job = Job.made({**NOT_YET, **values, "seq": seq})
+            row = {**fresh(), **dict.fromkeys(UNASKED), "fingerprint": "", "attempt": 0, "is_deleted": False, **values}
+            seq = await connection.scalar(statements.ADD, row)
+            job = Job.made({**row, "seq": seq})
             await _tell(connection, [job])
             named = {"its_id": job.id, "its_executor": job.accepted_by}
             if has_files and not (await connection.execute(statements.USE_UPLOAD, named)).rowcount:
@@ -157,22 +169,17 @@ class Store:
 
     async def requeue(self, job: Job, request_id: str, executor: str, now: datetime) -> Job | None:
         """Begin a job again that has failed or was cancelled, by a request at `executor`; None: it is under way."""
-        fresh: dict[str, Any] = {
-            "state": "queued",
+        again: dict[str, Any] = {
+            **fresh(),
             "request_id": request_id,
-            "step": 0,
             "task": job.steps[0].task,
-            "executor": NOBODY,
             "accepted_by": executor,
-            "breaks": 0,
             "created_at": now,
             "not_before": now,
-            **NOT_YET,
-            **{"error": None, "outputs": [], "usage": {}, "queue_seconds": 0, "run_seconds": 0, "hook_tries": 0},
         }
         ended = JobRow.id == job.id, JobRow.state.in_(("failed", "cancelled")), JobRow.is_deleted.is_(False)
         async with self._database.begin() as connection:
-            return await _change(connection, fresh, *ended)
+            return await _change(connection, again, *ended)
 
     async def mark_deleted(self, job_id: str, caller: str | None, until: datetime) -> Job | None:
         """Hide a job that has ended from everybody; its files are to follow, and by then its row."""

@@ -7,7 +7,8 @@ from fastapi.responses import Response
 
 from gateway.admission import check_model
 from gateway.auth import check_scope
-from gateway.routes.chat import pass_on, takes
+from gateway.document import takes
+from gateway.routes.chat import pass_on
 from gateway.state import StateOf
 from services.audio.schema import SpeechRequest
 from services.registry import models_of

@@ -6,13 +6,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from gateway.admission import allowed, begin, pass_chain, pass_ours
 from gateway.bodies import checked, read_object
 from gateway.catalog import Ours, Target
 from gateway.direct import DirectRoute, body_of
+from gateway.document import takes
 from gateway.errors import PayloadTooLarge
 from gateway.state import State, wired
 from services.registry import Task
@@ -21,7 +20,6 @@ from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 
 router = APIRouter(prefix="/v1", tags=["text"], route_class=DirectRoute)
 MAX_BYTES = 10_000_000  # as the worker; reading more would hold up all the others
-REFERENCE = "#/components/schemas/{model}"
 CONTRACTS = (ChatRequest, CompletionRequest, ResponseRequest)
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -29,36 +27,6 @@ FORMS: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {}, "text/event-stream": {}, "text/plain": {}},
     }
 }
-
-
-def takes(contract: type[BaseModel], media_type: str = "application/json", *files: str) -> dict[str, Any]:
-    """What `/docs` says about the body; `document` in `gateway/app.py` adds the schema.
-
-    Args:
-        contract: of the body, or of what a form has besides its files.
-        media_type: of the body.
-        files: the names of a form's files.
-    """
-    schema: dict[str, Any] = {"$ref": f"#/components/schemas/{contract.__name__}"}
-    if files:
-        schema = with_fields(contract, {name: {"type": "string", "format": "binary"} for name in sorted(files)})
-    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
-
-
-def with_fields(contract: type[BaseModel], fields: Mapping[str, Any], *required: str) -> dict[str, Any]:
-    """A contract's schema with more fields; as `allOf` there would be none, as a contract forbids what it has not."""
-    schema = contract.model_json_schema(ref_template=REFERENCE)
-    schema.pop("$defs", None)  # which `schemas` has
-    wanted = [*schema.get("required", ()), *required]
-    return {**schema, "properties": {**schema["properties"], **fields}, **({"required": wanted} if wanted else {})}
-
-
-def schemas(*contracts: type[BaseModel]) -> dict[str, Any]:
-    """The contracts, for the OpenAPI document."""
-    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(contract, "validation") for contract in contracts]
-    _, schema = models_json_schema(modes, ref_template=REFERENCE)
-    definitions: dict[str, Any] = schema["$defs"]
-    return definitions
 
 
 @router.post("/chat/completions", responses=FORMS, response_class=Response, openapi_extra=takes(ChatRequest))

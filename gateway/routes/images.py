@@ -14,10 +14,11 @@ from gateway.admission import begin, defaults_of
 from gateway.bodies import checked, read_object
 from gateway.catalog import Ours, Target
 from gateway.direct import body_of
+from gateway.document import takes, with_fields
 from gateway.errors import CallerLeft
 from gateway.pictures import Pictures
 from gateway.preference import prefers_job
-from gateway.routes.chat import MAX_BYTES, admitted, takes, with_fields
+from gateway.routes.chat import MAX_BYTES, admitted
 from gateway.routes.generate import refuse_repeated
 from gateway.state import State, wired
 from services.image.schema import EditRequest, ImageRequest

@@ -12,6 +12,8 @@ from typing import Generic, Self, TypeVar
 from prometheus_client import Counter
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 
+from gateway.waiting import at_most
+
 logger = logging.getLogger(__name__)
 
 ABOUT_ROWS = ("22", "23")  # classes of SQLSTATE: data, constraints; of the first, asyncpg's adapter makes no DataError
@@ -105,7 +107,7 @@ class Writer(Generic[Item]):
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
-            await _wait_at_most(self._batch_seconds, self._hurry)
+            await at_most(self._batch_seconds, self._hurry)
             self._hurry.clear()
             num_waiting = len(self._queue)  # what comes later waits for its own batch
             for start in range(0, num_waiting, self._batch_rows):
@@ -149,9 +151,3 @@ def _is_about_the_rows(error: Exception) -> bool:
         state = getattr(error.orig, "sqlstate", None) or ""
         return isinstance(error, DataError | IntegrityError) or state.startswith(ABOUT_ROWS)
     return isinstance(error, StatementError)
-
-
-async def _wait_at_most(seconds: float, event: asyncio.Event) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
