@@ -1,6 +1,7 @@
 """`python -m gateway`: serve on `ATELIER_HOST` and `ATELIER_PORT`."""
 
 import asyncio
+import ctypes
 import logging
 import sys
 from contextlib import suppress
@@ -20,9 +21,12 @@ from gateway.server import Server
 from gateway.settings import Settings
 from services.logs import LogFormat, write_logs
 
+M_ARENA_MAX = -8  # of glibc's mallopt
+
 
 def main() -> None:
     """Run until SIGINT or SIGTERM."""
+    use_one_arena()
     try:
         settings = Settings()
     except ValidationError as error:
@@ -38,6 +42,12 @@ def main() -> None:
         sys.exit(f"atelier: {error}")
     with suppress(KeyboardInterrupt):  # raised again by the server, once it is down
         Server(app, settings.host, settings.port).run()
+
+
+def use_one_arena() -> None:
+    """Let the database's threads share their memory: glibc would give each a heap of its own, which only grows."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(M_ARENA_MAX, 1)
 
 
 def show_logs(form: LogFormat) -> None:

@@ -31,7 +31,7 @@ async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator
         busy_seconds: how long SQLite waits for another connection's lock.
     """
     engine = create_async_engine(
-        url, hide_parameters=True, pool_size=NUM_CONNECTIONS, max_overflow=MORE_CONNECTIONS
+        url, hide_parameters=True, pool_size=NUM_CONNECTIONS, max_overflow=MORE_CONNECTIONS, pool_use_lifo=True
     )  # an error's text names no caller
     if engine.dialect.name == "sqlite":
         _make_folder(make_url(url))
