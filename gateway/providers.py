@@ -10,9 +10,10 @@ from pydantic import BaseModel, ValidationError
 from gateway.bodies import form_with_model, with_members
 from gateway.breaker import Breaker
 from gateway.errand import Declined, Errand
-from gateway.errors import GatewayError, ProviderBusy, ProviderFailed, ProviderResting, WorkerRefused
+from gateway.errors import CallerLeft, GatewayError, ProviderBusy, ProviderFailed, ProviderResting, WorkerRefused
 from gateway.provider_file import Entry
 from gateway.refusals import RETRY_AFTER, refusal
+from gateway.transport import UNSENT
 from gateway.waiting import Patience
 
 CALLERS_FAULT = frozenset({400, 413, 415, 422})  # what a provider says about the body, the caller may read
@@ -43,11 +44,11 @@ class Provider:
         """
         if not self._breaker.admit():
             raise Declined(self._resting())
+        request, adds_usage = self._request(errand)
         late = ProviderFailed("the provider does not answer")
         try:
             async with Patience(errand.seconds_left, late) as patience:
                 patience.unless(errand.left)
-                request, adds_usage = self._request(errand)
                 upstream = await self._transport.handle_async_request(request)
                 upstream.extensions[ADDED_USAGE] = adds_usage
                 refused = None if upstream.is_success else await self._refused(upstream, errand.renamed)
@@ -60,8 +61,10 @@ class Provider:
         except httpx.TransportError as error:
             self._breaker.failed()
             raise ProviderFailed("the provider does not answer") from error
-        except ProviderFailed:  # late
-            self._breaker.failed()
+        except (ProviderFailed, CallerLeft) as error:
+            if error is late:
+                self._breaker.failed()
+            error.nothing_was_made = UNSENT in request.extensions
             raise
         if refused:
             raise refused

@@ -23,6 +23,7 @@ from gateway.preference import prefers_job
 from gateway.providers import ADDED_USAGE, Provider
 from gateway.pulse import Pulse
 from gateway.refusals import refusal
+from gateway.transport import UNSENT
 from gateway.waiting import Patience, Reason, departure
 from services.registry import Task
 from services.schema import (
@@ -306,20 +307,23 @@ class Relay:
         """
         for replica in target.replicas.in_order():
             replica.take(errand.request.scope["leases"])
+            sent = self._request(replica, errand, target.model, attempt)
             try:
-                return await self._ask(replica, errand, target.model, attempt)
+                return await self._ask(replica, errand, sent)
+            except (CallerLeft, WorkerTimedOut) as error:
+                error.nothing_was_made = UNSENT in sent.extensions
+                raise
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 replica.refused_connection()
                 refused = error
         raise Declined(WorkerUnreachable("the worker for this takes no connections; it may be starting")) from refused
 
-    async def _ask(self, replica: Replica, errand: Errand, model: str | None, attempt: int) -> httpx.Response:
+    async def _ask(self, replica: Replica, errand: Errand, sent: httpx.Request) -> httpx.Response:
         """Return a success whose body has not been read.
 
         Raises:
             httpx.ConnectError: or httpx.ConnectTimeout: nothing was sent.
         """
-        sent = self._request(replica, errand, model, attempt)
         late = WorkerTimedOut("the result was not there within the deadline; ask for less")
         async with Patience(errand.seconds_left, late) as patience:
             patience.unless(errand.left)

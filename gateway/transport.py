@@ -8,6 +8,7 @@ import asyncio
 import select
 import socket
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Self
 from weakref import WeakSet
@@ -25,7 +26,11 @@ MAX_URLS = 1000  # that are remembered parsed; paths are ours, but a provider's 
 HUNG_UP = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 SENT_BY_CALLER = frozenset({"Accept", "Accept-Encoding", "Content-Type", "User-Agent"})  # or not at all
 
+UNSENT = "atelier.unsent"  # extension of a request that has had no connection yet: nobody can have accepted it
+
 SocketFactory = Callable[[aiohttp.AddrInfoType], socket.socket]
+
+under_way: ContextVar[httpx.Request] = ContextVar("under_way")  # of a task
 
 
 class LiveConnector(aiohttp.TCPConnector):
@@ -57,6 +62,7 @@ class LiveConnector(aiohttp.TCPConnector):
             if not was_idle:
                 raise aiohttp.ClientConnectorError(req.connection_key, ConnectionResetError("closed at once"))
         self._used.add(connection.protocol)
+        del under_way.get().extensions[UNSENT]
         return connection
 
 
@@ -90,6 +96,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request`; return what was answered, whose body has not been read and must be closed.
 
+        Until it has a connection, `request` is marked as `UNSENT`.
+
         Raises:
             httpx.PoolTimeout: no place got free in time; nothing was sent.
             httpx.ConnectError: no connection; nothing was sent.
@@ -99,6 +107,8 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             httpx.ReadError: the connection broke, likewise.
         """
         timeout = request.extensions.get("timeout", {})
+        request.extensions[UNSENT] = True
+        under_way.set(request)
         await self._take_place(timeout.get("pool"))
         try:
             answer = await self._session.request(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -180,6 +181,20 @@ class TestSettling:
         for _ in range(20):  # at once: what was held is given back before the answer
             assert owner.asks().status_code == 503
         assert owner.used == {"day": {"pixel_steps": 0.0}}
+
+    @pytest.mark.parametrize("leaves", [True, False])
+    def test_nor_does_what_was_given_up_before_there_was_a_connection(self, start: Start, leaves: bool) -> None:
+        # The queue is full: the kernel drops whoever else knocks.
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+            patience = {"connect_timeout": LONG, "deadline": LONG if leaves else 0.2}
+            gateway = start(f"http://127.0.0.1:{full.getsockname()[1]}", **patience)
+            owner = Owner(gateway, str(create(gateway, scopes=["admin"])["key"]), day={"pixel_steps": STEPS})
+            if leaves:
+                with pytest.raises(httpx.ReadTimeout):
+                    owner.asks(timeout=0.2)
+            else:
+                assert owner.asks().status_code == 504
+            assert owner.used == {"day": {"pixel_steps": 0.0}}
 
     def test_a_stream_that_broke_off_waits_for_its_receipt(
         self, gateway: Gateway, workers: Workers, admin: str, tmp_path: Path

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
-from gateway.transport import MAX_WHOLE_BODY, AiohttpTransport
+from gateway.transport import MAX_WHOLE_BODY, UNSENT, AiohttpTransport
 from tests.gateway.conftest import LONG
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +131,22 @@ class TestErrors:
                 await http.post(site.url)
             busy.cancel()
             await asyncio.wait([busy])
+
+    async def test_who_gives_up_can_tell_whether_anything_was_sent(self) -> None:
+        async def hang(peer: Peer) -> None:
+            await peer.request()
+            asked.set()
+            await peer.until_gone()
+
+        asked = asyncio.Event()
+        async with Site(hang) as site, AiohttpTransport(1) as transport:
+            taken, waiting = httpx.Request("GET", site.url), httpx.Request("GET", site.url)
+            calls = [asyncio.create_task(transport.handle_async_request(each)) for each in (taken, waiting)]
+            await asked.wait()
+            assert [UNSENT in each.extensions for each in (taken, waiting)] == [False, True]
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
 
     @pytest.mark.parametrize(
         "answer", [b"", b"HTTP/1.1 20", b"SSH-2.0-OpenSSH_9.6\r\n"], ids=["nothing", "half a line", "another protocol"]
