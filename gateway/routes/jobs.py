@@ -9,18 +9,18 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from starlette.types import Receive, Scope, Send
 
 from gateway.admission import begin, pass_ours
 from gateway.artefacts.download import download
 from gateway.bodies import checked, read_object
+from gateway.events import END, Events, event
 from gateway.jobs.books import reservation
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
 from gateway.jobs.schema import Change, Job, JobState, Output
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, JobPage, JobView
-from gateway.preference import seconds_to_wait
+from gateway.preference import applied, seconds_to_wait
 from gateway.state import State, StateOf, wired
 from services.audio.schema import SpeechRequest
 from services.image.schema import EditRequest, ImageRequest
@@ -201,11 +201,8 @@ def unfit(number: int, field: str, sentence: str) -> RequestValidationError:
 
 async def accepted(request: Request, state: State, job: Job) -> Response:
     """Say that a job is taken on, or what has become of it in the time that the caller would wait."""
-    seconds = seconds_to_wait(request.scope)
-    job = await state.jobs.wait(request, job, seconds)
-    headers = {"location": f"/v1/jobs/{job.id}"}
-    if "prefer" in request.headers:
-        headers["preference-applied"] = f"wait={seconds}" if seconds else "respond-async"
+    job = await state.jobs.wait(request, job, seconds_to_wait(request.scope))
+    headers = {"location": f"/v1/jobs/{job.id}", **applied(request.scope)}
     seen = await state.jobs.seen(job)
     return JSONResponse(JobView.of(seen).model_dump(mode="json"), 200 if job.has_ended else 202, headers)
 
@@ -254,22 +251,6 @@ async def follow_job(job_id: JobId, request: Request, state: StateOf) -> Respons
     return Events(told(request, state, job, int(last) if last.isdecimal() and len(last) < 19 else 0))
 
 
-class Events(StreamingResponse):
-    """Streams events, and closes what makes them however that ends."""
-
-    def __init__(self, pieces: AsyncGenerator[bytes]) -> None:
-        """Own `pieces`."""
-        super().__init__(pieces, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._pieces = pieces
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream; close."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._pieces.aclose()
-
-
 async def told(request: Request, state: State, job: Job, after: int) -> AsyncGenerator[bytes]:
     """Yield events: `status` with a number, `progress` and `preview` without; at the end `[DONE]`."""
     preview: Mapping[str, Any] | None = None
@@ -283,13 +264,7 @@ async def told(request: Request, state: State, job: Job, after: int) -> AsyncGen
         if each.preview is not None and each.preview != preview:
             preview = each.preview
             yield event("preview", dict(preview))
-    yield b"data: [DONE]\n\n"
-
-
-def event(name: str, data: Mapping[str, Any], number: int | None = None) -> bytes:
-    """Encode an event."""
-    head = "" if number is None else f"id: {number}\n"
-    return f"{head}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+    yield END
 
 
 @router.head("/{job_id}/content", include_in_schema=False)
@@ -323,9 +298,9 @@ def output_of(job: Job, variant: str | None, step: int | None = None) -> Output:
         NotDone: there is none yet.
         NoSuchOutput: there is no such.
     """
-    if job.state != "completed":
-        raise NotDone(f"the job is {job.state}; it has files when it is completed")
     output = job.output(variant, None if step is None else step - 1)
+    if output is None and job.state != "completed":
+        raise NotDone(f"the job is {job.state}, and has no such file yet")
     if output is None:
         there = ", ".join(dict.fromkeys(each.variant for each in job.outputs))
         raise NoSuchOutput(f"this job has no such file; there are: {there}")

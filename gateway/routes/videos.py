@@ -18,7 +18,7 @@ from gateway.jobs.schema import Job
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, MediaPage, MediaView
 from gateway.pictures import Pictures, is_link
-from gateway.preference import seconds_to_wait
+from gateway.preference import applied, seconds_to_wait
 from gateway.routes.generate import refuse_repeated
 from gateway.routes.jobs import (
     BY_PICTURE,
@@ -171,7 +171,7 @@ async def shown(request: Request, state: State, job: Job, status: int = 200) -> 
     """Show a job that has just been accepted, after the time that the caller would wait."""
     job = await state.jobs.wait(request, job, seconds_to_wait(request.scope))
     seen = await state.jobs.seen(job)
-    headers = {"location": f"/v1/jobs/{job.id}", **poll_after(seen)}
+    headers = {"location": f"/v1/jobs/{job.id}", **applied(request.scope), **poll_after(seen)}
     return JSONResponse(MediaView.of(seen).model_dump(mode="json"), 200 if job.has_ended else status, headers)
 
 
