@@ -18,6 +18,7 @@ from cli.saving import STDOUT, Force, read_picture, text_or_pipe
 
 SOUNDS = {"mp3": "mp3", "ogg": "opus", "opus": "opus", "aac": "aac", "flac": "flac", "wav": "wav", "pcm": "pcm"}
 PICTURES = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+FILMS = {"mp4": "mp4", "gif": "gif", "webp": "webp"}
 MESHES = {"glb": "glb", "obj": "obj", "ply": "ply", "gif": "preview"}
 
 Words = Annotated[
@@ -118,7 +119,9 @@ def draw(
 
 def film(
     words: Annotated[list[str] | None, typer.Argument(help="What is to be seen.", show_default=False)] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file; - is stdout.")] = Path("film.mp4"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file: .mp4, .gif or .webp; - is stdout.")] = Path(
+        "film.mp4"
+    ),
     image: Picture = None,
     frames: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
     fps: Annotated[int | None, typer.Option(min=1, help="Of them, in a second.")] = None,
@@ -135,9 +138,16 @@ def film(
     """Film a text, or a picture with --image."""
     if not words and image is None:
         raise Refused("there is nothing to film; give a text, or a picture with --image")
-    prompt = " ".join(words) if words else None
+    form = format_of(output, FILMS, "mp4")
     body = given(
-        prompt=prompt, num_frames=frames, fps=fps, size=size, num_inference_steps=steps, model=model, seed=seed
+        prompt=" ".join(words) if words else None,
+        output_format=form if form != "mp4" else None,  # which is what servers make that know no other
+        num_frames=frames,
+        fps=fps,
+        size=size,
+        num_inference_steps=steps,
+        model=model,
+        seed=seed,
     )
     files = {"input_reference": (image.name, read_picture(image))} if image is not None else {}
     sent = form_of(body, files) if files else {"json": body}

@@ -7,7 +7,7 @@ import typer
 
 from cli import generate, jobs, keys
 from cli.client import DEFAULT_URL, Key, Server, Url
-from cli.errors import CommandError
+from cli.errors import CommandError, Refused
 from cli.settings import Settings
 
 app = typer.Typer(
@@ -93,17 +93,23 @@ def usage(
         str,
         typer.Option(help="Totals of each hour (1h), day (1d) or month (1mo); of 30 days (24 hours) without --since."),
     ] = "",
+    as_json: generate.AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Show who asked for what and how it went, newest first; or what it comes to."""
-    from cli.usage import LOG, TOTALS, print_csv, print_table, print_totals
+    from cli.usage import LOG, TOTALS, print_csv, print_json, print_table, print_totals
 
+    if csv and as_json:
+        raise Refused("--csv and --json are two forms of one thing; choose")
     asked = {"since": since, "until": until, "limit": str(limit) if limit else None}
     if by or per:
         asked |= {"group_by": by or None, "bucket_width": per or "all"}
     query = {name: value for name, value in asked.items() if value is not None}
+    path = TOTALS if by or per else LOG
     if csv:
-        print_csv(url, TOTALS if by or per else LOG, query)
+        print_csv(url, path, query)
+    elif as_json:
+        print_json(url, path, query)
     elif by or per:
         print_totals(url, query)
     else:

@@ -1,5 +1,6 @@
-"""`atelier usage`: the gateway's usage log and its totals over HTTP, as a CSV file or as a table."""
+"""`atelier usage`: the gateway's usage log and its totals over HTTP, as a CSV file, as JSON or as a table."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
@@ -23,6 +24,15 @@ def print_csv(url: str, path: str, query: Mapping[str, str]) -> None:
         for chunk in response.iter_bytes():
             sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
+
+
+def print_json(url: str, path: str, query: Mapping[str, str]) -> None:
+    """Print the server's own page of what is at `path`.
+
+    Raises:
+        NoAnswer: nothing answers, or it says no.
+    """
+    typer.echo(json.dumps(answer("GET", url, path, params=query)))
 
 
 def print_table(url: str, window: Mapping[str, str]) -> None:

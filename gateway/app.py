@@ -303,7 +303,7 @@ def document(app: FastAPI) -> None:
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     add_errors(path, operation)
-            contracts = (*chat.CONTRACTS, *images.CONTRACTS, *audio.CONTRACTS)
+            contracts = (*chat.CONTRACTS, *images.CONTRACTS, *audio.CONTRACTS, *videos.CONTRACTS)
             document["components"]["schemas"].update(schemas(*contracts))
             for schema in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(schema, None)

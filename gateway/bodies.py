@@ -44,8 +44,13 @@ def invalid(kind: str) -> RequestValidationError:
     return RequestValidationError([{"type": kind, "loc": ("body",), "msg": "", "input": None}])
 
 
-def checked(body: Mapping[str, Any], contract: type[Contract]) -> Contract:
+def checked(body: Mapping[str, Any], contract: type[Contract], *, is_form: bool = False) -> Contract:
     """Return the body as its contract has it; refuse what the worker would refuse.
+
+    Args:
+        body: what the caller sent.
+        contract: of it.
+        is_form: whether all values are text, and a number is one that reads as such; in JSON `"2"` is none.
 
     Raises:
         RequestValidationError: a field does not fit.
@@ -54,7 +59,9 @@ def checked(body: Mapping[str, Any], contract: type[Contract]) -> Contract:
     if has_more(body, MAX_VALUES):
         raise PayloadTooLarge(f"the body has more than {MAX_VALUES} values")
     try:
-        return contract.model_validate(body)
+        if is_form:
+            return contract.model_validate(body)
+        return contract.model_validate_json(pydantic_core.to_json(body, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from error

@@ -11,6 +11,11 @@ from services.schema import ErrorEnvelope
 REFERENCE = "#/components/schemas/{model}"
 GENERATIONS = ("/generate/", "/v1/chat/", "/v1/completions", "/v1/responses", "/v1/images/", "/v1/audio/speech")
 JOBS = ("/v1/jobs", "/v1/videos", "/v1/3d")
+NAMED: dict[str, Any] = {  # a picture, as OpenAI's JSON bodies have it
+    "type": "object",
+    "properties": {"image_url": {"type": "string", "description": "a data URL, or a link where they are followed"}},
+    "required": ["image_url"],
+}
 WORDS = {
     404: "There is no such model, job, key or file; `code` says which.",
     409: "It is not in a state for this, or the `Idempotency-Key` stands for another request.",

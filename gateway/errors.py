@@ -408,8 +408,14 @@ async def render_invalid(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     # The first part of the location is where the field was: query, body, path or header.
     message, param = explain({**first, "loc": first["loc"][1:]})
-    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return JSONResponse(envelope(400, message, code, param).model_dump(), 400, NEVER_AGAIN)
+    return JSONResponse(envelope(400, message, code_of(first["type"]), param).model_dump(), 400, NEVER_AGAIN)
+
+
+def code_of(kind: str) -> str:
+    """OpenAI's code for one of pydantic's kinds of error."""
+    if kind == "extra_forbidden":
+        return "unknown_parameter"
+    return "invalid_type" if kind.endswith("_type") or kind == "int_from_float" else "invalid_value"
 
 
 async def render_http_exception(request: Request, error: Exception) -> JSONResponse:

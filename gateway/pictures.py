@@ -8,8 +8,10 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import httpx
+from fastapi.exceptions import RequestValidationError
 
 from gateway.errors import PayloadTooLarge, PictureNotFetched, UrlNotAllowed
 
@@ -18,6 +20,9 @@ CONNECT_SECONDS = 5.0
 MAX_REDIRECTS = 3
 DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.IGNORECASE)
 LINK = re.compile("https?:", re.IGNORECASE)
+IMAGES = "image[]"  # in a form, a client with a list of pictures calls each so
+MAX_FILES = 20  # beyond what any client sends: the worker says which are too many
+File = tuple[str, tuple[str, bytes]]  # of a form, as httpx takes it
 HEADERS = {"accept": "image/*", "accept-encoding": "identity", "user-agent": "Atelier"}
 
 
@@ -64,6 +69,27 @@ class Pictures:
             raise PictureNotFetched("the picture's server cannot be reached, or broke off", param) from error
         except TimeoutError as error:
             raise PictureNotFetched(f"the picture did not come within {SECONDS:g} seconds", param) from error
+
+    async def files_of(self, given: dict[str, Any], *, needs_image: bool = True) -> list[File]:
+        """Take out of an edit's JSON body the pictures that it names, and return them as the files of a form.
+
+        Args:
+            given: the body, as OpenAI has it: `images`, each with its `image_url`, and a `mask` like these.
+            needs_image: whether there must be one to be drawn over.
+
+        Raises:
+            RequestValidationError: it names none, or too many.
+            GatewayError: one of them cannot be had.
+        """
+        images, mask = given.pop("images", None), given.pop("mask", None)
+        if images is None and not needs_image:
+            images = []
+        elif not isinstance(images, list) or not 0 < len(images) <= MAX_FILES:
+            raise none_named()
+        masks = [] if mask is None else [mask]
+        names = [IMAGES] * len(images) + ["mask"] * len(masks)
+        found = await self.read_all([*images, *masks], ["images"] * len(images) + ["mask"] * len(masks))
+        return [(name, (name, picture)) for name, picture in zip(names, found, strict=True)]
 
     async def read_all(self, named: Sequence[object], params: Sequence[str]) -> list[bytes]:
         """Return several pictures, which together are as large as one may be.
@@ -119,6 +145,12 @@ class Pictures:
 
     def _too_large(self, param: str) -> PayloadTooLarge:
         return PayloadTooLarge(f"{param}: pictures may have {self._max_bytes} bytes")
+
+
+def none_named() -> RequestValidationError:
+    """What is wrong with the `images` of an edit."""
+    sentence = f"must be a list of 1 to {MAX_FILES} pictures, or send a multipart form with files"
+    return RequestValidationError([{"type": "value_error", "loc": ("body", "images"), "msg": sentence, "input": None}])
 
 
 def is_link(named: object) -> bool:

@@ -16,10 +16,11 @@ from services.registry import models_of
 router = APIRouter(prefix="/v1/audio", tags=["audio"])
 
 CONTRACTS = (SpeechRequest,)
+KINDS = ("mpeg", "ogg", "aac", "flac", "wav", "pcm")
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "A file, each sentence as it is said; with `stream_format` sse events that end with `[DONE]`.",
-        "content": {"audio/mpeg": {}, "audio/wav": {}, "text/event-stream": {}},
+        "content": {f"audio/{kind}": {} for kind in KINDS} | {"text/event-stream": {}},
     }
 }
 

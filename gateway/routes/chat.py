@@ -67,6 +67,8 @@ async def admitted(
     found: Sequence[Target],
     body: Mapping[str, Any],
     contract: type[GenerationRequest],
+    *,
+    is_form: bool = False,
 ) -> Sequence[Target]:
     """Let the body pass, and return who of `found` may be asked.
 
@@ -74,7 +76,7 @@ async def admitted(
         GatewayError: as `admit`.
         RequestValidationError: ours is the model that was asked for, and the body is not in its contract.
     """
-    targets, ours = fitting(allowed(request.scope["caller"], found), body, contract)
+    targets, ours = fitting(allowed(request.scope["caller"], found), body, contract, is_form=is_form)
     if ours is not None and all(isinstance(target, Ours) for target in targets):
         await pass_ours(request, state, task, ours)
     else:
@@ -83,7 +85,7 @@ async def admitted(
 
 
 def fitting(
-    targets: Sequence[Target], body: Mapping[str, Any], contract: type[GenerationRequest]
+    targets: Sequence[Target], body: Mapping[str, Any], contract: type[GenerationRequest], *, is_form: bool
 ) -> tuple[Sequence[Target], GenerationRequest | None]:
     """Leave out our own models among the fallbacks of a body that is not in our contract; the body in it, where it is.
 
@@ -92,10 +94,10 @@ def fitting(
     """
     first, *others = targets
     if isinstance(first, Ours):
-        return targets, checked(body, contract)
+        return targets, checked(body, contract, is_form=is_form)
     if not any(isinstance(other, Ours) for other in others):
         return targets, None
     try:
-        return targets, checked(body, contract)
+        return targets, checked(body, contract, is_form=is_form)
     except (RequestValidationError, PayloadTooLarge):
         return [target for target in targets if not isinstance(target, Ours)], None

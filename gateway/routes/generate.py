@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from gateway.admission import admit, begin, pass_outside
 from gateway.auth import check_scope
@@ -54,10 +54,13 @@ def media(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": description, "content": {media_type: {"schema": schema}}}}
 
 
+Question = Annotated[Content, StringConstraints(max_length=32_000)]  # more than that, no URL has room for
+
+
 class TextQuery(Body):
     """What `GET /generate/text` takes."""
 
-    prompt: Content
+    prompt: Question
     temperature: Temperature | None = None
     seed: Seed | None = None
 
@@ -90,7 +93,7 @@ class MeshQuery(Body):
 class PromptQuery(Body):
     """A prompt and nothing else."""
 
-    prompt: Content
+    prompt: Question
 
 
 class NoQuery(Body):

@@ -14,9 +14,9 @@ from gateway.admission import begin, defaults_of
 from gateway.bodies import checked, read_object
 from gateway.catalog import Ours, Target
 from gateway.direct import body_of
-from gateway.document import takes, with_fields
+from gateway.document import NAMED, takes, with_fields
 from gateway.errors import CallerLeft
-from gateway.pictures import Pictures
+from gateway.pictures import IMAGES, MAX_FILES, File
 from gateway.preference import prefers_job
 from gateway.routes.chat import MAX_BYTES, admitted
 from gateway.routes.generate import refuse_repeated
@@ -27,12 +27,9 @@ router = APIRouter(prefix="/v1/images", tags=["images"])
 
 CONTRACTS = (ImageRequest, EditRequest)
 FORM = "multipart/form-data"
-IMAGES = "image[]"  # a client with a list of pictures calls each so
 FILES = frozenset({"image", IMAGES, "mask"})
-MAX_FILES = 20  # beyond what any client sends: the worker says which are too many
 MAX_FIELD_BYTES = 64_000
 MAX_JSON_BYTES = 2**30  # with data URLs in it; what the operator allows for uploads is less
-File = tuple[str, tuple[str, bytes]]
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON, with base64 or (`response_format` url) links; with `stream` events that end with "
@@ -42,7 +39,6 @@ FORMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-NAMED = {"type": "object", "properties": {"image_url": {"type": "string"}}, "required": ["image_url"]}
 EDITS = takes(EditRequest, FORM, *FILES)
 EDITS["requestBody"]["content"]["application/json"] = {
     "schema": with_fields(EditRequest, {"images": {"type": "array", "items": NAMED}, "mask": NAMED}, "images")
@@ -66,16 +62,25 @@ async def edits(request: Request) -> Response:
     await begin(request, state, "image")
     media_type = request.headers.get("content-type", "").lower()
     if media_type.startswith("application/json"):
-        files, fields = await read_links(request, state.pictures)
-    elif media_type.startswith(FORM):
-        files, fields = await read_form(request)
-    else:
-        raise unfit("image", "must be a file; send a multipart form")
-    return await draw(request, state, fields, EditRequest, files=files, data=fields)
+        fields = read_object(await body_of(request, MAX_JSON_BYTES), media_type)
+        files = await state.pictures.files_of(fields)
+        fields = {name: value for name, value in fields.items() if value is not None}
+        data = {name: text_of(name, value) for name, value in fields.items()}
+        return await draw(request, state, fields, EditRequest, files=files, data=data)
+    if media_type.startswith(FORM):
+        files, data = await read_form(request)
+        return await draw(request, state, data, EditRequest, is_form=True, files=files, data=data)
+    raise unfit("image", "must be a file; send a multipart form")
 
 
 async def draw(
-    request: Request, state: State, fields: Mapping[str, Any], contract: type[ImageRequest], **sent: Any
+    request: Request,
+    state: State,
+    fields: Mapping[str, Any],
+    contract: type[ImageRequest],
+    *,
+    is_form: bool = False,
+    **sent: Any,
 ) -> Response:
     """Ask whoever serves the model; what our own draw is kept where links are asked for.
 
@@ -84,6 +89,7 @@ async def draw(
         state: of the application.
         fields: the body.
         contract: of it.
+        is_form: whether its values are text.
         sent: the same as httpx takes it.
     """
     model = fields.get("model")
@@ -91,9 +97,9 @@ async def draw(
     wants_links = fields.get("response_format") == "url"
     if wants_links:  # others' links are their own
         found = [each for each in found if isinstance(each, Ours) is isinstance(found[0], Ours)]
-    targets = await admitted(request, state, "image", found, fields, contract)
+    targets = await admitted(request, state, "image", found, fields, contract, is_form=is_form)
     if wants_links and isinstance(targets[0], Ours) and not prefers_job(request.scope):
-        body = checked(fields, contract)
+        body = checked(fields, contract, is_form=is_form)
         _, chosen = request.scope["asked"]
         size = body.size or defaults_of(state, "image", chosen)["size"]
         return await state.keeper.draw(request, targets, body, size, sent)
@@ -101,7 +107,7 @@ async def draw(
     return await state.relay.send(request, targets, request.scope["path"], accept=accept, **sent)
 
 
-async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:
+async def read_form(request: Request) -> tuple[list[File], dict[str, str]]:
     """Return the files under the names that they came by, and the other fields.
 
     Raises:
@@ -126,25 +132,6 @@ async def read_form(request: Request) -> tuple[Sequence[File], dict[str, str]]:
     if not any(name.startswith("image") for name, _ in files):
         raise unfit("image", "must be a file; send one to be drawn over")
     return files, dict(fields)
-
-
-async def read_links(request: Request, pictures: Pictures) -> tuple[Sequence[File], dict[str, str]]:
-    """Return the same of a JSON body that names its pictures, as OpenAI has it: `images`, each with its `image_url`.
-
-    Raises:
-        RequestValidationError: it is no JSON, or names no pictures.
-        GatewayError: one of them cannot be had.
-    """
-    content = await body_of(request, MAX_JSON_BYTES)
-    given = read_object(content, request.headers.get("content-type", ""))
-    named = given.pop("images", None)
-    if not isinstance(named, list) or not 0 < len(named) <= MAX_FILES:
-        raise unfit("images", f"must be a list of 1 to {MAX_FILES} pictures, or send a multipart form with files")
-    masks = [] if given.get("mask") is None else [given.pop("mask")]
-    names = [IMAGES] * len(named) + ["mask"] * len(masks)
-    found = await pictures.read_all([*named, *masks], ["images"] * len(named) + ["mask"] * len(masks))
-    files = [(name, (name, picture)) for name, picture in zip(names, found, strict=True)]
-    return files, {name: text_of(name, value) for name, value in given.items() if value is not None}
 
 
 def text_of(name: str, value: object) -> str:

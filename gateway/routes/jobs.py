@@ -1,7 +1,8 @@
 """`/v1/jobs`: every modality as a durable job, and chains of several."""
 
+import base64
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from gateway.jobs.errors import NoSuchOutput, NotDone
 from gateway.jobs.schema import Change, Job, JobState, Output
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, JobPage, JobView
+from gateway.pictures import File, is_link
 from gateway.preference import applied, seconds_to_wait
 from gateway.state import State, StateOf, wired
 from services.audio.schema import SpeechRequest
@@ -51,6 +53,7 @@ ROUTES: Mapping[str, tuple[Task, type[GenerationRequest]]] = {
     "/v1/videos": ("video", VideoRequest),
     "/v1/3d/generations": ("mesh", MeshRequest),
 }
+FILM_OF = "input_reference"
 FORMS = frozenset({"/v1/images/edits", "/v1/videos"})
 # What the output of a task is to a route, by the name of the field that takes it.
 TAKES: Mapping[tuple[Task, str], str] = {
@@ -59,7 +62,7 @@ TAKES: Mapping[tuple[Task, str], str] = {
     ("text", "/v1/videos"): "prompt",
     ("text", "/v1/3d/generations"): "prompt",
     ("image", "/v1/images/edits"): "image",
-    ("image", "/v1/videos"): "input_reference",
+    ("image", "/v1/videos"): FILM_OF,
     ("image", "/v1/3d/generations"): "image",
 }
 FILES = frozenset({("image", "/v1/images/edits"), ("image", "/v1/videos")})
@@ -131,27 +134,44 @@ async def ordered(request: Request, state: State, body: NewJob) -> list[Order]:
     for number, step in enumerate(body.steps):
         task = task_of(number, step)
         takes = takes_of(number, step, before)
-        is_file = takes is not None and (before, step.route) in FILES
+        files, kept = await brought(state, number, step, takes)
+        is_file = bool(files) or (takes is not None and (before, step.route) in FILES)
         stands_for = STANDS_FOR_TEXT if before == "text" else STANDS_FOR_PICTURE
-        given = {**step.body, takes: stands_for} if takes is not None and not is_file else step.body
+        given = {**kept, takes: stands_for} if takes is not None and not is_file else kept
         parsed = checked(given, ROUTES[step.route][1])
         model = parsed.model
-        if model is None and before == "image" and task == "mesh":
+        if model is None and task == "mesh" and "image" in given:
             model = BY_PICTURE
         elif model is None and step.route == "/v1/videos" and not is_file:
             model = text_to_video(state)
         state.catalog.serving(task, model)
         with named(request, number):
             await pass_ours(request, state, task, parsed, model)
-        kept = {name: value for name, value in step.body.items() if value is not None}
-        if step.route in FORMS:  # in which a number is text: 9.0 and true would be others than they were checked as
-            read = parsed.model_dump(mode="json")
-            content: dict[str, Any] = {"data": {name: read[name] for name in kept}}
-        else:
-            content = {"content": json.dumps(kept).encode()}
+        is_form = step.route in FORMS
+        content = {"data": kept, "files": files} if is_form else {"content": json.dumps(kept).encode()}
         orders.append(Order(task, step.route, content, model, takes))
         before = task
     return orders
+
+
+async def brought(
+    state: State, number: int, step: ChainStep, takes: str | None
+) -> tuple[Sequence[File], dict[str, Any]]:
+    """Return the pictures that a step names itself, as files where its route takes a form; and the rest of its body.
+
+    Raises:
+        GatewayError: one of them cannot be had.
+    """
+    given = {name: value for name, value in step.body.items() if value is not None}
+    if step.route == "/v1/images/edits":
+        if takes is not None and "images" in given:
+            raise unfit(number, "images", "is what the step before makes; leave it out")
+        return await state.pictures.files_of(given, needs_image=takes is None), given
+    if takes is None and FILM_OF in given:
+        return [(FILM_OF, ("image", await state.pictures.read(given.pop(FILM_OF), FILM_OF)))], given
+    if takes is None and is_link(given.get("image")):
+        given["image"] = base64.b64encode(await state.pictures.read(given["image"], "image")).decode()
+    return [], given
 
 
 @contextmanager
@@ -175,8 +195,6 @@ def task_of(number: int, step: ChainStep) -> Task:
 def takes_of(number: int, step: ChainStep, before: Task | None) -> str | None:
     """The field that takes what the step before makes; None: there is none before."""
     if before is None:
-        if step.route == "/v1/images/edits":
-            raise unfit(number, "route", "needs a picture of a step before")
         return None
     takes = TAKES.get((before, step.route))
     if takes is None:
@@ -325,8 +343,9 @@ async def retry_job(job_id: JobId, request: Request, state: StateOf) -> JobView:
         given = await state.jobs.body_of(step)
         if step.takes is not None and (job.steps[number - 1].task, step.path) not in FILES:
             given[step.takes] = STANDS_FOR_PICTURE if step.takes == "image" else STANDS_FOR_TEXT
+        parsed = checked(given, ROUTES[step.path][1], is_form=step.fields is not None)
         with named(request, number):
-            await pass_ours(request, state, step.task, checked(given, ROUTES[step.path][1]), step.model)
+            await pass_ours(request, state, step.task, parsed, step.model)
     return JobView.of(await state.jobs.seen(await state.jobs.retry(request, job)))
 
 

@@ -1,17 +1,19 @@
 """`/v1/videos`, as the official SDK speaks it, and `/v1/3d` with the same verbs: both are faces of jobs."""
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from gateway.admission import begin, pass_ours
 from gateway.bodies import checked, read_object, with_members
+from gateway.document import NAMED, takes, with_fields
 from gateway.jobs.desk import Order, visible_to
 from gateway.jobs.errors import NoSuchJob
 from gateway.jobs.schema import Job
@@ -40,10 +42,12 @@ from services.video.schema import TextVideoJob, VideoJob, VideoRequest
 videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 meshes = APIRouter(prefix="/v1/3d", tags=["3d"])
 
+CONTRACTS = (MeshRequest,)
 VIDEO_ROUTE, MESH_ROUTE = "/v1/videos", "/v1/3d/generations"
 FILE = "input_reference"
 FORM = "multipart/form-data"
 MAX_FIELD_BYTES = 64_000
+NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class ListQuery(Body):
@@ -54,27 +58,40 @@ class ListQuery(Body):
     order: Literal["asc", "desc"] = "desc"
 
 
+def as_number(value: object) -> object:
+    """Read a number of seconds as OpenAI has it, also in JSON: as a string."""
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
 class NewVideo(VideoRequest):
     """Body of `POST /v1/videos`, multipart or JSON: the worker's, and `seconds` as the SDK sends them."""
 
-    seconds: Annotated[float, Field(gt=0, le=60, description="of film; instead of `num_frames`")] | None = None
+    seconds: (
+        Annotated[
+            float,
+            Field(gt=0, le=60, description="of film; instead of `num_frames`"),
+            BeforeValidator(as_number, json_schema_input_type=float | str),
+        ]
+        | None
+    ) = None
 
 
-def media_body(contract: type[Body]) -> dict[str, Any]:
-    """What `/docs` says about the body."""
-    schema = contract.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+FILMS = takes(NewVideo, FORM, FILE)
+FILMS["requestBody"]["content"]["application/json"] = {
+    "schema": with_fields(NewVideo, {FILE: {"anyOf": [NAMED, NAMED["properties"]["image_url"]]}})
+}
 
 
-@videos.post("", openapi_extra=media_body(NewVideo), response_model=MediaView)
+@videos.post("", openapi_extra=FILMS, response_model=MediaView)
 async def create_video(request: Request, state: StateOf) -> Response:
     """Begin a film: of the picture in `input_reference`, or of what `prompt` says."""
     request.scope["is_job"] = True
     await begin(request, state, "video")
-    picture, given = await read_video(request, state.pictures)
+    is_form = request.headers.get("content-type", "").lower().startswith(FORM)
+    picture, given = await (read_form(request) if is_form else read_video(request, state.pictures))
     if not given.get("prompt"):
         given.pop("prompt", None)  # the SDK always sends one
-    body = checked(given, NewVideo)
+    body = checked(given, NewVideo, is_form=is_form)
     model = chosen(state, body, has_picture=picture is not None)
     fields = {**body.model_dump(exclude_none=True, exclude={"seconds"}), "model": model.id}
     defaults = {**model.defaults_in(state.profile)}
@@ -96,11 +113,14 @@ async def create_video(request: Request, state: StateOf) -> Response:
 
 
 async def read_video(request: Request, pictures: Pictures) -> tuple[bytes | None, dict[str, Any]]:
-    """Return the picture, if there is one, and the fields."""
-    if not request.headers.get("content-type", "").lower().startswith(FORM):
-        given = read_object(await request.body(), request.headers.get("content-type", ""))
-        named = given.pop(FILE, None)
-        return None if named is None else await pictures.read(named, FILE), given
+    """Return the picture that JSON names, if it names one, and the other fields."""
+    given = read_object(await request.body(), request.headers.get("content-type", ""))
+    named = given.pop(FILE, None)
+    return None if named is None else await pictures.read(named, FILE), given
+
+
+async def read_form(request: Request) -> tuple[bytes | None, dict[str, Any]]:
+    """Return the same of a form."""
     async with request.form(max_part_size=MAX_FIELD_BYTES) as form:
         refuse_repeated("body", form.multi_items())
         picture = form.get(FILE)
@@ -146,7 +166,7 @@ def unfit(field: str, sentence: str) -> RequestValidationError:
     return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": sentence, "input": None}])
 
 
-@meshes.post("/generations", status_code=202, openapi_extra=media_body(MeshRequest), response_model=MediaView)
+@meshes.post("/generations", status_code=202, openapi_extra=takes(MeshRequest), response_model=MediaView)
 async def create_mesh(request: Request, state: StateOf) -> Response:
     """Begin a mesh: of what `prompt` says, or of the picture in `image` (base64 or a URL)."""
     request.scope["is_job"] = True

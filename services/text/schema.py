@@ -32,8 +32,8 @@ MAX_SCHEMA_CHARACTERS = 64_000  # of a document, or of all tools
 MAX_ANSWERS = 8
 TOKEN = re.compile("[0-9]{1,7}")
 
-Content = Annotated[str, StringConstraints(min_length=1, max_length=32_000), AfterValidator(check_is_text)]
-Said = Annotated[str, StringConstraints(max_length=32_000)]  # or nothing
+Content = Annotated[str, StringConstraints(min_length=1, max_length=MAX_CHARACTERS), AfterValidator(check_is_text)]
+Said = Annotated[str, StringConstraints(max_length=MAX_CHARACTERS)]  # or nothing
 Temperature = Annotated[float, Field(ge=0, le=2, description="0 always takes the likeliest token")]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -80,7 +80,7 @@ class CalledFunction(Body):
     """What was called, and with what."""
 
     name: FunctionName
-    arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
+    arguments: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS), AfterValidator(check_is_object)]
     parsed_arguments: Unused = None
 
 
@@ -247,7 +247,7 @@ def check_bias(value: Mapping[str, float]) -> Mapping[str, float]:
 
 def listed(value: object) -> object:
     """Read one stop string as a list of one."""
-    return [value] if isinstance(value, str) else value
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class StreamOptions(Body):
@@ -445,7 +445,7 @@ class CallItem(Body):
     type: Literal["function_call"]
     call_id: CallId
     name: FunctionName
-    arguments: Annotated[str, StringConstraints(max_length=32_000), AfterValidator(check_is_object)]
+    arguments: Annotated[str, StringConstraints(max_length=MAX_CHARACTERS), AfterValidator(check_is_object)]
     id: CallId | None = None
     status: str | None = None
     parsed_arguments: Unused = None
@@ -500,7 +500,9 @@ def check_items(items: tuple[Item, ...], others: ValidationInfo) -> tuple[Item, 
 
 def as_items(value: object) -> object:
     """Read a text as what the user says."""
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return ({"role": "user", "content": value},)
+    return tuple(value) if isinstance(value, list) else value  # a tuple is all that a strict reading takes
 
 
 class NamedFunction(Function):

@@ -94,9 +94,9 @@ class Vocabulary:
 
     def text(self, token: int) -> str:
         """The token by itself; what is no whole character shows as U+FFFD, and what is no token as nothing."""
-        piece = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None:
+        if token not in self._numbers:  # which may be larger than the tokenizer can bear
             return ""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
         if SPACE in piece:  # at the beginning of a text, decoding would drop it
             return str(piece).replace(SPACE, " ")
         return str(self._tokenizer.decode([token]))
@@ -107,9 +107,9 @@ class Vocabulary:
 
     def bytes(self, token: int) -> list[int] | None:
         """Its UTF-8, whole or not; None where the tokenizer does not say."""
-        piece = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None:
+        if token not in self._numbers:
             return None
+        piece = self._tokenizer.convert_ids_to_tokens(token)
         if len(piece) == 6 and piece.startswith("<0x"):
             return [int(piece[1:5], 16)]
         if self._is_byte_level and all(letter in BYTES for letter in piece):

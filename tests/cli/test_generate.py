@@ -280,6 +280,21 @@ def test_a_film_is_followed_and_fetched(workers: Workers, atelier: Callable[...,
         assert (tmp_path / preview).read_bytes() == b"x"
 
 
+def test_a_film_is_of_the_kind_that_its_file_says(
+    workers: Workers, atelier: Callable[..., Done], tmp_path: Path
+) -> None:
+    works(workers)
+    (tmp_path / "a.png").write_bytes(b"PNG")
+
+    assert atelier("film", "the sea", "-o", "sea.gif").stdout == b"sea.gif\n"
+    assert b'name="output_format"\r\n\r\ngif' in workers.requests[-1].content
+    assert atelier("film", "--image", "a.png", "-o", "sea.webp").stdout == b"sea.webp\n"
+    assert b'name="output_format"\r\n\r\nwebp' in workers.requests[-1].content
+    assert "unknown ending" in complaint(atelier("film", "the sea", "-o", "sea.webm"))
+    atelier("film", "the sea")
+    assert b"output_format" not in workers.requests[-1].content
+
+
 def test_a_mesh_is_of_the_kind_that_its_file_says(
     workers: Workers, atelier: Callable[..., Done], tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ from threading import Thread
 from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 from tests.cli.supervise import ROOT
 
 CSV = "Request ID,Datetime,Endpoint Triggered\r\n0198,2026-11-22T10:00:00+00:00,/generate/text\r\n"
@@ -135,6 +137,14 @@ def test_totals_come_as_a_file_too() -> None:
         assert usage(url, "--csv", "--by", "caller,model").stdout == CSV.encode()
     assert UsageHandler.path_asked == "/v1/usage/summary"
     assert UsageHandler.asked == {"group_by": ["caller,model"], "bucket_width": ["all"]}
+
+
+@pytest.mark.parametrize("options", [(), ("--by", "model")])
+def test_json_is_the_servers_own_page(options: tuple[str, ...]) -> None:
+    with server() as url:
+        page = json.loads(usage(url, "--json", *options).stdout)
+        assert "choose" in complaint(usage(url, "--json", "--csv"))
+    assert page == (SUMMARY if options else {"data": [ENTRY], "has_more": True})
 
 
 def test_what_the_server_refuses_is_said_in_its_words() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services.audio.answers import MEDIA_TYPES
 from tests.gateway.conftest import LONG, PNG, Gateway, Workers, error_of
 
 SPEECH = "/generate/audio?prompt=hello"
@@ -87,6 +88,23 @@ class TestDocs:
             "multipart/form-data"
         ]
         assert "image" in description["components"]["schemas"]["VideoForm"]["required"]
+
+    def test_a_picture_may_be_a_file_or_named(self, description: dict[str, Any]) -> None:
+        for path, field, name in (
+            ("/v1/videos", "input_reference", "input_reference"),
+            ("/v1/images/edits", "image", "images"),
+        ):
+            content = description["paths"][path]["post"]["requestBody"]["content"]
+            form, named = (
+                content[each]["schema"]["properties"] for each in ("multipart/form-data", "application/json")
+            )
+            assert form[field] == {"type": "string", "format": "binary"}
+            assert "image_url" in str(named[name])
+            assert {"prompt", "model", "size"} <= form.keys() & named.keys()
+
+    def test_each_format_of_speech_is_described(self, description: dict[str, Any]) -> None:
+        described = description["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"]
+        assert described.keys() == {*MEDIA_TYPES.values(), "text/event-stream"}
 
     def test_what_is_only_for_workers_is_not_described(self, description: dict[str, Any]) -> None:
         assert "x-atelier" not in str(description).lower()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gateway.bodies import MAX_VALUES, with_members
 from tests.gateway.conftest import error_of
 
+HELLO = [{"role": "user", "content": "Hello"}]
 PLACE = "f3b1d2a7-what-nothing-else-is-called"
 
 values = st.recursive(
@@ -75,3 +76,53 @@ def test_a_body_of_countless_values_is_refused_before_each_is_complained_about(
 def test_a_long_text_full_of_commas_is_no_body_of_countless_values(client: httpx.Client) -> None:
     messages = [{"role": "user", "content": "a, b" * 7_500}] * 4
     assert client.post("/v1/chat/completions", json={"messages": messages}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "param"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "n": "2"}, "n"),
+        ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2.0}, "max_tokens"),
+        ("/v1/chat/completions", {"messages": HELLO, "stream": "true"}, "stream"),
+        ("/v1/chat/completions", {"messages": HELLO, "stream": 1}, "stream"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": 7}]}, "messages.0.content"),
+        ("/v1/completions", {"prompt": "a", "temperature": "1"}, "temperature"),
+        ("/v1/completions", {"prompt": "a", "temperature": True}, "temperature"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": "9"}, "max_output_tokens"),
+        ("/v1/images/generations", {"prompt": "a", "seed": "7"}, "seed"),
+        ("/v1/audio/speech", {"input": "a", "speed": "2"}, "speed"),
+        ("/v1/videos", {"prompt": "a", "num_frames": "9"}, "num_frames"),
+        ("/v1/3d/generations", {"prompt": "a", "watertight": "yes"}, "watertight"),
+    ],
+)
+def test_in_json_text_is_no_number(client: httpx.Client, route: str, body: dict[str, Any], param: str) -> None:
+    refused = client.post(route, json=body)
+
+    assert refused.status_code == 400
+    assert (error_of(refused)["code"], error_of(refused)["param"]) == ("invalid_type", param)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO, "temperature": 1, "stop": "a", "logit_bias": {"5": 1}}),
+        ("/v1/chat/completions", {"messages": HELLO, "stop": ["a", "b"]}),
+        ("/v1/completions", {"prompt": [[1, 2], [3]]}),
+        ("/v1/completions", {"prompt": ["a", "b"], "stop": None}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]}),
+        ("/v1/images/generations", {"prompt": "a", "guidance_scale": 7, "size": "auto"}),
+        ("/v1/audio/speech", {"input": "a", "voice": {"id": "v2/en_speaker_1"}, "speed": 2}),
+    ],
+)
+def test_lists_and_whole_numbers_stay_what_they_are(client: httpx.Client, route: str, body: dict[str, Any]) -> None:
+    assert client.post(route, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("seconds", ["4", "1.5", 2])
+def test_a_film_is_so_many_seconds_long_as_openai_writes_them(client: httpx.Client, seconds: object) -> None:
+    film = client.post("/v1/videos", json={"prompt": "a", "fps": 8, "seconds": seconds})
+    wrong = client.post("/v1/videos", json={"prompt": "a", "seconds": "soon"})
+
+    assert film.is_success
+    assert abs(float(film.json()["seconds"]) - float(str(seconds))) < 0.5
+    assert error_of(wrong)["param"] == "seconds"

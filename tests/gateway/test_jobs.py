@@ -24,7 +24,9 @@ from starlette.routing import Route
 from cli.events import events_of
 from gateway.jobs.schema import Change, Job
 from gateway.jobs.store import Store
+from services.image.schema import EditRequest
 from tests.gateway.conftest import LONG, Gateway, Workers, error_of, opened, served
+from tests.gateway.test_media import EDITS, parts
 from tests.gateway.test_receipts import entry_of
 
 Start = Callable[..., Gateway]
@@ -204,14 +206,17 @@ def test_files_of_one_name_are_told_apart_by_their_steps(gateway: Gateway, worke
 
 
 def test_a_step_is_sent_as_it_was_checked(gateway: Gateway, workers: Workers) -> None:
-    works(workers)
-    body = {"prompt": "a boat", "num_frames": 9.0, "fps": True}  # JSON has no integers, and a form has neither
-    job_id = create(gateway.client, "/v1/jobs", {"steps": [{"route": "/v1/videos", "body": body}]})["id"]
-    film = gateway.client.get(f"/v1/videos/{job_id}")
+    works(workers, files={EDITS: (("image", "image/png", b"PNG"),)})
+    body = {"prompt": "a boat", "size": "auto", "user": "a", "style": None, "deterministic": True}
+    steps = [{"route": "/v1/images/generations", "body": PROMPT}, {"route": EDITS, "body": body}]
+    job = ended(gateway.client, create(gateway.client, "/v1/jobs", {"steps": steps})["id"])
 
-    assert ended(gateway.client, job_id)["status"] == "completed"
-    assert (film.status_code, film.json()["seconds"]) == (200, "9")
-    assert b"9.0" not in workers.requests[0].content
+    assert job["status"] == "completed"
+    sent = parts(workers.requests[1].headers["content-type"], workers.requests[1].content)
+    form = EditRequest.model_validate({name: content.decode() for name, filename, content in sent if filename is None})
+    assert (form.size, form.deterministic, form.user, form.style) == (None, True, "a", None)
+    refused = gateway.client.post("/v1/jobs", json={"steps": [{"route": "/v1/videos", "body": {"num_frames": 9.0}}]})
+    assert error_of(refused)["code"] == "invalid_type"
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.gateway.conftest import PNG, Gateway, Workers, error_of, pieces, served
+from tests.gateway.test_jobs import create, ended, works
 from tests.gateway.test_keys import Start
 from tests.gateway.test_media import EDITS, parts
 
 DATA = "data:image/png;base64," + base64.b64encode(PNG).decode()
 JSON = {"content-type": "application/json"}
-MESHES, VIDEOS = "/v1/3d/generations", "/v1/videos"
+MESHES, VIDEOS, DRAWN = "/v1/3d/generations", "/v1/videos", "/v1/images/generations"
 
 
 @dataclass
@@ -58,6 +59,11 @@ def sent(workers: Workers) -> list[tuple[str, str | None, bytes]]:
     return sorted(parts(request.headers["content-type"], request.content))
 
 
+def files_in(request: httpx.Request) -> list[tuple[str, bytes]]:
+    found = parts(request.headers["content-type"], request.content)
+    return sorted((name, content) for name, filename, content in found if filename is not None)
+
+
 def test_an_edit_may_name_its_pictures(gateway: Gateway, workers: Workers, site: Site) -> None:
     answer = edit(gateway.client, site.url, mask={"image_url": DATA}, n=2, stream=False, seed=None)
 
@@ -87,6 +93,48 @@ def test_meshes_and_films_may_name_theirs(gateway: Gateway, site: Site) -> None:
 
     assert [mesh.status_code, film.status_code, own.status_code] == [202, 200, 200]
     assert len(site.asked) == 2
+
+
+def test_steps_of_a_chain_may_name_theirs(gateway: Gateway, workers: Workers, site: Site) -> None:
+    works(workers, files={EDITS: (("image", "image/png", b"drawn"),)})
+    named = {"image_url": site.url}
+    chains = [
+        [{"route": EDITS, "body": {"prompt": "a", "images": [named], "mask": {"image_url": DATA}}}],
+        [{"route": VIDEOS, "body": {"input_reference": named}}],
+        [{"route": MESHES, "body": {"image": site.url}}],
+        [{"route": DRAWN, "body": {"prompt": "a"}}, {"route": EDITS, "body": {"prompt": "a", "mask": named}}],
+    ]
+    for steps in chains:
+        job = ended(gateway.client, create(gateway.client, "/v1/jobs", {"steps": steps})["id"])
+        assert job["status"] == "completed", job["error"]
+    edited, filmed, meshed, _, masked = workers.requests
+
+    assert len(site.asked) == 4
+    assert files_in(edited) == [("image[]", PNG), ("mask", PNG)]
+    assert files_in(filmed) == [("input_reference", PNG)]
+    assert json.loads(meshed.content)["image"] == base64.b64encode(PNG).decode()
+    assert json.loads(meshed.content)["model"] == "shap-e-img2img"
+    assert files_in(masked) == [("image", b"PNG"), ("mask", PNG)]
+
+
+def test_a_chains_links_are_guarded_as_others_are(start: Start, workers: Workers, site: Site) -> None:
+    named = {"image_url": site.url}
+    steps = {
+        "images": {"route": EDITS, "body": {"prompt": "a", "images": [named]}},
+        "input_reference": {"route": VIDEOS, "body": {"input_reference": named}},
+        "image": {"route": MESHES, "body": {"image": site.url}},
+    }
+    for settings in ({"image_urls": False, "allowed_networks": "127.0.0.1/32"}, {"image_urls": True}):
+        client = start(**settings).client
+        for param, step in steps.items():
+            error = error_of(client.post("/v1/jobs", json={"steps": [step]}))
+            assert (error["param"], error["code"]) == (param, "url_not_allowed")
+    again = {"route": EDITS, "body": {"prompt": "a", "images": [named]}}
+    drawn = {"route": DRAWN, "body": {"prompt": "a"}}
+
+    assert error_of(client.post("/v1/jobs", json={"steps": [drawn, again]}))["param"] == "steps.1.images"
+    assert site.asked == []
+    assert workers.requests == []
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -188,6 +236,7 @@ def test_pictures_are_together_as_large_as_one(gateway: Gateway, site: Site) -> 
         (EDITS, {"prompt": "a", "images": [DATA], "mask": 7}, "mask"),
         (EDITS, {"prompt": ["a"], "images": [DATA]}, "prompt"),
         (EDITS, {"prompt": "a", "images": [DATA], "strength": 2}, "strength"),
+        (EDITS, {"prompt": "a", "images": [DATA], "n": "2"}, "n"),
         (VIDEOS, {"input_reference": {"file_id": "file-1"}}, "input_reference"),
         (MESHES, {"image": "data:image/png;base64,?"}, "image"),
         (MESHES, {"image": "ftp://example.com/a.png"}, "image"),

@@ -108,11 +108,11 @@ def test_a_chat_has_a_longest_length_too() -> None:
     def chat(*lengths: int) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": "a" * length} for length in lengths]}
 
-    assert is_accepted(ChatRequest, chat(32_000, 32_000, 32_000, 32_000))
-    assert complaint(ChatRequest, chat(32_000, 32_000, 32_000, 32_000, 1))[0] == (
+    assert is_accepted(ChatRequest, chat(MAX_CHARACTERS))
+    assert complaint(ChatRequest, chat(MAX_CHARACTERS, 1))[0] == (
         f"messages: must have at most {MAX_CHARACTERS} characters together, not {MAX_CHARACTERS + 1}"
     )
-    assert complaint(ChatRequest, chat(32_001))[1] == "messages.0.content"
+    assert complaint(ChatRequest, chat(MAX_CHARACTERS + 1))[1] == "messages.0.content"
     assert is_accepted(ChatRequest, chat(*[1] * 256))
     assert complaint(ChatRequest, chat(*[1] * 257))[1] == "messages"
 

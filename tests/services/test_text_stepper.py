@@ -486,8 +486,9 @@ def test_a_prompt_may_be_numbers_of_tokens(stepper: TextStepper, llama: Llama) -
 
     assert text_of(made, 0) == llama.tokenizer.decode(tokens) + text_of(as_text)
     assert counted(made)[0] == 2 * len(tokens) - 1
-    with pytest.raises(InvalidRequest, match="does not know token 99999"):
-        alone(stepper, completion([1, 99_999]))
+    for unknown in (99_999, 2**63):
+        with pytest.raises(InvalidRequest, match=f"does not know token {unknown}"):
+            alone(stepper, completion([1, unknown]))
 
 
 @pytest.mark.parametrize("max_tokens", [0, 3])
