@@ -15,6 +15,7 @@ from gateway.admission import begin, pass_ours
 from gateway.artefacts.download import download
 from gateway.bodies import checked, read_object
 from gateway.events import END, Events, event
+from gateway.fitting import FILM_OF, NewVideo, film, mesh_model
 from gateway.jobs.books import reservation
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
@@ -27,7 +28,7 @@ from gateway.state import State, StateOf, wired
 from services.audio.schema import SpeechRequest
 from services.image.schema import EditRequest, ImageRequest
 from services.mesh.schema import MeshRequest
-from services.registry import Task, models_of
+from services.registry import Task
 from services.schema import Body, GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 from services.video.schema import VideoRequest
@@ -50,10 +51,9 @@ ROUTES: Mapping[str, tuple[Task, type[GenerationRequest]]] = {
     "/v1/audio/speech": ("audio", SpeechRequest),
     "/v1/images/generations": ("image", ImageRequest),
     "/v1/images/edits": ("image", EditRequest),
-    "/v1/videos": ("video", VideoRequest),
+    "/v1/videos": ("video", NewVideo),
     "/v1/3d/generations": ("mesh", MeshRequest),
 }
-FILM_OF = "input_reference"
 FORMS = frozenset({"/v1/images/edits", "/v1/videos"})
 # What the output of a task is to a route, by the name of the field that takes it.
 TAKES: Mapping[tuple[Task, str], str] = {
@@ -68,7 +68,6 @@ TAKES: Mapping[tuple[Task, str], str] = {
 FILES = frozenset({("image", "/v1/images/edits"), ("image", "/v1/videos")})
 STANDS_FOR_TEXT = "x" * 2000  # the longest that the step before can answer: checked and reserved for
 STANDS_FOR_PICTURE = "AAAA"  # in base64
-BY_PICTURE = "shap-e-img2img"  # makes meshes of pictures
 
 
 class ChainStep(Body):
@@ -140,10 +139,12 @@ async def ordered(request: Request, state: State, body: NewJob) -> list[Order]:
         given = {**kept, takes: stands_for} if takes is not None and not is_file else kept
         parsed = checked(given, ROUTES[step.route][1])
         model = parsed.model
-        if model is None and task == "mesh" and "image" in given:
-            model = BY_PICTURE
-        elif model is None and step.route == "/v1/videos" and not is_file:
-            model = text_to_video(state)
+        if isinstance(parsed, NewVideo):
+            model, fields = film(state, parsed, has_picture=is_file)
+            parsed = checked(fields, VideoRequest)
+            kept = {name: value for name, value in fields.items() if name != takes}
+        elif isinstance(parsed, MeshRequest):
+            model = mesh_model(state, parsed)
         state.catalog.serving(task, model)
         with named(request, number):
             await pass_ours(request, state, task, parsed, model)
@@ -202,12 +203,6 @@ def takes_of(number: int, step: ChainStep, before: Task | None) -> str | None:
     if takes in step.body:
         raise unfit(number, takes, "is what the step before makes; leave it out")
     return takes
-
-
-def text_to_video(state: State) -> str:
-    """The model that films a prompt: the one whose defaults say how strictly."""
-    models = models_of("video", state.models)
-    return next((model.id for model in models if "guidance_scale" in model.defaults), models[0].id)
 
 
 def unfit(number: int, field: str, sentence: str) -> RequestValidationError:

@@ -33,6 +33,8 @@ Start = Callable[..., Gateway]
 PROMPT = {"prompt": "a chair"}
 MESH = "/v1/3d/generations"
 FILM = b"a film of some length"
+DRAWN = {"route": "/v1/images/generations", "body": PROMPT}
+PICTURES_TO_FILMS = "stable-video-diffusion-img2vid"
 
 
 def sent(name: str, **data: Any) -> bytes:
@@ -165,10 +167,10 @@ def test_whatever_is_asked_for_can_be_a_job(gateway: Gateway, workers: Workers) 
         ),
     ]
 
-    assert [each.status_code for each in asked] == [202, 202, 202, 200]
+    assert [each.status_code for each in asked] == [202, 202, 202, 200], [each.text for each in asked]
     for each in asked:
         job = ended(gateway.client, each.json()["id"])
-        assert (job["status"], each.headers["location"]) == ("completed", f"/v1/jobs/{job['id']}")
+        assert (job["status"], each.headers["location"]) == ("completed", f"/v1/jobs/{job['id']}"), job
     chat = next(each for each in workers.requests if each.url.path == "/v1/chat/completions")
     assert "stream" not in json.loads(chat.content)
 
@@ -226,12 +228,29 @@ def test_a_step_is_sent_as_it_was_checked(gateway: Gateway, workers: Workers) ->
         ([{"route": "/v1/keys"}], "steps.0.route"),
         ([{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/chat/completions"}], "steps.1.route"),
         ([{"route": "/v1/images/generations", "body": {"prompt": "a", "size": "1x1"}}], "size"),
+        ([DRAWN, {"route": "/v1/videos", "body": {"model": "wan2.1-t2v-1.3b"}}], "input_reference"),
+        ([{"route": "/v1/videos", "body": {**PROMPT, "model": PICTURES_TO_FILMS}}], "input_reference"),
+        ([{"route": "/v1/videos", "body": {**PROMPT, "num_frames": 10}}], "num_frames"),
+        ([DRAWN, {"route": MESH, "body": {"model": "shap-e"}}], "image"),
+        ([{"route": MESH, "body": {**PROMPT, "model": "shap-e-img2img"}}], "image"),
     ],
 )  # fmt: skip
 def test_a_chain_that_cannot_be_is_refused_before_it_begins(client: httpx.Client, steps: list[Any], param: str) -> None:
     refused = client.post("/v1/jobs", json={"steps": steps})
 
     assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+
+
+def test_a_step_is_filled_in_as_its_route_would_fill_it_in(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    steps = [DRAWN, {"route": "/v1/videos", "body": {"seconds": 2, "size": "64x64"}}]
+    job_id = create(gateway.client, "/v1/jobs", {"steps": steps})["id"]
+    ended(gateway.client, job_id)
+    alone = gateway.client.post("/v1/videos", data={"seconds": "2", "size": "64x64"}, files={"input_reference": b"PNG"})
+    ended(gateway.client, alone.json()["id"])
+
+    shown = [gateway.client.get(f"/v1/videos/{each}").json() for each in (job_id, alone.json()["id"])]
+    assert [(each["seconds"], each["size"]) for each in shown] == [("2", "64x64")] * 2
 
 
 def test_the_same_key_and_body_are_the_same_job(gateway: Gateway, workers: Workers) -> None:
