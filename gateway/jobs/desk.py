@@ -319,7 +319,7 @@ class Desk:
         cancelled = await self._store.cancel(job.id, visible_to(request))
         if cancelled is None:
             return await self.get(request, job.id)
-        await self._foreman.drop(job.id)
+        await self._foreman.drop(cancelled)
         return cancelled
 
     @or_unavailable

@@ -83,9 +83,10 @@ class Foreman:
         """Look for jobs at once."""
         self._wake.set()
 
-    async def drop(self, job_id: str) -> None:
-        """Close the call of a job that has been cancelled, if it is ours."""
-        await self._drop([job_id])
+    async def drop(self, job: Job) -> None:
+        """Close the call of a job that has been cancelled, if it is ours; not that of one begun again since."""
+        if job.id in self._running and self._running[job.id][0].attempt <= job.attempt:
+            await self._drop([job.id])
 
     async def _drop(self, job_ids: list[str]) -> None:
         tasks = [self._running[job_id][1] for job_id in job_ids if job_id in self._running]

@@ -259,12 +259,14 @@ class Job:
     @property
     def was_cancelled(self) -> tuple[Cancelled, ...]:
         """All attempts that were cancelled, so far as anybody may still hear of them; the last one first."""
+        if self.state != "cancelled" or self.executor == NOBODY:  # what was made by then is paid, or lost
+            return self.cancelled
         last = Cancelled(self.attempt, self.step, self.request_id, self.accepted_by)
-        return ((last,) if self.state == "cancelled" else ()) + self.cancelled[:MAX_CANCELLED]
+        return (last, *self.cancelled)[:MAX_CANCELLED]
 
     def at(self, attempt: Cancelled) -> Self:
         """The job as it was then."""
-        return replace(self, **vars(attempt))
+        return replace(self, **vars(attempt), task=self.steps[attempt.step].task)
 
     @property
     def has_ended(self) -> bool:

@@ -109,6 +109,40 @@ def test_it_is_paid_also_where_the_job_has_begun_again(gateway: Gateway, workers
     assert spent(gateway) == 14
 
 
+def test_a_step_that_was_paid_is_not_paid_by_the_cancelling_of_the_next(start: Start, workers: Workers) -> None:
+    gateway = start(internal_token=TOKEN, job_concurrency_by_task={"video": 0})  # nobody takes the second step
+    works(workers)
+    steps = [{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/videos"}]
+    answer = gateway.client.post("/v1/jobs", json={"steps": steps})
+    job_id = answer.json()["id"]
+    until(gateway.client, job_id, lambda job: job["step"] == 2)
+    gateway.client.post(f"/v1/jobs/{job_id}/cancel")
+    post(gateway, receipt(f"{CALLS}{job_id}", modality="image", units={"pixel_steps": 7}))
+
+    assert request_of(gateway, answer)["units"] == {"pixel_steps": 7}
+
+
+def test_a_cancelled_step_is_paid_in_its_own_unit(gateway: Gateway, workers: Workers, key: dict[str, str]) -> None:
+    gate: Future[None] = Future()
+
+    async def answer_step(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/videos":
+            return workers.stream(sent("started"), sent("progress", step=1, steps=2), opened(gate))
+        files = b"".join(a_file(*each) for each in MADE[request.url.path])
+        return workers.stream(files + sent("done", usage={"pixel_steps": 7}))
+
+    workers.answer = answer_step
+    steps = [{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/videos", "body": {"num_frames": 9}}]
+    job_id = create(gateway.client, "/v1/jobs", {"steps": steps}, headers=key)["id"]
+    until(gateway.client, job_id, lambda job: job["step"] == 2 and bool(job["step_progress"]))
+    gateway.client.post(f"/v1/jobs/{job_id}/cancel")
+    gateway.client.post(f"/v1/jobs/{job_id}/retry", headers=key)
+    gateway.client.post(f"/v1/jobs/{job_id}/cancel")
+    post(gateway, receipt(f"{CALLS}{job_id}", attempt=2, modality="video", units={"frames": 3}, ending="left"))
+
+    assert spent(gateway, "frames") == 3
+
+
 def test_a_chain_is_paid_step_by_step_also_the_one_that_was_cancelled(
     gateway: Gateway, workers: Workers, key: dict[str, str]
 ) -> None:
