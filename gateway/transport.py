@@ -62,7 +62,7 @@ class LiveConnector(aiohttp.TCPConnector):
             if not was_idle:
                 raise aiohttp.ClientConnectorError(req.connection_key, ConnectionResetError("closed at once"))
         self._used.add(connection.protocol)
-        del under_way.get().extensions[UNSENT]
+        under_way.get().extensions.pop(UNSENT, None)  # may be there once already: aiohttp repeats some requests
         return connection
 
 
