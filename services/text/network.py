@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from services.errors import ModelUnavailable
 from services.text.linear import ROWS, Packing, pack
 from services.text.rows import ATTENTION, Feeds, Row, register
 
+VECTORS = 32  # numbers that a processor with AVX-512 takes at once, such as in an activation
 PROBE = 9  # tokens of the forward by which a model is judged
 CLOSE = 0.05  # how far any score may be off then, of the scores' standard deviation
 UNBOUNDED = 131_072  # tokens of context, where a model remembers without positions and names no end
@@ -68,7 +70,7 @@ class Network:
         self.generation: Any = self._network.generation_config
         self.context = int(getattr(self._config, "max_position_embeddings", UNBOUNDED))
         self.vocabulary_size = int(self._config.vocab_size)
-        self._multiple = ROWS if packing == "float16" else 1
+        self._multiple = 1 if packing == "none" else self._rows_of_whole_vectors(ROWS if packing == "float16" else 1)
         self.shares = self._can_share()
         reason = None if self.shares else self._why_not_at_all()
         if reason is not None and packing != "none":
@@ -129,6 +131,14 @@ class Network:
 
     def _tensor(self, values: Sequence[Any]) -> torch.Tensor:
         return torch.tensor(values, device=self._device)
+
+    def _rows_of_whole_vectors(self, rows: int) -> int:
+        """The least multiple of `rows` of which no layer leaves numbers over that the processor takes one by one.
+
+        Those come out otherwise, and which ones they are depends on how many rows there are.
+        """
+        widths = {getattr(self._config, name, None) or VECTORS for name in ("hidden_size", "intermediate_size")}
+        return next(number for number in count(rows, rows) if not any(number * width % VECTORS for width in widths))
 
     def _can_share(self) -> bool:
         """Whether attention can be taken apart: the cache is plain, and the scores are the same."""
