@@ -359,7 +359,9 @@ def test_budgets_are_reserved_at_acceptance_and_settled_by_what_was_made(gateway
 
     assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
     assert used(gateway, key) == 9
-    looks = (gateway.client.get("/v1/usage?limit=1000").json()["data"] for _ in range(1000))  # rows are written in batches
+    looks = (
+        gateway.client.get("/v1/usage?limit=1000").json()["data"] for _ in range(1000)
+    )  # rows are written in batches
     units = next(found for rows in looks if (found := [row["units"] for row in rows if row["units"]]))
     assert units == [{"frames": 9}]
 
