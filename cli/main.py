@@ -24,6 +24,7 @@ def main() -> None:
         app.command()(command)
     app.add_typer(jobs.app, name="jobs")
     app.add_typer(keys.app, name="keys")
+    app.add_typer(models, name="models")
     try:
         app(prog_name="atelier")
     except CommandError as error:
@@ -56,12 +57,29 @@ def serve(task: Annotated[str, typer.Argument(help="text, audio, image, video or
     become_worker(Settings.read(), task)
 
 
-@app.command()
-def models(as_json: generate.AsJson = False, url: Url = DEFAULT_URL, key: Key = "") -> None:
-    """List the models that the key may use."""
+models = typer.Typer(help="List the models that the key may use.", rich_markup_mode=None)
+
+
+@models.callback(invoke_without_command=True)
+def list_models(
+    context: typer.Context, as_json: generate.AsJson = False, url: Url = DEFAULT_URL, key: Key = ""
+) -> None:
+    """List the models that the key may use, or do one of the following."""
     from cli.models import print_models
 
-    print_models(Server(url, key), as_json=as_json)
+    if context.invoked_subcommand is None:
+        print_models(Server(url, key), as_json=as_json)
+
+
+@models.command()
+def pull(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="None: those that a start loads.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All models of the registry.")] = False,
+) -> None:
+    """Download weights from the hub onto this machine, or go on with it; check what is here."""
+    from cli.pulling import pull as fetch  # needs the hub's library, which a client's machine need not have
+
+    fetch(ids or [], every=every)
 
 
 @app.command()

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
@@ -20,8 +20,11 @@ from gateway.leases import Leases, MemoryLeases
 
 logger = logging.getLogger("atelier.gateway")
 
+T = TypeVar("T")
+
 WhenDown = Literal["allow", "refuse"]
 ANSWER_SECONDS = 0.5  # for a Redis to answer; a request that finds out that it hangs is held up so long
+STALL_SECONDS = 0.05  # for an answer to be read that lies there since the event loop stood still
 DOWN_SECONDS = 1.0  # for which a Redis that did not answer is not asked again
 LIMIT, REMAINING, RESET = (f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset"))
 RATE_HEADERS = (LIMIT, REMAINING, RESET)
@@ -77,12 +80,29 @@ class Limits:
             return {}
         item = PerMinute(caller.requests_per_minute)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                window = await self._rates.get_window_stats(item, caller.id)
+            window = await self._answered(self._rates.get_window_stats(item, caller.id))
         except self._away:
             self._note_down()
             return {}
         return {LIMIT: str(item.amount), REMAINING: str(window.remaining), RESET: f"{seconds_to(window.reset_time)}s"}
+
+    async def _answered(self, asked: Coroutine[Any, Any, T]) -> T:
+        """Wait for Redis, or ask the memory; time in which our own event loop stood still is none that Redis took.
+
+        Raises:
+            TimeoutError: no answer in time.
+        """
+        if not self._away:
+            return await asked
+        task = asyncio.create_task(asked)
+        try:
+            for seconds in (ANSWER_SECONDS, STALL_SECONDS):
+                await asyncio.wait({task}, timeout=seconds)
+                if task.done():
+                    return await task
+        finally:
+            task.cancel()
+        raise TimeoutError("Redis does not answer")
 
     def _note_down(self) -> None:
         self._is_down, self._down_until = True, time.monotonic() + DOWN_SECONDS
@@ -100,14 +120,13 @@ class Limits:
             raise RateLimited(f"this key may have {num_places} generations under way at once; wait for one to end", 1)
         until.push_async_callback(self._leases.give_back, key_id, place)
 
-    async def _unless_down(self, counted: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    async def _unless_down(self, counted: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Let what would be counted go uncounted while Redis is down, or refuse it, as the operator has set."""
         if time.monotonic() >= self._down_until:
             if self._is_down:
                 self._note_down()  # the others shall not wait for what one finds out
             try:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    await counted(*arguments)
+                await self._answered(counted(*arguments))
             except RateLimited:
                 self._is_down, self._down_until = False, 0.0
                 raise

@@ -58,13 +58,14 @@ class Moderator:
         """
         try:
             verdicts = await self._ask(moderation, prompts)
+            if any(verdict.flagged for verdict in verdicts.results):
+                raise ContentRefused(REFUSAL)
+            if len(verdicts.results) < len(prompts):
+                raise httpx.DecodingError("not all prompts have a verdict")
         except (httpx.HTTPError, TimeoutError, ValidationError) as error:
             logger.warning("the moderation gave no usable answer: %s", type(error).__name__)
             if moderation.when_down == "refuse":
                 raise ModerationUnavailable("prompts cannot be checked right now; try again later") from error
-            return
-        if any(verdict.flagged for verdict in verdicts.results):
-            raise ContentRefused(REFUSAL)
 
     async def _ask(self, moderation: Moderation, prompts: Sequence[str]) -> Verdicts:
         body: dict[str, Any] = {"input": list(prompts)}

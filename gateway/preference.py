@@ -19,6 +19,13 @@ def prefers_job(scope: Scope) -> bool:
     return bool(scope.get("is_job")) or "respond-async" in preferences(scope)
 
 
+def applied(scope: Scope) -> dict[str, str]:
+    """Say which preference was followed, where a client has one that means something here."""
+    if seconds := seconds_to_wait(scope):
+        return {"preference-applied": f"wait={seconds}"}
+    return {"preference-applied": "respond-async"} if "respond-async" in preferences(scope) else {}
+
+
 def seconds_to_wait(scope: Scope) -> int:
     """How long the client would wait for the job's end before it is answered."""
     found = [int(match[2][:9]) for match in map(WAIT.fullmatch, preferences(scope)) if match]

@@ -20,6 +20,7 @@ SHARED = frozenset({"services.logs", "services.registry", "services.schema", "se
 ON_THIS_MACHINE = {
     "cli/up.py": {"services", "services.registry"},
     "cli/preflight.py": {"services.registry"},
+    "cli/pulling.py": {"services.engine.hub", "services.errors", "services.registry"},
     "cli/settings.py": {"services.registry"},
     "deploy/build.py": {"services.registry"},
     "benchmarks/checkpoints.py": {

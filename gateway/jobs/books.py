@@ -3,11 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, Text, cast, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.budgets.ledger import release_in, settle_in
-from gateway.jobs.schema import GatewayRow, Job, JobRow, Outcome
+from gateway.jobs.schema import GatewayRow, Job, JobRow, Outcome, readable
 from gateway.jobs.statements import COLUMNS
 from gateway.usage.log import unavailable
 from gateway.usage.receipts import write
@@ -28,7 +28,7 @@ class Books:
         self._database = database
 
     async def take(self, calls: Sequence[Receipt]) -> None:
-        """Take what workers say of calls: those of jobs that were cancelled are paid for as far as they got.
+        """Take what workers say of calls: those that were cancelled are paid for as far as they got.
 
         Jobs that are done pay what they have come to, once; calls that were lost cost nobody anything.
 
@@ -37,13 +37,14 @@ class Books:
         """
         by_call = {(call.request_id.removeprefix(CALLS), call.attempt): call for call in calls}
         among = JobRow.id.in_({job_id for job_id, _ in by_call})
+        has_cancelled = or_(JobRow.state == "cancelled", cast(JobRow.cancelled, Text) != "[]")
         with unavailable():
             async with self._database.begin() as connection:
-                for job in await _locked(connection, among, JobRow.state == "cancelled"):
-                    receipt = by_call.get((job.id, min(job.attempt, MAX_ATTEMPT)))
-                    if receipt is not None:
-                        names = {"request_id": job.request_id, "attempt": job.step + 1}
-                        await pay(connection, job, receipt.model_copy(update=names))
+                for job in await _locked(connection, among, has_cancelled):
+                    for each in job.was_cancelled:
+                        receipt = by_call.get((job.id, min(each.attempt, MAX_ATTEMPT)))
+                        if receipt is not None:
+                            await pay(connection, job.at(each), receipt.model_copy(update=each.names))
 
     async def write_lost_rows(self) -> None:
         """Give receipts of jobs the usage rows that they lack, as the gateways that were to write them are dead."""
@@ -63,10 +64,9 @@ async def pay(connection: AsyncConnection, job: Job, receipt: Receipt) -> None:
     if job.caller:  # others have no budgets
         units = receipt.units.get(UNITS[job.task], 0)
         await settle_in(connection, reservation(job.request_id, job.step), 1, units)
-    if job.accepted_by != job.executor:
-        lost = select(JobRow.seq).where(JobRow.seq == job.seq, _accepted_by_dead())
-        if await connection.scalar(lost) is not None:
-            await _write_row(connection, job)
+    living = select(GatewayRow.id).where(GatewayRow.id == job.accepted_by)
+    if job.accepted_by != job.executor and await connection.scalar(living) is None:
+        await _write_row(connection, job)
 
 
 async def give_back(connection: AsyncConnection, job: Job) -> None:
@@ -125,7 +125,7 @@ def record_of(job: Job) -> Record:
 async def _locked(connection: AsyncConnection, *wanted: ColumnElement[bool]) -> list[Job]:
     """Look jobs up such that nobody else gets further with them until the transaction ends."""
     locked = update(JobRow).where(*wanted).values(request_id=JobRow.request_id).returning(*COLUMNS)
-    return [Job.of(row) for row in await connection.execute(locked)]
+    return readable(await connection.execute(locked))
 
 
 async def _write_row(connection: AsyncConnection, job: Job) -> None:

@@ -38,7 +38,7 @@ logger = logging.getLogger("atelier.jobs")
 MAX_INLINE = 16_384  # bytes of a body that lie in the table; what is longer is a file
 STREAMED = frozenset({"stream", "stream_options", "partial_images", "stream_format"})  # of no use to a job
 SEEDED: frozenset[Task] = frozenset({"audio", "image", "video", "mesh"})
-PAYS = timedelta(seconds=60)  # that the row of a deleted job stays, hidden: receipts of its call are still to come
+STAYS = timedelta(minutes=15)  # as what a deleted job still is in the table
 LOOK_SECONDS = 1.0  # between two looks for what other gateways have done
 
 
@@ -284,11 +284,12 @@ class Desk:
                 yield change
             if changes and changes[-1].state in ENDED:
                 return  # and may be deleted by now
-            job = await self.get(request, job.id)
-            if job.has_ended:
+            found = await self._store.get(job.id, visible_to(request))
+            if found is None or found.has_ended:  # or is deleted, and its end was still to be read
                 if not await self._store.changes(job, after):
                     return
                 continue
+            job = found
             if live is None or live.is_over:
                 seen = await self.seen(job)
                 if seen.version != version:
@@ -338,16 +339,16 @@ class Desk:
 
     @or_unavailable
     async def delete(self, request: Request, job: Job) -> None:
-        """Cancel a job if need be, and delete it with its files; what it had made by then is paid for."""
-        was_open = not job.has_ended
-        await self.cancel(request, job)
-        pays_until = datetime.now(UTC) + (PAYS if was_open else timedelta())
-        if await self._store.mark_deleted(job.id, visible_to(request), pays_until) is None:
-            return
-        if was_open:
-            await self.artefacts.delete(job.id)
-        else:
-            await self._foreman.remove(job.id)
+        """Cancel a job if need be, and delete it with its files; what it had made by then is paid for.
+
+        Its row stays for a while, hidden: receipts may still come, and who turns pages may go on from it.
+
+        Raises:
+            NoSuchJob: somebody else has deleted it meanwhile.
+        """
+        while await self._store.mark_deleted(job.id, visible_to(request), datetime.now(UTC) + STAYS) is None:
+            job = await self.cancel(request, job)  # also where it is begun again meanwhile
+        await self.artefacts.delete(job.id)
 
 
 def visible_to(request: Request) -> str | None:

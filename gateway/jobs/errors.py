@@ -6,6 +6,7 @@ GatewayError
 ├── NotDone              409  come back when the job has ended
 ├── NotRetriable         409  nothing: the job is under way, or done
 ├── IdempotencyMismatch  409  choose another key
+├── UnreadableJob        503  come back, or ask a gateway of the other version
 └── JobsUnavailable      503  come back: the database does not answer
 """
 
@@ -40,6 +41,12 @@ class IdempotencyMismatch(GatewayError):
     """The key stands for another request."""
 
     status, code, param = 409, "idempotency_key_reused", "Idempotency-Key"
+
+
+class UnreadableJob(GatewayError):
+    """The row is of another version of the gateway."""
+
+    status, code, should_retry, retry_after = 503, "job_unreadable", True, 60
 
 
 class JobsUnavailable(GatewayError):

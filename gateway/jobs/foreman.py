@@ -28,6 +28,7 @@ BEAT_SECONDS = 2.0
 DEAD_SECONDS = 8.0  # without a beat, and a gateway's jobs go on elsewhere
 SWEEP_SECONDS = 15.0
 HOOK_SECONDS = 1.0
+HOOKS_AT_ONCE, HOOKS_OF_ONE = 64, 8  # deliveries: of all, and of one caller (twice that for a moment)
 HOOK_LEASE = timedelta(seconds=60)  # for a delivery; who is killed in one leaves it to others after that
 KINDS = {"/v1/videos": "video", "/v1/3d/generations": "mesh"}  # what events are called by; others are jobs
 
@@ -225,12 +226,30 @@ class Foreman:
         await self._store.forget(job_id)
 
     async def _delivering(self) -> None:
-        while True:
+        """Deliver as many at once as there is room for; nobody waits for another caller's receivers."""
+        under_way: Counter[str] = Counter()
+
+        async def deliver(job: Job) -> None:
             try:
-                await asyncio.gather(*map(self._tell, await self._store.due(datetime.now(UTC), HOOK_LEASE)))
+                await self._tell(job)
             except AWAY as error:
-                logger.warning("jobs: webhooks have to wait: %s", type(error).__name__)
-            await asyncio.sleep(HOOK_SECONDS)
+                logger.warning("job %s: its webhook has to wait: %s", job.id, type(error).__name__)
+            finally:
+                under_way[job.turn] -= 1
+
+        async with asyncio.TaskGroup() as deliveries:
+            while True:
+                busy = [turn for turn, number in under_way.items() if number >= HOOKS_OF_ONE]
+                number = HOOKS_AT_ONCE - under_way.total()
+                try:
+                    for job in await self._store.due(
+                        datetime.now(UTC), HOOK_LEASE, number=number, of_one=HOOKS_OF_ONE, busy=busy
+                    ):
+                        under_way[job.turn] += 1
+                        deliveries.create_task(deliver(job))
+                except AWAY as error:
+                    logger.warning("jobs: webhooks have to wait: %s", type(error).__name__)
+                await asyncio.sleep(HOOK_SECONDS)
 
     async def _tell(self, job: Job) -> None:
         assert job.hook_url is not None and job.completed_at is not None  # noqa: S101, PT018 - as it is due

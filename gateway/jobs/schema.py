@@ -1,7 +1,8 @@
 """A job as it lies in the database, and the tables around it; knows no HTTP."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal, Self
 
@@ -10,11 +11,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from gateway.artefacts.store import Artefact
 from gateway.database.types import Line, Serial, Tables, UtcDateTime
+from gateway.jobs.errors import UnreadableJob
 from services.registry import Task
+
+logger = logging.getLogger("atelier.jobs")
 
 JobState = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 OPEN: Final[tuple[JobState, ...]] = ("queued", "in_progress")
 ENDED: Final[tuple[JobState, ...]] = ("completed", "failed", "cancelled")
+MAX_CANCELLED: Final = 20  # attempts that are remembered
 NOBODY: Final = ""  # as an executor: whoever has a place may take the job
 
 
@@ -68,6 +73,8 @@ class JobRow(Tables):
     hook_at: Mapped[datetime | None] = mapped_column(UtcDateTime, index=True)
     """When the webhook is to be tried; None: there is nothing to tell, or no more."""
     hook_tries: Mapped[int]
+    cancelled: Mapped[Any] = mapped_column(JSON, nullable=False, server_default="[]")
+    """Attempts that were cancelled before it began again: each is paid by the request that it was made for."""
 
 
 class EventRow(Tables):
@@ -164,6 +171,28 @@ class Step:
         )
 
 
+@dataclass(frozen=True)
+class Cancelled:
+    """An attempt that was cancelled, and whose job has begun again since.
+
+    Args:
+        attempt: its number.
+        step: that it was for.
+        request_id: of the request that it was for.
+        accepted_by: the gateway that writes that down.
+    """
+
+    attempt: int
+    step: int
+    request_id: str
+    accepted_by: str
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """What its receipt goes by."""
+        return {"request_id": self.request_id, "attempt": self.step + 1}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A row of the table."""
@@ -204,11 +233,19 @@ class Job:
     hook_url: str | None
     hook_at: datetime | None
     hook_tries: int
+    cancelled: tuple[Cancelled, ...]
 
     @classmethod
     def of(cls, row: Any) -> Self:
-        """Read a row."""
-        return cls.made(row._mapping)
+        """Read a row.
+
+        Raises:
+            UnreadableJob: another version has written it.
+        """
+        try:
+            return cls.made(row._mapping)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise UnreadableJob("this job was written by another version of the gateway, which can read it") from error
 
     @classmethod
     def made(cls, columns: Mapping[str, Any]) -> Self:
@@ -216,7 +253,18 @@ class Job:
         kept = dict(columns)
         kept["steps"] = tuple(map(Step.of, kept["steps"]))
         kept["outputs"] = tuple(map(Output.of, kept["outputs"]))
+        kept["cancelled"] = tuple(Cancelled(**each) for each in kept["cancelled"])
         return cls(**kept)
+
+    @property
+    def was_cancelled(self) -> tuple[Cancelled, ...]:
+        """All attempts that were cancelled, so far as anybody may still hear of them; the last one first."""
+        last = Cancelled(self.attempt, self.step, self.request_id, self.accepted_by)
+        return ((last,) if self.state == "cancelled" else ()) + self.cancelled[:MAX_CANCELLED]
+
+    def at(self, attempt: Cancelled) -> Self:
+        """The job as it was then."""
+        return replace(self, **vars(attempt))
 
     @property
     def has_ended(self) -> bool:
@@ -230,6 +278,17 @@ class Job:
             return next((each for each in self.outputs if each.step == wanted), None)
         found = (each for each in reversed(self.outputs) if each.variant == variant and step in (None, each.step))
         return next(found, None)
+
+
+def readable(rows: Iterable[Any]) -> list[Job]:
+    """Read those rows that can be read: one of another version shall not hold up the others."""
+    jobs = []
+    for row in rows:
+        try:
+            jobs.append(Job.of(row))
+        except UnreadableJob:
+            logger.exception("job %s cannot be read", row.id)
+    return jobs
 
 
 @dataclass(frozen=True)

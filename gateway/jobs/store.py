@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from secrets import randbelow
 from typing import Any, Self, cast
 
-from sqlalchemy import ColumnElement, Executable, case, delete, insert, literal, select, update
+from sqlalchemy import ColumnElement, Executable, case, delete, func, insert, literal, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -29,6 +29,7 @@ from gateway.jobs.schema import (
     JobState,
     Outcome,
     UploadRow,
+    readable,
 )
 from gateway.jobs.statements import COLUMNS
 from services.schema import Receipt
@@ -39,6 +40,7 @@ AWAY = (SQLAlchemyError, OSError)  # OSError: a server that does not answer
 NOT_YET = ("started_at", "completed_at", "expires_at", "seed", "hook_at", "error")
 UNASKED = ("places", "idempotency", "hook_url")
 BATCH_ROWS = 100
+UNREADABLE_PAUSE = timedelta(seconds=60)  # before a job is looked at again that another version has written
 
 
 def fresh() -> dict[str, Any]:
@@ -92,7 +94,8 @@ class Store:
             JobsUnavailable: the files were given up meanwhile, as others took us for dead.
         """
         async with self._database.begin() as connection:
-            row = {**fresh(), **dict.fromkeys(UNASKED), "fingerprint": "", "attempt": 0, "is_deleted": False, **values}
+            new = {"fingerprint": "", "attempt": 0, "is_deleted": False, "cancelled": []}
+            row = {**fresh(), **dict.fromkeys(UNASKED), **new, **values}
             seq = await connection.scalar(statements.ADD, row)
             job = Job.made({**row, "seq": seq})
             await _tell(connection, [job])
@@ -141,7 +144,7 @@ class Store:
         order = JobRow.seq if query.ascending else JobRow.seq.desc()
         async with self._database.connect() as connection:
             rows = await connection.execute(select(*COLUMNS).where(*wanted).order_by(order).limit(num_rows))
-            return [Job.of(row) for row in rows]
+            return readable(rows)
 
     async def num_ahead(self, job: Job) -> int:
         """How many jobs wait for the same task, and came before."""
@@ -176,15 +179,17 @@ class Store:
             "accepted_by": executor,
             "created_at": now,
             "not_before": now,
+            "cancelled": [vars(each) for each in job.was_cancelled],
         }
-        ended = JobRow.id == job.id, JobRow.state.in_(("failed", "cancelled")), JobRow.is_deleted.is_(False)
+        its = JobRow.id == job.id, JobRow.attempt == job.attempt, JobRow.is_deleted.is_(False)
+        ended = *its, JobRow.state.in_(("failed", "cancelled"))
         async with self._database.begin() as connection:
             return await _change(connection, again, *ended)
 
     async def mark_deleted(self, job_id: str, caller: str | None, until: datetime) -> Job | None:
         """Hide a job that has ended from everybody; its files are to follow, and by then its row."""
         marked = update(JobRow).where(JobRow.id == job_id, *_of(caller), JobRow.state.in_(ENDED))
-        values = {"is_deleted": True, "expires_at": until}
+        values = {"is_deleted": True, "expires_at": until, "idempotency": None}
         async with self._database.begin() as connection:
             row = (await connection.execute(marked.values(values).returning(*COLUMNS))).one_or_none()
             return None if row is None else Job.of(row)
@@ -219,16 +224,22 @@ class Store:
             return found, Counter({(task, turn): number for task, turn, number in counted})
 
     async def claim(self, seqs: Collection[int], executor: str, now: datetime) -> list[Job]:
-        """Take those of these jobs that nobody has taken yet."""
+        """Take those of these jobs that nobody has taken yet; those that we cannot read wait for somebody who can."""
         taken: list[Job] = []
+        rest = set(seqs)
         async with self._database.begin() as connection:
             for state in OPEN:
-                rest = list(set(seqs) - {job.seq for job in taken})
                 if not rest:
                     break
-                named = {"seqs": rest, "its_executor": executor, "now": now}
-                jobs = [Job.of(row) for row in await connection.execute(statements.TAKE[state], named)]
+                named = {"seqs": list(rest), "its_executor": executor, "now": now}
+                rows = (await connection.execute(statements.TAKE[state], named)).all()
+                jobs = readable(rows)
                 taken += jobs
+                rest -= {row.seq for row in rows}
+                unreadable = {row.seq for row in rows} - {job.seq for job in jobs}
+                if unreadable:
+                    later = {"executor": NOBODY, "not_before": now + UNREADABLE_PAUSE}
+                    await connection.execute(update(JobRow).where(JobRow.seq.in_(unreadable)).values(later))
                 if state == "queued":  # else nothing changes that callers see
                     await _tell(connection, jobs)
         return taken
@@ -346,23 +357,35 @@ class Store:
 
     # --- webhooks ---
 
-    async def due(self, now: datetime, lease: timedelta) -> list[Job]:
-        """Take jobs whose webhook is to be tried; they come back after the lease if nobody says otherwise."""
-        late = JobRow.hook_at <= now
-        among = select(JobRow.seq).where(late).limit(BATCH_ROWS).scalar_subquery()
+    async def due(
+        self, now: datetime, lease: timedelta, *, number: int, of_one: int, busy: Collection[str]
+    ) -> list[Job]:
+        """Take jobs whose webhook is to be tried; they come back after the lease if nobody says otherwise.
+
+        Args:
+            now: what is due by then.
+            lease: for an attempt.
+            number: of jobs at most.
+            of_one: caller's, at most.
+            busy: callers of whom there are enough under way.
+        """
         async with self._reading.connect() as connection:
             if await connection.scalar(statements.NEXT_HOOK, {"now": now}) is None:
                 return []
-        taken = update(JobRow).where(JobRow.seq.in_(among), late)
+        late = JobRow.hook_at <= now, JobRow.turn.not_in(busy)
+        place = func.row_number().over(partition_by=JobRow.turn, order_by=(JobRow.hook_at, JobRow.seq)).label("place")
+        lines = select(JobRow.seq, place).where(*late).subquery()
+        among = select(lines.c.seq).where(lines.c.place <= of_one).order_by(lines.c.place).limit(number)
+        taken = update(JobRow).where(JobRow.seq.in_(among.scalar_subquery()), *late)
         values = {"hook_at": now + lease, "hook_tries": JobRow.hook_tries + 1}
         async with self._database.begin() as connection:
-            return [Job.of(row) for row in await connection.execute(taken.values(values).returning(*COLUMNS))]
+            return readable(await connection.execute(taken.values(values).returning(*COLUMNS)))
 
     async def told(self, job: Job, again_at: datetime | None) -> None:
         """Note that a webhook got through, or when it is to be tried again."""
-        own = update(JobRow).where(JobRow.seq == job.seq, JobRow.hook_tries == job.hook_tries)
+        attempt = JobRow.hook_tries == job.hook_tries, JobRow.completed_at == job.completed_at
         async with self._database.begin() as connection:
-            await connection.execute(own.values(hook_at=again_at))
+            await connection.execute(update(JobRow).where(JobRow.seq == job.seq, *attempt).values(hook_at=again_at))
 
     async def _one(self, statement: Executable, **named: str) -> Job | None:
         async with self._reading.connect() as connection:

@@ -104,7 +104,7 @@ class JobView(BaseModel):
                 for each in job.outputs
             ],
             links={"self": own, "events": f"{own}/events", "cancel": f"{own}/cancel", "retry": f"{own}/retry"}
-            | ({"content": f"{own}/content"} if job.outputs else {}),
+            | ({"content": f"{own}/content"} if job.output(None) else {}),
         )
 
 

@@ -10,11 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
-from starlette.types import Receive, Scope, Send
 
 from gateway.admission import begin, pass_ours
 from gateway.artefacts.download import download
 from gateway.bodies import checked, read_object
+from gateway.events import END, Events, event
+from gateway.fitting import FILM_OF, NewVideo, film, mesh_model
 from gateway.jobs.books import reservation
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
@@ -22,12 +23,12 @@ from gateway.jobs.schema import Change, Job, JobState, Output
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, JobPage, JobView
 from gateway.pictures import File, is_link
-from gateway.preference import seconds_to_wait
+from gateway.preference import applied, seconds_to_wait
 from gateway.state import State, StateOf, wired
 from services.audio.schema import SpeechRequest
 from services.image.schema import EditRequest, ImageRequest
 from services.mesh.schema import MeshRequest
-from services.registry import Task, models_of
+from services.registry import Task
 from services.schema import Body, GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 from services.video.schema import VideoRequest
@@ -50,10 +51,9 @@ ROUTES: Mapping[str, tuple[Task, type[GenerationRequest]]] = {
     "/v1/audio/speech": ("audio", SpeechRequest),
     "/v1/images/generations": ("image", ImageRequest),
     "/v1/images/edits": ("image", EditRequest),
-    "/v1/videos": ("video", VideoRequest),
+    "/v1/videos": ("video", NewVideo),
     "/v1/3d/generations": ("mesh", MeshRequest),
 }
-FILM_OF = "input_reference"
 FORMS = frozenset({"/v1/images/edits", "/v1/videos"})
 # What the output of a task is to a route, by the name of the field that takes it.
 TAKES: Mapping[tuple[Task, str], str] = {
@@ -68,7 +68,6 @@ TAKES: Mapping[tuple[Task, str], str] = {
 FILES = frozenset({("image", "/v1/images/edits"), ("image", "/v1/videos")})
 STANDS_FOR_TEXT = "x" * 2000  # the longest that the step before can answer: checked and reserved for
 STANDS_FOR_PICTURE = "AAAA"  # in base64
-BY_PICTURE = "shap-e-img2img"  # makes meshes of pictures
 
 
 class ChainStep(Body):
@@ -140,10 +139,12 @@ async def ordered(request: Request, state: State, body: NewJob) -> list[Order]:
         given = {**kept, takes: stands_for} if takes is not None and not is_file else kept
         parsed = checked(given, ROUTES[step.route][1])
         model = parsed.model
-        if model is None and task == "mesh" and "image" in given:
-            model = BY_PICTURE
-        elif model is None and step.route == "/v1/videos" and not is_file:
-            model = text_to_video(state)
+        if isinstance(parsed, NewVideo):
+            model, fields = film(state, parsed, has_picture=is_file)
+            parsed = checked(fields, VideoRequest)
+            kept = {name: value for name, value in fields.items() if name != takes}
+        elif isinstance(parsed, MeshRequest):
+            model = mesh_model(state, parsed)
         state.catalog.serving(task, model)
         with named(request, number):
             await pass_ours(request, state, task, parsed, model)
@@ -204,12 +205,6 @@ def takes_of(number: int, step: ChainStep, before: Task | None) -> str | None:
     return takes
 
 
-def text_to_video(state: State) -> str:
-    """The model that films a prompt: the one whose defaults say how strictly."""
-    models = models_of("video", state.models)
-    return next((model.id for model in models if "guidance_scale" in model.defaults), models[0].id)
-
-
 def unfit(number: int, field: str, sentence: str) -> RequestValidationError:
     """What is wrong with a step."""
     return RequestValidationError(
@@ -219,11 +214,8 @@ def unfit(number: int, field: str, sentence: str) -> RequestValidationError:
 
 async def accepted(request: Request, state: State, job: Job) -> Response:
     """Say that a job is taken on, or what has become of it in the time that the caller would wait."""
-    seconds = seconds_to_wait(request.scope)
-    job = await state.jobs.wait(request, job, seconds)
-    headers = {"location": f"/v1/jobs/{job.id}"}
-    if "prefer" in request.headers:
-        headers["preference-applied"] = f"wait={seconds}" if seconds else "respond-async"
+    job = await state.jobs.wait(request, job, seconds_to_wait(request.scope))
+    headers = {"location": f"/v1/jobs/{job.id}", **applied(request.scope)}
     seen = await state.jobs.seen(job)
     return JSONResponse(JobView.of(seen).model_dump(mode="json"), 200 if job.has_ended else 202, headers)
 
@@ -272,22 +264,6 @@ async def follow_job(job_id: JobId, request: Request, state: StateOf) -> Respons
     return Events(told(request, state, job, int(last) if last.isdecimal() and len(last) < 19 else 0))
 
 
-class Events(StreamingResponse):
-    """Streams events, and closes what makes them however that ends."""
-
-    def __init__(self, pieces: AsyncGenerator[bytes]) -> None:
-        """Own `pieces`."""
-        super().__init__(pieces, media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._pieces = pieces
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream; close."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._pieces.aclose()
-
-
 async def told(request: Request, state: State, job: Job, after: int) -> AsyncGenerator[bytes]:
     """Yield events: `status` with a number, `progress` and `preview` without; at the end `[DONE]`."""
     preview: Mapping[str, Any] | None = None
@@ -301,13 +277,7 @@ async def told(request: Request, state: State, job: Job, after: int) -> AsyncGen
         if each.preview is not None and each.preview != preview:
             preview = each.preview
             yield event("preview", dict(preview))
-    yield b"data: [DONE]\n\n"
-
-
-def event(name: str, data: Mapping[str, Any], number: int | None = None) -> bytes:
-    """Encode an event."""
-    head = "" if number is None else f"id: {number}\n"
-    return f"{head}event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+    yield END
 
 
 @router.head("/{job_id}/content", include_in_schema=False)
@@ -341,9 +311,9 @@ def output_of(job: Job, variant: str | None, step: int | None = None) -> Output:
         NotDone: there is none yet.
         NoSuchOutput: there is no such.
     """
-    if job.state != "completed":
-        raise NotDone(f"the job is {job.state}; it has files when it is completed")
     output = job.output(variant, None if step is None else step - 1)
+    if output is None and job.state != "completed":
+        raise NotDone(f"the job is {job.state}, and has no such file yet")
     if output is None:
         there = ", ".join(dict.fromkeys(each.variant for each in job.outputs))
         raise NoSuchOutput(f"this job has no such file; there are: {there}")

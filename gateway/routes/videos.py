@@ -1,29 +1,26 @@
 """`/v1/videos`, as the official SDK speaks it, and `/v1/3d` with the same verbs: both are faces of jobs."""
 
 import base64
-import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field
 from starlette.datastructures import UploadFile
 
 from gateway.admission import begin, pass_ours
 from gateway.bodies import checked, read_object, with_members
 from gateway.document import NAMED, takes, with_fields
+from gateway.fitting import FILM_OF, NewVideo, film, mesh_model, unfit
 from gateway.jobs.desk import Order, visible_to
 from gateway.jobs.errors import NoSuchJob
 from gateway.jobs.schema import Job
 from gateway.jobs.store import Query as Listing
 from gateway.jobs.views import Deleted, MediaPage, MediaView
 from gateway.pictures import Pictures, is_link
-from gateway.preference import seconds_to_wait
+from gateway.preference import applied, seconds_to_wait
 from gateway.routes.generate import refuse_repeated
 from gateway.routes.jobs import (
-    BY_PICTURE,
     ContentQuery,
     JobId,
     content_of,
@@ -31,23 +28,20 @@ from gateway.routes.jobs import (
     hook_of,
     page_of,
     poll_after,
-    text_to_video,
 )
 from gateway.state import State, StateOf
 from services.mesh.schema import MeshRequest
-from services.registry import Model, Task, models_of
-from services.schema import Body, complete
-from services.video.schema import TextVideoJob, VideoJob, VideoRequest
+from services.registry import Task
+from services.schema import Body
+from services.video.schema import VideoRequest
 
 videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 meshes = APIRouter(prefix="/v1/3d", tags=["3d"])
 
 CONTRACTS = (MeshRequest,)
 VIDEO_ROUTE, MESH_ROUTE = "/v1/videos", "/v1/3d/generations"
-FILE = "input_reference"
 FORM = "multipart/form-data"
 MAX_FIELD_BYTES = 64_000
-NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class ListQuery(Body):
@@ -58,27 +52,9 @@ class ListQuery(Body):
     order: Literal["asc", "desc"] = "desc"
 
 
-def as_number(value: object) -> object:
-    """Read a number of seconds as OpenAI has it, also in JSON: as a string."""
-    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
-
-
-class NewVideo(VideoRequest):
-    """Body of `POST /v1/videos`, multipart or JSON: the worker's, and `seconds` as the SDK sends them."""
-
-    seconds: (
-        Annotated[
-            float,
-            Field(gt=0, le=60, description="of film; instead of `num_frames`"),
-            BeforeValidator(as_number, json_schema_input_type=float | str),
-        ]
-        | None
-    ) = None
-
-
-FILMS = takes(NewVideo, FORM, FILE)
+FILMS = takes(NewVideo, FORM, FILM_OF)
 FILMS["requestBody"]["content"]["application/json"] = {
-    "schema": with_fields(NewVideo, {FILE: {"anyOf": [NAMED, NAMED["properties"]["image_url"]]}})
+    "schema": with_fields(NewVideo, {FILM_OF: {"anyOf": [NAMED, NAMED["properties"]["image_url"]]}})
 }
 
 
@@ -92,19 +68,9 @@ async def create_video(request: Request, state: StateOf) -> Response:
     if not given.get("prompt"):
         given.pop("prompt", None)  # the SDK always sends one
     body = checked(given, NewVideo, is_form=is_form)
-    model = chosen(state, body, has_picture=picture is not None)
-    fields = {**body.model_dump(exclude_none=True, exclude={"seconds"}), "model": model.id}
-    defaults = {**model.defaults_in(state.profile)}
-    is_text = model.id == text_to_video(state)
-    fields.setdefault("fps", defaults.get("fps"))
-    if body.seconds is not None:
-        fields["num_frames"] = frames_of(body.seconds, fields["fps"], is_text)
-    fields.setdefault("num_frames", defaults.get("num_frames"))
-    fields.setdefault("size", defaults.get("size"))
-    checked_request = checked(fields, VideoRequest)
-    check_fits(TextVideoJob if is_text else VideoJob, checked_request, defaults)
-    await pass_ours(request, state, "video", checked_request, model.id)
-    files = {} if picture is None else {FILE: ("image", picture)}
+    model, fields = film(state, body, has_picture=picture is not None)
+    await pass_ours(request, state, "video", checked(fields, VideoRequest), model)
+    files = {} if picture is None else {FILM_OF: ("image", picture)}
     order = Order("video", VIDEO_ROUTE, {"data": fields, "files": files})
     job = await state.jobs.accept(
         request, [order], route=VIDEO_ROUTE, title=body.prompt or "video", hook_url=hook_of(request, state)
@@ -115,55 +81,22 @@ async def create_video(request: Request, state: StateOf) -> Response:
 async def read_video(request: Request, pictures: Pictures) -> tuple[bytes | None, dict[str, Any]]:
     """Return the picture that JSON names, if it names one, and the other fields."""
     given = read_object(await request.body(), request.headers.get("content-type", ""))
-    named = given.pop(FILE, None)
-    return None if named is None else await pictures.read(named, FILE), given
+    named = given.pop(FILM_OF, None)
+    return None if named is None else await pictures.read(named, FILM_OF), given
 
 
 async def read_form(request: Request) -> tuple[bytes | None, dict[str, Any]]:
     """Return the same of a form."""
     async with request.form(max_part_size=MAX_FIELD_BYTES) as form:
         refuse_repeated("body", form.multi_items())
-        picture = form.get(FILE)
+        picture = form.get(FILM_OF)
         if isinstance(picture, str):
-            raise unfit(FILE, "must be a file; give the part a filename")
-        fields = {name: value for name, value in form.multi_items() if name != FILE}
+            raise unfit(FILM_OF, "must be a file; give the part a filename")
+        fields = {name: value for name, value in form.multi_items() if name != FILM_OF}
         for name, value in fields.items():
             if isinstance(value, UploadFile):
                 raise unfit(name, "must be text")
         return None if picture is None else await picture.read(), fields
-
-
-def chosen(state: State, body: NewVideo, *, has_picture: bool) -> Model:
-    """Choose the model that films this."""
-    known = models_of("video", state.models)
-    films_texts = text_to_video(state)
-    state.catalog.serving("video", body.model)
-    wanted = body.model or (films_texts if not has_picture else next(m.id for m in known if m.id != films_texts))
-    if wanted != films_texts and not has_picture:
-        raise unfit(FILE, f"is required for model '{wanted}': a multipart form with a picture")
-    if wanted == films_texts and has_picture:
-        raise unfit(FILE, f"is of no use: model '{wanted}' films a prompt and takes no picture")
-    return next(model for model in known if model.id == wanted)
-
-
-def frames_of(seconds: float, fps: int, is_text: bool) -> int:
-    """Frames of a film; a model for prompts makes the first alone, then four at a time."""
-    number = max(2, round(seconds * fps))
-    return 4 * round(number / 4) + 1 if is_text else number
-
-
-def check_fits(contract: type[Any], body: VideoRequest, defaults: Mapping[str, Any]) -> None:
-    """Refuse what the model would refuse when the job's turn has come."""
-    try:
-        complete(contract, body, defaults)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from error
-
-
-def unfit(field: str, sentence: str) -> RequestValidationError:
-    """What is wrong with a field."""
-    return RequestValidationError([{"type": "value_error", "loc": ("body", field), "msg": sentence, "input": None}])
 
 
 @meshes.post("/generations", status_code=202, openapi_extra=takes(MeshRequest), response_model=MediaView)
@@ -177,8 +110,7 @@ async def create_mesh(request: Request, state: StateOf) -> Response:
         given["image"] = base64.b64encode(await state.pictures.read(given["image"], "image")).decode()
         content = with_members(content, {"image": given["image"]})
     body = checked(given, MeshRequest)
-    state.catalog.serving("mesh", body.model)
-    model = body.model or (BY_PICTURE if body.image is not None else models_of("mesh", state.models)[0].id)
+    model = mesh_model(state, body)
     await pass_ours(request, state, "mesh", body, model)
     order = Order("mesh", MESH_ROUTE, {"content": content}, model)
     job = await state.jobs.accept(
@@ -191,7 +123,7 @@ async def shown(request: Request, state: State, job: Job, status: int = 200) -> 
     """Show a job that has just been accepted, after the time that the caller would wait."""
     job = await state.jobs.wait(request, job, seconds_to_wait(request.scope))
     seen = await state.jobs.seen(job)
-    headers = {"location": f"/v1/jobs/{job.id}", **poll_after(seen)}
+    headers = {"location": f"/v1/jobs/{job.id}", **applied(request.scope), **poll_after(seen)}
     return JSONResponse(MediaView.of(seen).model_dump(mode="json"), 200 if job.has_ended else status, headers)
 
 

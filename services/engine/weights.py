@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 
+from services.engine.hub import fetch
 from services.engine.placement import choose_placement
-from services.errors import ModelUnavailable
-from services.registry import HubSource, Model
+from services.registry import Model
 from services.settings import Settings
 from services.tiny.build import ensure
 
@@ -37,7 +36,7 @@ def open_weights(model: Model, settings: Settings) -> Weights:
     arguments: dict[str, Any] = {"use_safetensors": True if model.hub.safetensors else None}
     if model.hub.variant is not None:
         arguments["variant"] = model.hub.variant
-    return Weights(download(model.id, model.hub), arguments, placement.device, placement.dtype)
+    return Weights(fetch(model.id, model.hub), arguments, placement.device, placement.dtype)
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:
@@ -48,15 +47,3 @@ def load_pipeline(model: Model, settings: Settings) -> Any:
     pipeline = DiffusionPipeline.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(weights.device)  # `device=` above would be ignored in silence
-
-
-def download(model_id: str, hub: HubSource) -> Path:
-    """Fetch the files of a pinned revision that loading needs; what is in the cache is not fetched again."""
-    try:
-        return Path(snapshot_download(hub.repository, revision=hub.revision, allow_patterns=list(hub.files)))
-    except OSError as error:  # the hub's own errors are OSErrors too
-        raise ModelUnavailable(
-            f"model '{model_id}' could not be fetched from the hub ({hub.repository} at {hub.revision[:7]}, "
-            f"{hub.size_gb} GB); check the network, the disk and HF_HUB_OFFLINE",
-            retry_after=30,
-        ) from error

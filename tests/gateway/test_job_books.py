@@ -91,6 +91,24 @@ def test_what_was_cancelled_is_paid_as_far_as_it_was_made(
     assert request_of(gateway, answer)["units"] == {"frames": 5}
 
 
+def test_it_is_paid_also_where_the_job_has_begun_again(gateway: Gateway, workers: Workers, key: dict[str, str]) -> None:
+    gate: Future[None] = Future()
+    works(workers, gate)
+    first = gateway.client.post("/v1/videos", json=FILM, headers=key)
+    job_id = first.json()["id"]
+    until(gateway.client, job_id, lambda job: bool(job["step_progress"]))
+    gateway.client.post(f"/v1/jobs/{job_id}/cancel")
+    again = gateway.client.post(f"/v1/jobs/{job_id}/retry", headers=key)
+    told = receipt(f"{CALLS}{job_id}", modality="video", units={"frames": 5}, ending="left")
+    post(gateway, told)
+    post(gateway, told)
+    gate.set_result(None)
+    ended(gateway.client, job_id)
+
+    assert [request_of(gateway, each)["units"] for each in (first, again)] == [{"frames": 5}, {"frames": 9}]
+    assert spent(gateway) == 14
+
+
 def test_a_chain_is_paid_step_by_step_also_the_one_that_was_cancelled(
     gateway: Gateway, workers: Workers, key: dict[str, str]
 ) -> None:

@@ -173,15 +173,18 @@ def test_a_job_that_was_taken_from_us_and_comes_back_is_worked_on_once(
     assert workers.streams[workers.requests.index(again)].is_closed.is_set()
 
 
-def test_a_row_that_cannot_be_read_ends_no_loop(start: Start, workers: Workers, tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_read_holds_up_no_other(start: Start, workers: Workers, tmp_path: Path) -> None:
     works(workers)
     broken = create(start(job_concurrency_by_task={"mesh": 0}).client)["id"]
-    ask(tmp_path, "UPDATE jobs SET steps = '[{}]'")
-    busy = start()
+    ask(tmp_path, "UPDATE jobs SET steps = '[{}]'")  # as a version does that knows other steps
+    busy = start(job_concurrency=1)
     job_id = create(busy.client)["id"]
-    ask(tmp_path, f"DELETE FROM jobs WHERE id = '{broken}'")  # noqa: S608 - our own id
+    ended(busy.client, job_id)
+    unread = busy.client.get(f"/v1/jobs/{broken}")
 
-    assert ended(busy.client, job_id)["status"] == "completed"
+    assert (unread.status_code, error_of(unread)["code"]) == (503, "job_unreadable")
+    assert [each["id"] for each in busy.client.get("/v1/jobs").json()["data"]] == [job_id]
+    assert ask(tmp_path, "SELECT state, executor FROM jobs ORDER BY seq")[0] in {("queued", ""), ("in_progress", "")}
 
 
 def test_at_another_gateway_a_job_is_followed_and_cancelled(start: Start, workers: Workers) -> None:

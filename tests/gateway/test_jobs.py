@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cli.events import events_of
+from gateway.jobs.schema import Change, Job
+from gateway.jobs.store import Store
 from services.image.schema import EditRequest
 from tests.gateway.conftest import LONG, Gateway, Workers, error_of, opened, served
 from tests.gateway.test_media import EDITS, parts
+from tests.gateway.test_receipts import entry_of
 
 Start = Callable[..., Gateway]
 PROMPT = {"prompt": "a chair"}
 MESH = "/v1/3d/generations"
 FILM = b"a film of some length"
+DRAWN = {"route": "/v1/images/generations", "body": PROMPT}
+PICTURES_TO_FILMS = "stable-video-diffusion-img2vid"
 
 
 def sent(name: str, **data: Any) -> bytes:
@@ -160,10 +167,10 @@ def test_whatever_is_asked_for_can_be_a_job(gateway: Gateway, workers: Workers) 
         ),
     ]
 
-    assert [each.status_code for each in asked] == [202, 202, 202, 200]
+    assert [each.status_code for each in asked] == [202, 202, 202, 200], [each.text for each in asked]
     for each in asked:
         job = ended(gateway.client, each.json()["id"])
-        assert (job["status"], each.headers["location"]) == ("completed", f"/v1/jobs/{job['id']}")
+        assert (job["status"], each.headers["location"]) == ("completed", f"/v1/jobs/{job['id']}"), job
     chat = next(each for each in workers.requests if each.url.path == "/v1/chat/completions")
     assert "stream" not in json.loads(chat.content)
 
@@ -221,12 +228,29 @@ def test_a_step_is_sent_as_it_was_checked(gateway: Gateway, workers: Workers) ->
         ([{"route": "/v1/keys"}], "steps.0.route"),
         ([{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/chat/completions"}], "steps.1.route"),
         ([{"route": "/v1/images/generations", "body": {"prompt": "a", "size": "1x1"}}], "size"),
+        ([DRAWN, {"route": "/v1/videos", "body": {"model": "wan2.1-t2v-1.3b"}}], "input_reference"),
+        ([{"route": "/v1/videos", "body": {**PROMPT, "model": PICTURES_TO_FILMS}}], "input_reference"),
+        ([{"route": "/v1/videos", "body": {**PROMPT, "num_frames": 10}}], "num_frames"),
+        ([DRAWN, {"route": MESH, "body": {"model": "shap-e"}}], "image"),
+        ([{"route": MESH, "body": {**PROMPT, "model": "shap-e-img2img"}}], "image"),
     ],
 )  # fmt: skip
 def test_a_chain_that_cannot_be_is_refused_before_it_begins(client: httpx.Client, steps: list[Any], param: str) -> None:
     refused = client.post("/v1/jobs", json={"steps": steps})
 
     assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+
+
+def test_a_step_is_filled_in_as_its_route_would_fill_it_in(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    steps = [DRAWN, {"route": "/v1/videos", "body": {"seconds": 2, "size": "64x64"}}]
+    job_id = create(gateway.client, "/v1/jobs", {"steps": steps})["id"]
+    ended(gateway.client, job_id)
+    alone = gateway.client.post("/v1/videos", data={"seconds": "2", "size": "64x64"}, files={"input_reference": b"PNG"})
+    ended(gateway.client, alone.json()["id"])
+
+    shown = [gateway.client.get(f"/v1/videos/{each}").json() for each in (job_id, alone.json()["id"])]
+    assert [(each["seconds"], each["size"]) for each in shown] == [("2", "64x64")] * 2
 
 
 def test_the_same_key_and_body_are_the_same_job(gateway: Gateway, workers: Workers) -> None:
@@ -309,6 +333,120 @@ def test_who_follows_sees_each_change_once_and_the_latest_preview(gateway: Gatew
     assert [number for number, _, _ in rest] == numbers[1:]
 
 
+def test_a_silent_stream_says_that_it_is_still_there(
+    gateway: Gateway, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.events.SILENCE_SECONDS", 0.01)
+    gate: Future[None] = Future()
+    works(workers, gate)
+    job_id = create(gateway.client)["id"]
+    with gateway.client.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+        lines = []
+        for line in stream.iter_lines():
+            lines.append(line)
+            if line == ": still here" and "event: preview" in lines and not gate.done():
+                gate.set_result(None)
+
+    assert gate.done()
+    names = [each.name for each in events_of(iter(lines))]
+    assert (names.count("status"), names[-1]) == (3, "[DONE]")
+
+
+def test_who_follows_what_is_deleted_sees_its_end(
+    gateway: Gateway, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = Store.changes
+    has_ended: list[str] = []
+
+    async def looked_just_before(self: Store, job: Job, after: int) -> list[Change]:
+        found = await looked(self, job, after)
+        if found and not has_ended:
+            has_ended.append(job.id)
+            await self.cancel(job.id, None)
+            await self.mark_deleted(job.id, None, datetime.now(UTC) + timedelta(hours=1))
+        return found
+
+    works(workers, Future())
+    job_id = create(gateway.client)["id"]
+    monkeypatch.setattr(Store, "changes", looked_just_before)
+    events = read(gateway.client, job_id)
+
+    assert has_ended == [job_id]
+    assert events[-1][2]["status"] == "cancelled"
+
+
+def test_a_job_that_begins_again_while_it_is_deleted_is_cancelled_first(
+    gateway: Gateway, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.refuses_in_envelope(400, "grid_size: too fine", "grid_size")
+    job_id = create(gateway.client)["id"]
+    ended(gateway.client, job_id)
+    marks = Store.mark_deleted
+    again: list[Job | None] = []
+
+    async def marks_just_after(self: Store, job_id: str, caller: str | None, until: datetime) -> Job | None:
+        if not again:
+            job = await self.get(job_id, caller)
+            assert job is not None
+            again.append(await self.requeue(job, "another-request", "", datetime.now(UTC)))
+        return await marks(self, job_id, caller, until)
+
+    works(workers, Future())
+    monkeypatch.setattr(Store, "mark_deleted", marks_just_after)
+    deleted = gateway.client.delete(f"/v1/jobs/{job_id}")
+
+    assert again[0] is not None
+    assert deleted.json()["deleted"] is True
+    assert gateway.client.get(f"/v1/jobs/{job_id}").status_code == 404
+    assert all(stream.is_closed.wait(LONG) for stream in workers.streams)
+
+
+def test_who_deletes_what_is_listed_can_turn_the_page(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    ids = [create(gateway.client)["id"] for _ in range(3)]
+    for job_id in ids:
+        ended(gateway.client, job_id)
+    gateway.client.delete(f"/v1/3d/{ids[2]}")
+
+    assert [each["id"] for each in gateway.client.get("/v1/3d", params={"after": ids[2]}).json()["data"]] == ids[1::-1]
+
+
+def test_what_a_chain_has_made_is_there_before_its_end(gateway: Gateway, workers: Workers) -> None:
+    gate: Future[None] = Future()
+
+    async def answer_step(request: httpx.Request) -> httpx.Response:
+        files = b"".join(a_file(*each) for each in FILES[request.url.path]) + sent("done", usage={})
+        waits = [opened(gate)] if request.url.path == MESH else []
+        return workers.stream(sent("started"), *waits, files)
+
+    workers.answer = answer_step
+    steps = [{"route": "/v1/images/generations", "body": PROMPT}, {"route": MESH}]
+    job_id = create(gateway.client, "/v1/jobs", {"steps": steps})["id"]
+    job = until(gateway.client, job_id, lambda job: job["step"] == 2)
+    picture = gateway.client.get(job["outputs"][0]["url"])
+    whole = gateway.client.get(f"/v1/jobs/{job_id}/content")
+    gate.set_result(None)
+
+    assert picture.content == b"PNG"
+    assert (whole.status_code, error_of(whole)["code"]) == (409, "job_not_completed")
+    assert "content" not in job["links"]
+    assert "content" in ended(gateway.client, job_id)["links"]
+
+
+@pytest.mark.parametrize("path", [MESH, "/v1/videos"])
+@pytest.mark.parametrize(
+    ("prefer", "applied"), [("wait=20", "wait=20"), ("respond-async", "respond-async"), ("", None)]
+)
+def test_it_is_said_which_preference_was_followed(
+    gateway: Gateway, workers: Workers, path: str, prefer: str, applied: str | None
+) -> None:
+    works(workers)
+    answer = gateway.client.post(path, json=PROMPT, headers={"prefer": prefer})
+
+    assert answer.is_success
+    assert answer.headers.get("preference-applied") == applied
+
+
 def test_callers_take_turns(start: Start, workers: Workers) -> None:
     gate: Future[None] = Future()
     works(workers, gate)
@@ -352,18 +490,14 @@ def test_budgets_are_reserved_at_acceptance_and_settled_by_what_was_made(gateway
     make_key(gateway, "admin", admin=True)
     key = make_key(gateway, "a", budgets={"day": {"frames": 100}})
     ask = {"prompt": "a boat", "num_frames": 81}
-    film = create(gateway.client, "/v1/videos", ask, headers=key)["id"]
+    film = gateway.client.post("/v1/videos", json=ask, headers=key)
     refused = gateway.client.post("/v1/videos", json=ask, headers=key)
     gate.set_result(None)
-    ended(gateway.client, film)
+    ended(gateway.client, film.json()["id"])
 
     assert (refused.status_code, error_of(refused)["code"]) == (429, "insufficient_quota")
     assert used(gateway, key) == 9
-    looks = (
-        gateway.client.get("/v1/usage?limit=1000").json()["data"] for _ in range(1000)
-    )  # rows are written in batches
-    units = next(found for rows in looks if (found := [row["units"] for row in rows if row["units"]]))
-    assert units == [{"frames": 9}]
+    assert entry_of(gateway, film.headers["x-request-id"])["units"] == {"frames": 9}
 
 
 def used(gateway: Gateway, key: Mapping[str, str]) -> float:
@@ -375,14 +509,36 @@ def used(gateway: Gateway, key: Mapping[str, str]) -> float:
 class Inbox:
     """A receiver of webhooks."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: Future[None] | None = None) -> None:
+        """Where there is a gate, answer when it is open."""
         self.has_come = threading.Event()
         self.got: list[tuple[bytes, dict[str, str]]] = []
+        self._gate = gate
 
     async def take(self, request: Request) -> Response:
         self.got.append((await request.body(), dict(request.headers)))
         self.has_come.set()
+        if self._gate is not None:
+            await opened(self._gate)
         return Response(status_code=200)
+
+
+def test_nobody_waits_for_anothers_receivers(start: Start, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.jobs.webhooks.SECONDS", 10 * LONG)
+    works(workers)
+    gate: Future[None] = Future()
+    silent, inbox = Inbox(gate), Inbox()
+    routes = [Route("/silent", silent.take, methods=["POST"]), Route("/", inbox.take, methods=["POST"])]
+    with served(Starlette(routes=routes)) as url:
+        gateway = start(allowed_networks="127.0.0.1/32")
+        _, one, other = (make_key(gateway, owner, admin=owner == "admin") for owner in ("admin", "a", "b"))
+        create(gateway.client, headers={**one, "x-webhook-url": f"{url}/silent"})
+        assert silent.has_come.wait(LONG)
+        create(gateway.client, headers={**other, "x-webhook-url": url})
+        was_told = inbox.has_come.wait(LONG)
+        gate.set_result(None)
+
+    assert was_told
 
 
 def test_the_end_of_a_job_is_told_so_that_the_sdk_believes_it(start: Start, workers: Workers) -> None:

@@ -167,6 +167,15 @@ class TestModeration:
         assert json.loads(request.content) == {"input": ["a picture"], "model": "m"}
         assert len(workers.requests) == 1
 
+    @pytest.mark.parametrize(("flagged", "status"), [(False, 503), (True, 400)])
+    def test_what_it_says_nothing_of_has_not_passed(
+        self, start_with: Start, workers: Workers, flagged: bool, status: int
+    ) -> None:
+        self.judged(workers, httpx.Response(200, json={"results": [{"flagged": flagged}]}))
+        body = {"prompt": "a lighthouse", "negative_prompt": "a sword"}
+        answer = start_with(MODERATION).client.post("/v1/images/generations", json=body)
+        assert answer.status_code == status
+
     def test_what_it_does_not_flag_passes(self, start_with: Start, workers: Workers) -> None:
         asked = self.judged(workers, httpx.Response(200, json={"results": [{"flagged": False}]}))
         assert start_with(MODERATION).client.get(PICTURE).status_code == 200

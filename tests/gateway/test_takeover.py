@@ -102,7 +102,7 @@ def test_a_gateway_that_is_gone_leaves_its_jobs_to_another(
             assert shown(first, job_id) == job
         text = httpx.get(f"{second.url}/v1/jobs/{job_id}/events", trust_env=False, timeout=LONG).text
         content = httpx.get(f"{second.url}/v1/3d/{job_id}/content", trust_env=False, timeout=LONG).content
-        rows = httpx.get(f"{second.url}/v1/usage", trust_env=False, timeout=LONG).json()["data"]
+        rows = httpx.get(f"{second.url}/v1/usage?limit=1000", trust_env=False, timeout=LONG).json()["data"]
         totals = httpx.get(f"{second.url}/v1/usage/summary", trust_env=False, timeout=LONG).json()["data"]
         for process in (first, second):
             process.process.kill()

@@ -1,0 +1,148 @@
+"""The hub's files of a pinned revision: fetched, kept, checked; knows no library that runs them.
+
+Files come whole or not at all: who asks again goes on with those that are missing. A blob in the hub library's cache
+is named by its digest, which is what it is checked against.
+"""
+
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+from huggingface_hub.utils.tqdm import tqdm
+
+from services.errors import ModelUnavailable
+from services.registry import HubSource
+
+Tell = Callable[[int, int], None]  # bytes that are here, and bytes in all
+
+CHUNK = 2**20  # bytes that are hashed at once
+SHA1_LENGTH = 40  # hexadecimal digits: git's, of a small file; what is longer is SHA-256
+
+
+def fetch(model_id: str, hub: HubSource, tell: Tell | None = None, *, checks_all: bool = False) -> Path:
+    """Bring the files of a pinned revision onto this machine, and return their folder.
+
+    Nothing is asked of the hub where all are here. What comes new is checked.
+
+    Args:
+        model_id: what errors call it.
+        hub: where they are, and which.
+        tell: hears of every piece that has come.
+        checks_all: whether to read also what has been here before.
+
+    Raises:
+        ModelUnavailable: they cannot be had: no network, no such revision, no room, or not what the hub says they are.
+    """
+    before = _blobs(hub)
+    with _in_a_sentence(model_id, hub):
+        try:
+            folder = _snapshot(hub, local_files_only=True)
+        except LocalEntryNotFoundError:
+            if constants.is_offline_mode():
+                raise
+            _check_room(model_id, hub, before)
+            folder = _snapshot(hub, tqdm_class=_bar(tell) if tell else tqdm)
+        _check(model_id, folder, _blobs(hub).keys() - (() if checks_all else before.keys()))
+    return folder
+
+
+def _snapshot(hub: HubSource, **options: Any) -> Path:
+    found = snapshot_download(hub.repository, revision=hub.revision, allow_patterns=list(hub.files), **options)
+    return Path(found)
+
+
+@contextmanager
+def _in_a_sentence(model_id: str, hub: HubSource) -> Iterator[None]:
+    where = f"{hub.repository} at {hub.revision[:7]}, {hub.size_gb} GB"
+    hint = f"'atelier models pull {model_id}' fetches it where there is a network"
+    try:
+        yield
+    except IncompleteSnapshotError as error:
+        missing = ", ".join(_missing(Path(error.snapshot_path), hub)) or "some of its files"
+        raise ModelUnavailable(f"model '{model_id}' ({where}) lacks {missing}; {hint}", retry_after=30) from error
+    except OSError as error:  # the hub's own errors are OSErrors too
+        because = _reason(error)
+        if constants.is_offline_mode():
+            because = f"{', '.join(hub.files)} are not here, and HF_HUB_OFFLINE is set"
+        raise ModelUnavailable(
+            f"model '{model_id}' could not be fetched from the hub ({where}): {because}; {hint}", retry_after=30
+        ) from error
+
+
+def _reason(error: OSError) -> str:
+    said = error.strerror or str(error)
+    return said.strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _missing(folder: Path, hub: HubSource) -> list[str]:
+    listed = [file.path for file in get_cached_repo_tree(hub.repository, revision=hub.revision)]
+    wanted = [path for path in listed if any(fnmatch(path, pattern) for pattern in hub.files)]
+    return [path for path in wanted if not (folder / path).is_file()]
+
+
+def _blobs(hub: HubSource) -> dict[str, int]:
+    """The names of what is here of a repository, and how many bytes each has."""
+    folder = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{hub.repository.replace('/', '--')}" / "blobs"
+    if not folder.is_dir():
+        return {}
+    return {blob.name: blob.stat().st_size for blob in folder.iterdir() if blob.suffix != ".incomplete"}
+
+
+def _check_room(model_id: str, hub: HubSource, here: dict[str, int]) -> None:
+    cache = Path(constants.HF_HUB_CACHE).expanduser()
+    disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free, wanted = shutil.disk_usage(disk).free / 1e9, hub.size_gb - sum(here.values()) / 1e9
+    if free < wanted:
+        raise ModelUnavailable(
+            f"model '{model_id}' takes {wanted:.1f} GB and {cache} has {free:.1f} GB free; "
+            "make room, or let HF_HOME name another folder"
+        )
+
+
+def _check(model_id: str, folder: Path, names: AbstractSet[str]) -> None:
+    """Compare files with the names of their blobs; where a disk knows no links there are none, and nothing is said."""
+    for path in folder.rglob("*"):
+        blob = path.resolve()
+        if path.is_file() and blob.name in names and _digest(blob) != blob.name:
+            blob.unlink()
+            path.unlink()
+            raise ModelUnavailable(
+                f"model '{model_id}': {path.relative_to(folder)} is not what the hub says it is, and was deleted; "
+                f"'atelier models pull {model_id}' fetches it again"
+            )
+
+
+def _digest(blob: Path) -> str:
+    """The digest that the blob is named by."""
+    digest = hashlib.sha256()
+    if len(blob.name) == SHA1_LENGTH:
+        digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+    with blob.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _bar(tell: Tell) -> type[tqdm]:
+    """Make a bar that nobody sees, and that tells of the bytes on the disk."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self._is_told = "Reconstructing" in (kwargs.get("desc") or "")  # not of those on their way as well
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown: bool | None = super().update(n)
+            if self._is_told:
+                tell(int(self.n), int(self.total or 0))
+            return shown
+
+    return Bar

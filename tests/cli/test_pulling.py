@@ -1,0 +1,65 @@
+"""`atelier models pull`: a real process, and a hub that plays along."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.registry import load_models, models_of
+from services.tiny.build import ensure
+from tests.services.hubs import REPOSITORY, Hub, files_of, serving
+
+MODEL = models_of("text", load_models())[0]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    files = files_of(ensure("text", tmp_path / "tiny"))
+    with serving(Hub(files, MODEL.hub.repository, MODEL.hub.revision)) as hub:
+        yield hub
+
+
+def pull(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("ATELIER_", "HF_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "cli", "models", "pull", *arguments],
+        cwd=REPOSITORY,
+        env={**ours, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_weights_are_pulled_checked_and_mended(hub: Hub, tmp_path: Path) -> None:
+    first = pull(tmp_path, MODEL.id, HF_ENDPOINT=hub.url)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.startswith(f"{MODEL.id}: 0.00 GB, checked; {MODEL.hub.licence}, {MODEL.hub.licence_url}")
+
+    hub.asked.clear()
+    assert pull(tmp_path, MODEL.id, HF_ENDPOINT=hub.url).stdout == first.stdout
+    assert hub.asked == []
+
+    [kept] = tmp_path.glob(f"hub/models--*/snapshots/*/{WEIGHTS}")
+    kept.write_bytes(b"\0" * kept.stat().st_size)
+    damaged = pull(tmp_path, MODEL.id, HF_ENDPOINT=hub.url)
+    assert (damaged.returncode, damaged.stdout) == (1, "")
+    assert damaged.stderr.startswith(f"atelier: model '{MODEL.id}': {WEIGHTS} is not what the hub says it is")
+
+    assert pull(tmp_path, MODEL.id, HF_ENDPOINT=hub.url).stdout == first.stdout
+    assert kept.read_bytes() == hub.files[WEIGHTS]
+
+
+def test_what_cannot_be_pulled_is_a_line(tmp_path: Path) -> None:
+    offline = pull(tmp_path, MODEL.id, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 1
+    assert offline.stderr.startswith(f"atelier: model '{MODEL.id}' could not be fetched from the hub")
+    assert offline.stderr.count("\n") == 1
+
+    unknown = pull(tmp_path, "no-such-model")
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith(f"atelier: there is no model no-such-model; there are: {MODEL.id}, ")
