@@ -65,6 +65,8 @@ class Pictures:
                 return await self._fetched(url, param)
         except UrlNotAllowed as error:
             raise UrlNotAllowed(error.sentence, param) from error
+        except httpx.InvalidURL as error:
+            raise UrlNotAllowed("this is no URL", param) from error
         except httpx.HTTPError as error:
             raise PictureNotFetched("the picture's server cannot be reached, or broke off", param) from error
         except TimeoutError as error:

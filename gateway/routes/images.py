@@ -25,6 +25,7 @@ from services.image.schema import EditRequest, ImageRequest
 
 router = APIRouter(prefix="/v1/images", tags=["images"])
 
+KINDS = ("png", "webp", "jpeg")
 CONTRACTS = (ImageRequest, EditRequest)
 FORM = "multipart/form-data"
 FILES = frozenset({"image", IMAGES, "mask"})
@@ -33,8 +34,8 @@ MAX_JSON_BYTES = 2**30  # with data URLs in it; what the operator allows for upl
 FORMS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "JSON, with base64 or (`response_format` url) links; with `stream` events that end with "
-        "`[DONE]`; the file alone under `Accept: image/png`.",
-        "content": {"application/json": {}, "text/event-stream": {}, "image/png": {}},
+        "`[DONE]`; the file alone under an `Accept` of its media type.",
+        "content": {"application/json": {}, "text/event-stream": {}} | {f"image/{kind}": {} for kind in KINDS},
     }
 }
 

@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 
 from services.audio.answers import MEDIA_TYPES
+from services.image.schema import OutputFormat
 from tests.gateway.conftest import LONG, PNG, Gateway, Workers, error_of
 
 SPEECH = "/generate/audio?prompt=hello"
@@ -102,9 +103,11 @@ class TestDocs:
             assert "image_url" in str(named[name])
             assert {"prompt", "model", "size"} <= form.keys() & named.keys()
 
-    def test_each_format_of_speech_is_described(self, description: dict[str, Any]) -> None:
-        described = description["paths"]["/v1/audio/speech"]["post"]["responses"]["200"]["content"]
-        assert described.keys() == {*MEDIA_TYPES.values(), "text/event-stream"}
+    def test_each_format_of_speech_and_pictures_is_described(self, description: dict[str, Any]) -> None:
+        pictures = {f"image/{kind}" for kind in get_args(OutputFormat)}
+        for path, media_types in (("audio/speech", {*MEDIA_TYPES.values()}), ("images/edits", pictures)):
+            described = description["paths"][f"/v1/{path}"]["post"]["responses"]["200"]["content"]
+            assert described.keys() - {"application/json"} == {*media_types, "text/event-stream"}
 
     def test_what_is_only_for_workers_is_not_described(self, description: dict[str, Any]) -> None:
         assert "x-atelier" not in str(description).lower()

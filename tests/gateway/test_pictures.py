@@ -178,6 +178,26 @@ def test_no_link_leads_inwards(start: Start, workers: Workers, site: Site) -> No
     assert workers.requests == []
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://",
+        "http://[",
+        "http://a/\n",
+        "http://a/" + "a" * 70_000,
+        "http://\u200d/",
+        "http://a..b/",
+        "http://\u2460/",
+    ],
+)
+def test_what_is_no_url_is_refused(gateway: Gateway, workers: Workers, url: str) -> None:
+    refused = edit(gateway.client, url)
+
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "images")
+    assert error_of(refused)["code"] in ("url_not_allowed", "invalid_image_url")  # it leads nowhere
+    assert workers.requests == []
+
+
 def test_a_name_is_what_it_is_resolved_to(start: Start, site: Site) -> None:
     client = start(image_urls=True).client
     refused = edit(client, site.url.replace("127.0.0.1", "localhost"))
