@@ -17,6 +17,7 @@ class Settings(BaseSettings):
 
     profile: Profile = "tiny"
     data_dir: Path = Path(".atelier")
+    models_file: Path | None = None  # TOML: models of the operator's own, or in place of ours
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     compile: bool = False  # the denoisers, by torch.compile; the first requests of each shape wait for it
@@ -32,6 +33,12 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(default=40_000_000, ge=1)
     receipts_url: str = ""  # the gateway's route for what was made; empty: nobody is told
     internal_token: SecretStr = SecretStr("")  # shared with the gateway; empty: anybody may ask for generations
+
+    @field_validator("models_file", mode="before")
+    @classmethod
+    def read_empty(cls, value: object) -> object:
+        """Read an empty variable as none: an empty path is the folder that one is in."""
+        return value or None
 
     @field_validator("accept_licences", mode="before")
     @classmethod

@@ -79,7 +79,7 @@ class Worker:
         if provider is not None:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
-        models = models_of(task, load_models())
+        models = models_of(task, load_models(self.settings.models_file))
         self.templates = {model.id: model.template for model in models}
         self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}
         self.receipts = Receipts(task, self.settings)

@@ -10,7 +10,7 @@ from gateway.callers import Caller
 from gateway.catalog import ModelState
 from gateway.errors import UnknownModel
 from gateway.state import State, StateOf
-from services.registry import Model, Task, models_of
+from services.registry import HubSource, Model, Task, models_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -81,12 +81,13 @@ def answer(model_id: str, task: Task, state: State, states: Mapping[str, ModelSt
 
 def of_ours(model: Model, state: State) -> dict[str, Any]:
     """Say what the registry knows; a tiny checkpoint is nobody's but ours."""
-    owner = model.hub.repository.partition("/")[0]
+    source = model.source
+    owner = source.repository.partition("/")[0] if isinstance(source, HubSource) else "local"
     return {
-        "owned_by": owner if state.profile == "hub" else "atelier",
+        "owned_by": "atelier" if model.is_tiny_in(state.profile) else owner,
         "revision": model.revision_in(state.profile),
-        "licence": model.hub.licence,
-        "licence_url": model.hub.licence_url,
-        "commercial_use": model.hub.commercial_use,
+        "licence": source.licence,
+        "licence_url": source.licence_url,
+        "commercial_use": source.commercial_use,
         "defaults": model.defaults_in(state.profile),
     }

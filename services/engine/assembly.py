@@ -29,11 +29,12 @@ def memory_budget(settings: Settings) -> float:
 
 def licence_refusal(model: Model, settings: Settings) -> str | None:
     """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it."""
-    if settings.profile == "tiny" or model.hub.commercial_use or model.id in settings.accept_licences:
+    source = model.source
+    if model.is_tiny_in(settings.profile) or source.commercial_use or model.id in settings.accept_licences:
         return None
+    terms = f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
     return (
-        f"model '{model.id}' comes under the {model.hub.licence} ({model.hub.licence_url}); "
-        f"the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
+        f"model '{model.id}' comes under the {terms}; the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
     )
 
 
@@ -58,7 +59,7 @@ def build_engine(
             {"model": model.id, **model.defaults_in(settings.profile)},
             failure=licence_refusal(model, settings),
         )
-        for model in models_of(task, load_models())
+        for model in models_of(task, load_models(settings.models_file))
     }
     limits = Limits(settings.queue_size, settings.max_step_seconds, partial(memory_budget, settings))
     return Engine(slots, EngineMetrics(task, registry), limits)

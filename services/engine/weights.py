@@ -1,4 +1,4 @@
-"""A model's weights: a checkpoint built here, or the hub's at a pinned revision; both end as a local folder."""
+"""A model's weights: a checkpoint built here, the operator's, or the hub's at a pinned revision; all are a folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from services.engine.hub import fetch
 from services.engine.placement import choose_placement
-from services.registry import Model
+from services.registry import HubSource, Model
 from services.settings import Settings
 from services.tiny.build import ensure
 
@@ -29,14 +29,16 @@ def open_weights(model: Model, settings: Settings) -> Weights:
     Raises:
         ModelUnavailable: the files cannot be had, or the device cannot be used.
     """
-    placement = choose_placement(settings.device, settings.dtype, model.hub.dtype)
-    if settings.profile == "tiny":
+    source = model.source
+    placement = choose_placement(settings.device, settings.dtype, source.dtype)
+    if model.tiny is not None and settings.profile == "tiny":
         folder = ensure(model.tiny.recipe, settings.data_dir / "tiny")
         return Weights(folder, {"use_safetensors": True}, placement.device, placement.dtype)
-    arguments: dict[str, Any] = {"use_safetensors": True if model.hub.safetensors else None}
-    if model.hub.variant is not None:
-        arguments["variant"] = model.hub.variant
-    return Weights(fetch(model.id, model.hub), arguments, placement.device, placement.dtype)
+    arguments: dict[str, Any] = {"use_safetensors": True if source.safetensors else None}
+    if source.variant is not None:
+        arguments["variant"] = source.variant
+    folder = fetch(model.id, source) if isinstance(source, HubSource) else source.path
+    return Weights(folder, arguments, placement.device, placement.dtype)
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:

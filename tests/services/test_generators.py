@@ -241,7 +241,7 @@ def test_numbers_that_are_none_are_a_failure_and_not_an_answer(shelf: Shelf, mod
         "shap-e": ["prior/diffusion_pytorch_model.safetensors:proj_in.bias"],
         "shap-e-img2img": ["prior/diffusion_pytorch_model.safetensors:proj_in.bias"],
     }[model]
-    settings = damaged(shelf.settings, tmp_path, MODELS[model].tiny.recipe, *weights)
+    settings = damaged(shelf.settings, tmp_path, MODELS[model].revision_in("tiny").removeprefix("tiny:"), *weights)
     (recorder,), _ = run(MAKERS[model](MODELS[model], settings), [Arrival(job(model))])
 
     assert isinstance(recorder.error, GenerationFailed)

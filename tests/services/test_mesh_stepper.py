@@ -440,7 +440,7 @@ def test_the_cost_grows_with_the_grid_and_as_many_run_as_are_set(shelf: Shelf) -
 
 def changed(settings: Settings, folder: Path, model: str, file: str, change: Any) -> MeshStepper:
     """Copy a checkpoint, let `change` change the weights in `file`, and load it."""
-    recipe = MODELS[model].tiny.recipe
+    recipe = MODELS[model].revision_in("tiny").removeprefix("tiny:")
     shutil.copytree(settings.data_dir / "tiny" / recipe, folder / "tiny" / recipe)
     path = folder / "tiny" / recipe / file / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

@@ -31,8 +31,7 @@ def test_a_licence_without_commercial_use_has_to_be_accepted_by_name() -> None:
 
     assert refusal is not None
     assert f"ATELIER_ACCEPT_LICENCES={model.id}" in refusal
-    assert model.hub.licence in refusal
-    assert model.hub.licence_url in refusal
+    assert f"{model.source.licence} ({model.source.licence_url})" in refusal
     assert licence_refusal(model, Settings(profile="hub", accept_licences=frozenset({model.id}))) is None
 
 
@@ -71,6 +70,21 @@ def test_a_tiny_checkpoint_is_built_where_it_is_missing(tmp_path: Path) -> None:
     assert weights.folder == tmp_path / "tiny" / "mesh"
     assert (weights.folder / "model_index.json").is_file()
     assert weights.arguments == {"use_safetensors": True}
+
+
+def test_an_operators_folder_is_loaded_as_it_is(worker_settings: Settings, tmp_path: Path) -> None:
+    folder = worker_settings.data_dir / "tiny" / "image"
+    file = tmp_path / "models.toml"
+    file.write_text(
+        f"[[models]]\nid = 'own'\ntask = 'image'\n[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
+        encoding="utf-8",
+    )
+    settings = worker_settings.model_copy(update={"models_file": file, "profile": "hub"})
+    model = load_models(file)[-1]
+
+    assert type(load_pipeline(model, settings)).__name__ == "StableDiffusionPipeline"
+    assert "ATELIER_ACCEPT_LICENCES=own" in (licence_refusal(model, worker_settings) or "")
+    assert set(build_engine("image", never, settings, CollectorRegistry()).defaults("own")) == {"model"}
 
 
 def test_a_tiny_checkpoint_needs_no_licence(worker_settings: Settings) -> None:
