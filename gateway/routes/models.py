@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from gateway.callers import Caller
-from gateway.catalog import ModelState
+from gateway.catalog import ModelState, Seen
 from gateway.errors import UnknownModel
 from gateway.state import State, StateOf
 from services.registry import HubSource, Model, Task, models_of
@@ -30,6 +30,10 @@ class ModelAnswer(BaseModel):
     is_default: bool
     """Whether it is asked where a request for this task names none."""
     revision: str | None = None
+    failure: str | None = None
+    """Why it is not in memory, in a sentence."""
+    num_bytes: int | None = None
+    """Of its weights in memory, as was measured when it was last loaded."""
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool | None = None
@@ -69,14 +73,15 @@ def usable(caller: Caller, state: State) -> Iterator[tuple[Task, str]]:
                 yield task, each
 
 
-def answer(model_id: str, task: Task, state: State, states: Mapping[str, ModelState]) -> ModelAnswer:
+def answer(model_id: str, task: Task, state: State, states: Mapping[str, Seen]) -> ModelAnswer:
     """Say what is known of a model."""
     ours = {each.id: each for each in models_of(task, state.models)}
     common: dict[str, Any] = {"id": model_id, "created": state.catalog.created, "task": task}
     if model_id not in ours or model_id not in states:
         return ModelAnswer(**common, owned_by="provider", state="external", is_default=False)
     described = of_ours(ours[model_id], state)
-    return ModelAnswer(**common, **described, state=states[model_id], is_default=model_id == next(iter(ours)))
+    seen = states[model_id].model_dump(include=set(Seen.model_fields))
+    return ModelAnswer(**common, **described, **seen, is_default=model_id == next(iter(ours)))
 
 
 def of_ours(model: Model, state: State) -> dict[str, Any]:

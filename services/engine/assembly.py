@@ -6,10 +6,11 @@ from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from services.engine import memory
-from services.engine.engine import Engine, Limits, Slot
+from services.engine import default_type, memory
+from services.engine.engine import Engine, Limits
 from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
+from services.engine.slots import Slot
 from services.engine.stepper import Stepper
 from services.registry import Model, Task, load_models, models_of
 from services.settings import Settings
@@ -38,11 +39,19 @@ def licence_refusal(model: Model, settings: Settings) -> str | None:
     )
 
 
+def weigh(stepper: Stepper[Any]) -> int:
+    """Return how many bytes the weights of a loaded model take."""
+    from services.engine import weights  # needs torch, which the loaded model has imported
+
+    return weights.weigh(stepper)
+
+
 def load(make: Make, model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its libraries are imported here."""
     if settings.log_format == "json":
         let_them_log_as_we_do(model.task)
-    return make(model, settings)
+    with default_type.changed_in_turn():
+        return make(model, settings)
 
 
 def build_engine(
@@ -58,6 +67,7 @@ def build_engine(
             model.is_preloaded_in(settings.profile),
             {"model": model.id, **model.defaults_in(settings.profile)},
             failure=licence_refusal(model, settings),
+            weigh=weigh,
         )
         for model in models_of(task, load_models(settings.models_file))
     }

@@ -1,7 +1,9 @@
 """A model's weights: a checkpoint built here, the operator's, or the hub's at a pinned revision; all are a folder."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from services.engine.placement import choose_placement
 from services.registry import HubSource, Model
 from services.settings import Settings
 from services.tiny.build import ensure
+
+OTHERS = (type, ModuleType, FunctionType, BuiltinFunctionType)  # what leads from a model to all the rest
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,27 @@ def open_weights(model: Model, settings: Settings) -> Weights:
         arguments["variant"] = source.variant
     folder = fetch(model.id, source) if isinstance(source, HubSource) else source.path
     return Weights(folder, arguments, placement.device, placement.dtype)
+
+
+def weigh(stepper: object) -> int:
+    """Return how many bytes the tensors take that a loaded model holds, wherever it keeps them.
+
+    What a library has packed cannot be looked into, and is not counted.
+    """
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    found = [stepper]
+    while found:
+        each = found.pop()
+        if id(each) in seen or isinstance(each, OTHERS):
+            continue
+        seen.add(id(each))
+        if isinstance(each, torch.Tensor) and each.layout is torch.strided:
+            storage = each.untyped_storage()  # several tensors may share one
+            sizes[storage.data_ptr()] = storage.nbytes()
+        else:
+            found.extend(gc.get_referents(each))
+    return sum(sizes.values())
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:

@@ -153,7 +153,7 @@ def test_a_providers_model_gets_what_came_under_its_own_name(run: Start, first: 
 
 
 def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> None:
-    listed = [{"id": "tiny-sd", "state": "loaded"}, {"id": "nobody's", "state": "loaded"}]
+    listed = [{"id": "tiny-sd", "state": "ready", "num_bytes": 7}, {"id": "nobody's", "state": "ready"}]
     second.chunks = (json.dumps({"data": listed}).encode(),)
     gateway = run()
     admin = create(gateway, scopes=["admin"])["key"]
@@ -164,9 +164,10 @@ def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> N
         found = gateway.client.get("/v1/models", headers=bearer(key)).json()["data"]
         return {model["id"]: model["state"] for model in found}
 
-    assert models(image) == {"tiny-sd": "loaded"}
+    assert models(image) == {"tiny-sd": "ready"}
     assert models(named) == {"gpt": "external"}
     assert set(models(admin)) == {*(model.id for model in load_models()), "gpt", "other"}
+    assert gateway.client.get("/v1/models/tiny-sd", headers=bearer(image)).json()["num_bytes"] == 7
     hidden = gateway.client.get("/v1/models/tiny-sd", headers=bearer(named))
     assert (hidden.status_code, error_of(hidden)["code"]) == (404, "model_not_found")
     assert gateway.client.get("/v1/models/gpt", headers=bearer(named)).json()["owned_by"] == "provider"

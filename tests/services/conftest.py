@@ -14,10 +14,11 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
-from services.engine.engine import Engine, Limits, Slot
+from services.engine.engine import Engine, Limits
 from services.engine.events import Event
 from services.engine.generation import Generation, Run, Terms
 from services.engine.metrics import EngineMetrics
+from services.engine.slots import Slot
 from services.engine.stepper import Result, Stepper, WholeCall
 from services.settings import Settings
 from services.tiny.build import RECIPES, ensure

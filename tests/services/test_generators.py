@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from services.audio import service as audio
 from services.audio.schema import SpeechRequest
-from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Terms
 from services.engine.outputs import Mesh, Sound
+from services.engine.slots import Slot
 from services.engine.stepper import Result, Stepper
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Generation, Terms
 from services.engine.outputs import Mesh
+from services.engine.slots import Slot
 from services.engine.stepper import MAX_BATCH_SIZE
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading
