@@ -133,6 +133,7 @@ class Model(BaseModel):
     task: Task
     defaults: Mapping[str, Any] = {}
     template: Template = Template()
+    pinned: bool = False
     tiny: TinySource | None = None
     hub: HubSource | None = None
     folder: FolderSource | None = None

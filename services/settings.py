@@ -28,6 +28,12 @@ class Settings(BaseSettings):
     max_memory_mb: int | None = Field(default=None, ge=1)  # for requests in progress; unset: most of what is free
     text_packing: Literal["auto", "none", "float16", "int8"] = "auto"  # of chat models' linear layers, on a CPU
     prefix_cache_mb: int = Field(default=256, ge=0)  # of the text worker, for how prompts begin; 0: none
+    max_models: int | None = Field(default=None, ge=1)  # in memory at once; None: all
+    max_models_mb: int | None = Field(default=None, ge=1)  # of their weights
+    keep_alive: float | None = Field(
+        default=None, gt=0
+    )  # seconds until a model that nobody uses leaves; None: it stays
+    cold_start: Literal["wait", "refuse"] = "wait"  # what becomes of a request for a model that is not in memory
     log_format: LogFormat = "text"
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from services.engine.generation import Generation, Pace, Terms, restarting
 from services.engine.mail import together
 from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
-from services.engine.slots import RETRY_SECONDS, ModelState, Slot, loading
+from services.engine.slots import RETRY_SECONDS, ModelState, Room, Slot, loading
 from services.engine.stepper import LEFT_OUT, Stepper
 from services.errors import (
     Cancelled,
@@ -64,11 +64,15 @@ class Limits:
         queue_size: requests that may wait besides those in progress.
         step_seconds: what a forward that several share may take; who joins, leaves or shares the device waits for it.
         memory_bytes: what requests in progress may take together; asked when a model has been loaded.
+        room: for models.
+        waits_for_models: whether who asks for a model that is not in memory waits for it, or is told to come back.
     """
 
     queue_size: int
     step_seconds: float
     memory_bytes: Callable[[], float]
+    room: Room = field(default_factory=Room)
+    waits_for_models: bool = True
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class Engine:
         for name, slot in preloaded.items():
             if slot.state == "loading":
                 raise loading(name)
-        if not any(slot.is_loaded for slot in preloaded.values()):
+        if all(slot.state == "failed" for slot in preloaded.values()):
             for slot in preloaded.values():
                 slot.check()
         if self._is_closing or not self._thread.is_alive():
@@ -174,7 +178,35 @@ class Engine:
             UnknownModel: no such model here.
         """
         slot = self._find(model)[1]
-        return Look(slot.state, slot.failure, slot.num_bytes)
+        return Look(slot.state, slot.reason, slot.num_bytes)
+
+    def load(self, model: str) -> None:
+        """Have a model brought into memory, also one that failed; others may leave for it.
+
+        Raises:
+            UnknownModel: no such model here.
+            ModelUnavailable: it is not to be loaded.
+        """
+        slot = self._find(model)[1]
+        with self._wake:
+            if slot.barred is not None:
+                raise ModelUnavailable(slot.barred)
+            if not slot.is_loaded:
+                slot.failure, slot.is_wanted = None, True
+            self._wake.notify()
+
+    def unload(self, model: str) -> None:
+        """Have a model leave memory once those who use it, or wait for it already, have been served.
+
+        Raises:
+            UnknownModel: no such model here.
+        """
+        name, slot = self._find(model)
+        with self._wake:
+            slot.is_wanted = False
+            if slot.is_loaded:
+                self._drain(name)
+            self._wake.notify()
 
     def stepper(self, model: str | None) -> Any:
         """A model that is in memory, for what it knows without its thread.
@@ -230,13 +262,16 @@ class Engine:
 
         Raises:
             UnknownModel: no such model here.
-            ModelLoading: a preloaded model is not in memory yet, or the worker is going down.
+            ModelLoading: a model is not in memory yet and nobody is to wait for it, or the worker is going down.
             ModelUnavailable: the model could not be loaded.
             QueueFull: too many wait already.
         """
         name, slot = self._find(model)
         slot.check()
-        if slot.is_preloaded and not slot.is_loaded:
+        if slot.is_awaited:
+            raise loading(name)
+        if not (slot.is_loaded or self._limits.waits_for_models):
+            self.load(name)
             raise loading(name)
         seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
         generation = Generation(request, name, seed, terms, self._metrics[name], self._paces[name], self._withdraw)
@@ -245,6 +280,7 @@ class Engine:
             self._check_for_place()
             slot.check()  # it may have failed meanwhile
             self._queue.push(generation)
+            slot.let_in(generation)
             self._note_queue()
             self._wake.notify()
         return generation
@@ -312,6 +348,7 @@ class Engine:
     def _work(self) -> None:
         while self._wait():
             try:
+                self._unload_some()
                 self._begin_load()
                 self._drop_stopped()
                 with default_type.kept():
@@ -338,35 +375,101 @@ class Engine:
             if not self._active:
                 self._last_forwards.clear()  # whose keys may be requests
                 self._last_turns.clear()
-                self._wake.wait_for(self._has_work, self._seconds_to_retry())
+                while not self._has_work():
+                    self._wake.wait(self._seconds_to_change())
             if not self._is_closing:
                 return True
         self._drop_stopped()  # that is all of them
         return False
 
     def _has_work(self) -> bool:
-        return self._is_closing or self._next() is not None or self._next_load() is not None
+        if self._is_closing or self._next() is not None:
+            return True
+        return self._next_load() is not None or bool(self._next_to_leave())
 
-    def _seconds_to_retry(self) -> float | None:
-        retry_at = min((slot.retry_at for slot in self._slots.values()), default=math.inf)
-        return None if retry_at == math.inf else max(0.0, retry_at - time.monotonic())
+    def _seconds_to_change(self) -> float | None:
+        """When something is to be loaded again, or leaves because nobody has used it."""
+        idle, slots = self._limits.room.idle_seconds, self._slots.values()
+        times = [slot.last_used + idle for slot in slots if slot.is_loaded and not slot.is_pinned]
+        if not any(slot.is_loading for slot in slots):
+            times += [slot.retry_at for slot in slots if slot.is_preloaded]
+        at = min(times, default=math.inf)
+        return None if at == math.inf else max(0.0, at - time.monotonic())
 
     def _next_load(self) -> str | None:
-        """Return which model is to be loaded now: one that is preloaded, or else the next that somebody waits for."""
-        if any(slot.is_loading for slot in self._slots.values()):
+        """Return which model is to be loaded now: one that is due, or else the next that somebody waits for."""
+        if any(slot.is_loading or slot.drained is not None for slot in self._slots.values()):
             return None
         due = next((name for name, slot in self._slots.items() if slot.is_due), None)
         cold = (each.model for each in self._queue.in_order() if not self._slots[each.model].is_loaded)
         return due or next(cold, None)
 
     def _begin_load(self) -> None:
+        """Load the next model where there is room for it; else let others leave first."""
         with self._wake:
             name = self._next_load()
             if name is None or self._is_closing:
                 return
-            self._slots[name].is_loading = True
-            self._loader = threading.Thread(target=self._load, args=(name,), name="loader", daemon=True)
-        self._loader.start()
+            slot = self._slots[name]
+            leaving = self._limits.room.leaving(self._slots, name, self._busy())
+            if leaving is None:
+                slot.is_preloaded = slot.is_wanted = False
+                refused = self._take_out(name)
+            elif leaving and slot.is_awaited and not slot.is_wanted:
+                logger.info("model %s finds no room at the start; it is loaded when it is asked for", name)
+                slot.is_preloaded = False
+                return
+            elif leaving:
+                for other in leaving:
+                    self._drain(other)
+                return
+            else:
+                slot.is_loading = True
+                self._loader = threading.Thread(target=self._load, args=(name,), name="loader", daemon=True)
+                self._loader.start()
+                return
+        for generation in refused:
+            end(generation, ModelUnavailable(self._limits.room.refusal(name, slot)))
+
+    def _busy(self) -> set[str]:
+        """Name the models that somebody uses or waits for."""
+        return {active.generation.model for active in self._active} | {each.model for each in self._queue.in_order()}
+
+    def _take_out(self, name: str) -> list[Generation]:
+        """Let those who wait for a model leave the queue."""
+        waiting = [each for each in self._queue.in_order() if each.model == name]
+        return [each for each in waiting if self._leave_queue(each)]
+
+    def _drain(self, name: str) -> None:
+        """Let a model leave as soon as those have been served who wait for it now."""
+        self._slots[name].drain(each for each in self._queue.in_order() if each.model == name)
+
+    def _next_to_leave(self) -> list[str]:
+        """Name the models that leave now: they were told to and are drained, or nobody has used them for long."""
+        busy, waiting = {active.generation.model for active in self._active}, self._queue.in_order()
+        idle_since = time.monotonic() - self._limits.room.idle_seconds
+        leaving = []
+        for name, slot in self._slots.items():
+            if not slot.is_loaded or name in busy:
+                continue
+            if slot.drained is not None:
+                is_leaving = not any(each in slot.drained for each in waiting)
+            else:
+                is_unused = slot.last_used <= idle_since and not slot.is_pinned
+                is_leaving = is_unused and not any(each.model == name for each in waiting)
+            if is_leaving:
+                leaving.append(name)
+        return leaving
+
+    def _unload_some(self) -> None:
+        with self._wake:
+            leaving = self._next_to_leave()
+            for name in leaving:
+                self._slots[name].stepper = self._slots[name].drained = None
+        if leaving:
+            memory.give_back()
+            self._is_memory_stale = True
+            logger.info("left memory: %s", ", ".join(leaving))
 
     def _load(self, name: str) -> None:
         """Load a model, on the loader's thread; who waits for one that cannot be is told."""
@@ -374,6 +477,10 @@ class Engine:
         stepper, memory_bytes, refused, refusal = None, self._memory_bytes, [], None
         try:
             stepper = slot.load(name)
+            if self._limits.room.num_bytes < slot.size:
+                slot.failure = self._limits.room.refusal(name, slot)
+                stepper = None
+                slot.check()
             memory_bytes = self._limits.memory_bytes()
         except ModelUnavailable as error:
             refusal = error.message, error.retry_after
@@ -381,9 +488,10 @@ class Engine:
             slot.stepper, slot.is_loading = stepper, False
             if stepper is not None:
                 self._memory_bytes, self._is_memory_stale = memory_bytes, bool(self._active)
+                for other in self._limits.room.leaving(self._slots, name, self._busy()) or ():
+                    self._drain(other)  # it takes more than was expected
             else:
-                waiting = [each for each in self._queue.in_order() if each.model == name]
-                refused = [each for each in waiting if self._leave_queue(each)]
+                refused = self._take_out(name)
             self._wake.notify()
         if refusal is not None:
             for generation in refused:  # each has an error of its own: a raise would lengthen the one's traceback
@@ -443,9 +551,10 @@ class Engine:
 
     def _taken_up(self, generation: Generation) -> Active:
         generation.check()
-        stepper = self._slots[generation.model].stepper
-        if stepper is None:
+        slot = self._slots[generation.model]
+        if slot.stepper is None:
             raise loading(generation.model)
+        slot.last_used, stepper = time.monotonic(), slot.stepper
         if self._is_memory_stale and not self._active:
             self._memory_bytes, self._is_memory_stale = self._limits.memory_bytes(), False
         cost = generation.cost if generation.cost is not None else stepper.cost(generation.request)
@@ -460,8 +569,9 @@ class Engine:
         """
         num_active = Counter(active.generation.model for active in self._active)
         for generation in self._queue.in_order():
-            stepper = self._slots[generation.model].stepper
-            if stepper is None:
+            slot = self._slots[generation.model]
+            stepper = slot.stepper
+            if stepper is None or (slot.drained is not None and generation not in slot.drained):
                 continue
             if not self._active:
                 return generation
@@ -588,6 +698,7 @@ class Engine:
     def _drop(self, active: Active) -> None:
         with self._wake:
             self._active.remove(active)
+            self._slots[active.generation.model].last_used = time.monotonic()
             self._has_room = True
 
 
