@@ -92,9 +92,10 @@ async def run(stub: Stub, num_active: int, *, wants_progress: bool) -> None:
     """Let `num_active` requests share the stub, each with a follower on this loop, told of every iteration or not."""
     from prometheus_client import CollectorRegistry
 
-    from services.engine.engine import Engine, Limits, Slot
+    from services.engine.engine import Engine, Limits
     from services.engine.generation import Terms
     from services.engine.metrics import EngineMetrics
+    from services.engine.slots import Slot
 
     slot = Slot(lambda: stub, is_preloaded=False)
     limits = Limits(queue_size=32, step_seconds=2.0, memory_bytes=lambda: 1e9)

@@ -5,7 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import psutil
 
 from cli.errors import Refused
 from cli.settings import Settings
-from services.registry import Model, Task, load_models, models_of
+from services.registry import HubSource, Model, Task
 
 LIBRARIES: dict[Task, tuple[str, ...]] = {
     "text": ("bentoml", "torch", "transformers"),
@@ -25,12 +25,13 @@ LIBRARIES: dict[Task, tuple[str, ...]] = {
 
 
 def check(settings: Settings) -> None:
-    """Look at libraries, folder, disk and ports.
+    """Look at the registry, libraries, folder, disk and ports.
 
     Raises:
         Refused: something has to change first; the message has a line for each.
     """
-    problems = [*missing_libraries(settings), *unusable_folder(settings), *taken_ports(settings)]
+    models = settings.models
+    problems = [*missing_libraries(settings), *unusable_folder(settings, models), *taken_ports(settings)]
     if problems:
         raise Refused("\n".join(problems))
 
@@ -46,7 +47,7 @@ def missing_libraries(settings: Settings) -> Iterator[str]:
             yield f"{library} is missing ({', '.join(users)}): remove the folder .venv, and make up installs all anew"
 
 
-def unusable_folder(settings: Settings) -> Iterator[str]:
+def unusable_folder(settings: Settings, models: Sequence[Model]) -> Iterator[str]:
     """Yield a line where the data folder cannot be written, or a disk has too little room."""
     folder = settings.data_dir.absolute()
     try:
@@ -65,22 +66,22 @@ def unusable_folder(settings: Settings) -> Iterator[str]:
             "ATELIER_DATA_DIR names another folder, ATELIER_MIN_FREE_MB another limit"
         )
     if settings.profile == "hub":
-        yield from no_room_for_weights(settings, hub_cache())
+        yield from no_room_for_weights([model for model in models if model.task in settings.worker_ports], hub_cache())
 
 
-def no_room_for_weights(settings: Settings, cache: Path) -> Iterator[str]:
+def no_room_for_weights(models: Sequence[Model], cache: Path) -> Iterator[str]:
     """Yield a line where the weights that the workers download when they start do not fit."""
-    wanted = missing_weights(list(settings.worker_ports), cache)
+    wanted = missing_weights(models, cache)
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(disk).free / 1e9
     if free < wanted:
         yield f"the weights take {wanted:.1f} GB and {cache} has {free:.1f} GB free; HF_HOME names another folder"
 
 
-def missing_weights(tasks: list[Task], cache: Path) -> float:
-    """Return how many 10⁹ bytes the tasks' preloaded models have that were not downloaded yet."""
-    models = [model for task in tasks for model in models_of(task, load_models()) if model.is_preloaded_in("hub")]
-    return sum(model.hub.size_gb for model in models if not is_cached(model, cache))
+def missing_weights(models: Iterable[Model], cache: Path) -> float:
+    """Return how many 10⁹ bytes the preloaded of `models` have that were not downloaded yet."""
+    sources = [model.source for model in models if model.is_preloaded_in("hub")]
+    return sum(hub.size_gb for hub in sources if isinstance(hub, HubSource) and not is_cached(hub, cache))
 
 
 def hub_cache() -> Path:
@@ -89,9 +90,9 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser().absolute()
 
 
-def is_cached(model: Model, cache: Path) -> bool:
-    """Whether the model has been downloaded, in part at least."""
-    return (cache / f"models--{model.hub.repository.replace('/', '--')}" / "snapshots" / model.hub.revision).exists()
+def is_cached(hub: HubSource, cache: Path) -> bool:
+    """Whether the repository has been downloaded, in part at least."""
+    return (cache / f"models--{hub.repository.replace('/', '--')}" / "snapshots" / hub.revision).exists()
 
 
 def taken_ports(settings: Settings) -> Iterator[str]:

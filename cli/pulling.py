@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from cli.errors import Refused
+from cli.settings import Settings
 from services.engine.hub import fetch
 from services.errors import ModelUnavailable
-from services.registry import Model, load_models
+from services.registry import HubSource, Model
 
 
 def pull(ids: Sequence[str], *, every: bool) -> None:
@@ -19,30 +20,32 @@ def pull(ids: Sequence[str], *, every: bool) -> None:
     Raises:
         Refused: there is no such model, or its files cannot be had.
     """
-    for model in chosen(ids, every=every):
+    for model, hub in chosen(Settings.read().models, ids, every=every).items():
         try:
-            num_bytes = _pull(model)
+            num_bytes = _pull(model, hub)
         except ModelUnavailable as error:
             raise Refused(error.message) from error
-        typer.echo(f"{model.id}: {num_bytes / 1e9:.2f} GB, checked; {model.hub.licence}, {model.hub.licence_url}")
+        typer.echo(f"{model}: {num_bytes / 1e9:.2f} GB, checked; {hub.licence}, {hub.licence_url}")
 
 
-def chosen(ids: Sequence[str], *, every: bool) -> list[Model]:
-    """The models of these ids; without any, those that a start loads, or `every` one.
+def chosen(models: Sequence[Model], ids: Sequence[str], *, every: bool) -> dict[str, HubSource]:
+    """Where the models of these ids are, by id; without any, those that a start loads from the hub, or `every` one.
 
     Raises:
-        Refused: there is no such.
+        Refused: there is no such, or the hub does not have it.
     """
-    known = {model.id: model for model in load_models()}
+    known = {model.id: model for model in models}
     unknown = [each for each in ids if each not in known]
     if unknown:
         raise Refused(f"there is no model {', '.join(unknown)}; there are: {', '.join(known)}")
-    if ids:
-        return [known[each] for each in dict.fromkeys(ids)]
-    return [model for model in known.values() if every or model.is_preloaded_in("hub")]
+    local = [each for each in ids if known[each].hub is None]
+    if local:
+        raise Refused(f"{', '.join(local)}: a folder on this machine, and nothing to fetch")
+    wanted = ids or [model.id for model in models if every or model.is_preloaded_in("hub")]
+    return {each: hub for each in wanted if (hub := known[each].hub) is not None}
 
 
-def _pull(model: Model) -> int:
+def _pull(model_id: str, hub: HubSource) -> int:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -52,10 +55,10 @@ def _pull(model: Model) -> int:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(model.id, total=None)
+        bar = progress.add_task(model_id, total=None)
 
         def tell(here: int, total: int) -> None:
             progress.update(bar, completed=here, total=total)
 
-        folder = fetch(model.id, model.hub, tell, checks_all=True)
+        folder = fetch(model_id, hub, tell, checks_all=True)
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

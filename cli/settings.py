@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cli.errors import Refused
-from services.registry import WORKERS, Profile, Task
+from services.registry import WORKERS, Model, Profile, Task, load_models
 
 
 class Settings(BaseSettings):
@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     image_port: int = Field(default=WORKERS["image"].port, ge=1, le=65535)
     video_port: int = Field(default=WORKERS["video"].port, ge=1, le=65535)
     mesh_port: int = Field(default=WORKERS["mesh"].port, ge=1, le=65535)
+    models_file: Path | None = None
     admin_key_file: Path | None = None
     min_free_mb: int = Field(default=500, ge=0)  # on the data folder's disk
     stop_seconds: float = Field(default=10, gt=0)  # what is still running then is killed
@@ -42,6 +43,18 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = "_".join(map(str, ("ATELIER", *first["loc"]))).upper()
             raise Refused(f"{name}: {first['msg']}") from error
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The registry.
+
+        Raises:
+            Refused: the operator's file cannot be read, or something in it does not fit.
+        """
+        try:
+            return load_models(self.models_file)
+        except ValueError as error:
+            raise Refused(f"ATELIER_MODELS_FILE: {error}") from error
 
     @property
     def worker_ports(self) -> dict[Task, int]:

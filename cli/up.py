@@ -21,9 +21,9 @@ from cli.errors import Refused
 from cli.preflight import check
 from cli.settings import Settings
 from cli.supervisor import Supervisor
-from services.registry import WORKERS, load_models, models_of
+from services.registry import WORKERS, models_of
 
-FILES = ("ATELIER_ADMIN_KEY_FILE", "ATELIER_PRICES_FILE", "ATELIER_POLICY_FILE", "ATELIER_PROVIDERS_FILE")
+FILES = tuple(f"ATELIER_{name}_FILE" for name in ("ADMIN_KEY", "MODELS", "PRICES", "POLICY", "PROVIDERS"))
 ROOT = Path(services.__file__).parent.parent  # where the modules are that `bentoml serve` is told to load
 PATIENCE_SECONDS = 10.0  # between two signs of life while the user waits
 LONG_WAIT_SECONDS = 60.0
@@ -77,7 +77,7 @@ def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> 
     state = "is ready" if not failures else f"runs without {', '.join(failures)}"
     lines = [f"\nAtelier {state} after {seconds:.1f} s: {url} (its pages: {url}/docs)"]
     for task, port in settings.worker_ports.items():
-        for model in models_of(task, load_models()):
+        for model in models_of(task, settings.models):
             loading = "" if model.is_preloaded_in(settings.profile) else ", loads when first asked for"
             state = ", not ready" if task in failures else loading
             lines.append(f"  {task:<6} {model.id:<32} http://127.0.0.1:{port}{state}")

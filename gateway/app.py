@@ -24,7 +24,14 @@ from gateway.database.database import open_database
 from gateway.direct import serve_directly
 from gateway.document import add_errors, schemas
 from gateway.drain import Drain, NoNewWork
-from gateway.errors import GatewayError, render_gateway_error, render_http_exception, render_invalid, told_of
+from gateway.errors import (
+    GatewayError,
+    Misconfigured,
+    render_gateway_error,
+    render_http_exception,
+    render_invalid,
+    told_of,
+)
 from gateway.jobs.books import Books
 from gateway.jobs.desk import Desk
 from gateway.jobs.foreman import Foreman
@@ -122,9 +129,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
     """Build the gateway. Tests may pass a `transport` that plays the workers; production passes none."""
-    registered = load_models()
+    registered = registered_models(settings)
     outside = provider_entries(settings, registered)
-    metrics = Metrics()
+    metrics = Metrics(model.id for model in registered)
     internal_token = settings.internal_token.get_secret_value()
     under_way = UnderWay()
     prices = read_prices(settings.prices_file)
@@ -239,6 +246,18 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     serve_directly(app, chat.router)
     document(app)
     return app
+
+
+def registered_models(settings: Settings) -> tuple[Model, ...]:
+    """What our workers serve; they read the same file.
+
+    Raises:
+        Misconfigured: the operator's cannot be read, or something in it does not fit.
+    """
+    try:
+        return load_models(settings.models_file)
+    except ValueError as error:
+        raise Misconfigured(f"ATELIER_MODELS_FILE: {error}") from error
 
 
 def provider_entries(settings: Settings, models: Sequence[Model]) -> Entries:

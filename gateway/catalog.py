@@ -19,7 +19,7 @@ from services.registry import Model, Task
 
 PROBE_SECONDS = 2.0
 ASK_SECONDS = 5.0
-ModelState = Literal["loaded", "loading", "not_loaded", "failed", "unreachable", "external"]
+ModelState = Literal["cold", "loading", "ready", "failed", "unreachable", "external"]
 FAILED = b'"model_unavailable"'  # a model that the operator has to do something about
 JITTER = (0.75, 1.25)  # of the interval: several gateways shall not all ask at once
 
@@ -40,11 +40,23 @@ class Ours:
 Target = Ours | Provider
 
 
-class ListedModel(BaseModel):
+class Seen(BaseModel):
+    """How a model is.
+
+    Args:
+        failure: why it is not in memory, in a sentence.
+        num_bytes: of its weights; None: it has not been in memory yet.
+    """
+
+    state: ModelState
+    failure: str | None = None
+    num_bytes: int | None = None
+
+
+class ListedModel(Seen):
     """A model, as a worker tells of it."""
 
     id: str
-    state: ModelState
 
 
 class Listed(BaseModel):
@@ -173,17 +185,17 @@ class Catalog:
                     await answer.aclose()
         raise WorkerUnreachable("the worker for this does not answer; it may be starting")
 
-    async def states(self, tasks: Collection[Task]) -> dict[str, ModelState]:
-        """Which of our models for `tasks` are in memory, by id."""
+    async def states(self, tasks: Collection[Task]) -> dict[str, Seen]:
+        """How our models for `tasks` are, by id."""
         served = [task for task in tasks if task in self._workers]
         found = await asyncio.gather(*map(self._states_of, served))
         return {model: state for states in found for model, state in states.items()}
 
-    async def _states_of(self, task: Task) -> dict[str, ModelState]:
-        states: dict[str, ModelState] = {model: "unreachable" for model, of in self._tasks.items() if of == task}
+    async def _states_of(self, task: Task) -> dict[str, Seen]:
+        states = {model: Seen(state="unreachable") for model, of in self._tasks.items() if of == task}
         with suppress(GatewayError, ValidationError):
             listed = Listed.model_validate_json(await self.ask(task, "/v1/models")).data
-            states.update({each.id: each.state for each in listed if each.id in states})
+            states.update({each.id: each for each in listed if each.id in states})
         return states
 
     async def health(self) -> dict[Task, Health]:

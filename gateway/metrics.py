@@ -1,11 +1,12 @@
 """The gateway's Prometheus series: one registry an application, so that several can live in a process."""
 
 import time
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from services.registry import WORKERS, Task, load_models
+from services.registry import WORKERS, Task
 
 SECONDS = (0.005, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 OTHER = "other"
@@ -28,10 +29,10 @@ class Metrics:
     of our errors.
     """
 
-    def __init__(self) -> None:
-        """Register the series."""
+    def __init__(self, models: Iterable[str]) -> None:
+        """Register the series; `models` are the ids of the registry's."""
         self.registry = registry = CollectorRegistry()
-        self._models = frozenset(model.id for model in load_models())
+        self._models = frozenset(models)
         labels = ("method", "route")
         self._requests = Counter("atelier_requests", "Requests ended", (*labels, "status", "ending"), registry=registry)
         self._response_seconds = Histogram(

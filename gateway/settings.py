@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     job_patience: float = Field(default=86_400, gt=0)  # seconds from a job's acceptance until it is given up
     job_retention_days: int = Field(default=7, ge=0)  # how long jobs and their files stay after their end; 0: for ever
     profile: Profile = "tiny"  # of the workers: whose defaults count for what a request leaves out
+    models_file: Path | None = None  # TOML, also the workers': models of the operator's own, or in place of ours
     prices_file: Path | None = None  # TOML: what a unit costs
     open_metrics: bool = False  # /metrics without a key although other machines can reach it
 
@@ -131,7 +132,7 @@ class Settings(BaseSettings):
         """Where the secret of signed URLs is kept, if the operator names none."""
         return self.data_dir / "signing.key"
 
-    @field_validator("admin_key_file", "prices_file", "policy_file", "providers_file", mode="before")
+    @field_validator("admin_key_file", "models_file", "prices_file", "policy_file", "providers_file", mode="before")
     @classmethod
     def read_empty(cls, value: object) -> object:
         """Read an empty variable as none: an empty path is the folder that one is in."""

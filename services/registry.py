@@ -1,18 +1,29 @@
 """Which models exist and which worker serves each task; knows no library that runs them.
 
-Source: `models.toml` beside this file; `docs/models.md` explains an entry.
+Source: `models.toml` beside this file, and the operator's own; `docs/models.md` explains an entry.
 """
 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Task = Literal["text", "audio", "image", "video", "mesh"]
 Profile = Literal["tiny", "hub"]
+Strategy = Literal["preload", "on_demand"]
+Dtype = Literal["float16", "bfloat16"]
 
 MODELS_FILE = Path(__file__).with_name("models.toml")
 
@@ -56,12 +67,27 @@ class HubSource(BaseModel):
     licence: str
     licence_url: str
     commercial_use: bool
-    strategy: Literal["preload", "on_demand"]
+    strategy: Strategy
     files: tuple[str, ...] = Field(min_length=1, description="patterns of what is fetched")
     variant: str | None = None
-    dtype: Literal["float16", "bfloat16"] = "float16"  # on an accelerator, where the operator says nothing
+    dtype: Dtype = "float16"  # on an accelerator, where the operator says nothing
     safetensors: bool = True
     size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
+
+
+class FolderSource(BaseModel):
+    """A folder of this machine in `save_pretrained` layout; its terms are the operator's to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    licence: str | None = None
+    licence_url: str | None = None
+    commercial_use: bool = True
+    strategy: Strategy = "preload"
+    variant: str | None = None
+    dtype: Dtype = "float16"
+    safetensors: bool = True
 
 
 class Template(BaseModel):
@@ -103,12 +129,14 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=200)]  # headers carry it
     task: Task
     defaults: Mapping[str, Any] = {}
     template: Template = Template()
-    tiny: TinySource
-    hub: HubSource
+    pinned: bool = False
+    tiny: TinySource | None = None
+    hub: HubSource | None = None
+    folder: FolderSource | None = None
 
     @field_validator("template")
     @classmethod
@@ -119,31 +147,108 @@ class Model(BaseModel):
             raise ValueError(f"models of this task have no use for: {', '.join(sorted(unfit))}")
         return template
 
+    @model_validator(mode="after")
+    def check_has_one_source(self) -> Self:
+        """Refuse what could not be loaded, or could be loaded from two places."""
+        if (self.hub is None) is (self.folder is None):
+            raise ValueError("a model has its weights from one place: hub or folder")
+        return self
+
+    @property
+    def source(self) -> HubSource | FolderSource:
+        """Where its own weights are."""
+        source = self.hub or self.folder
+        if source is None:
+            raise TypeError("a model has its weights from somewhere")
+        return source
+
+    def is_tiny_in(self, profile: Profile) -> bool:
+        """Whether a checkpoint that is built here stands for it under `profile`."""
+        return profile == "tiny" and self.tiny is not None
+
     def defaults_in(self, profile: Profile) -> Mapping[str, Any]:
         """The request defaults under `profile`; a tiny checkpoint may override the real model's."""
-        return {**self.defaults, **self.tiny.defaults} if profile == "tiny" else self.defaults
+        if self.tiny is None or profile != "tiny":
+            return self.defaults
+        return {**self.defaults, **self.tiny.defaults}
 
     def revision_in(self, profile: Profile) -> str:
-        """What its weights are under `profile`: a commit of the hub's, or the recipe that a tiny one is built by."""
-        return f"tiny:{self.tiny.recipe}" if profile == "tiny" else f"{self.hub.repository}@{self.hub.revision}"
+        """What its weights are under `profile`: the hub's commit, a folder's name, or the recipe of a tiny one."""
+        if self.tiny is not None and profile == "tiny":
+            return f"tiny:{self.tiny.recipe}"
+        if isinstance(self.source, FolderSource):
+            return f"folder:{self.source.path.name}"
+        return f"{self.source.repository}@{self.source.revision}"
 
     def is_preloaded_in(self, profile: Profile) -> bool:
         """Whether a worker loads this model when it starts, and not when it is first asked for."""
-        return profile == "tiny" or self.hub.strategy == "preload"
+        return self.is_tiny_in(profile) or self.source.strategy == "preload"
 
 
-def load_models(file: Path = MODELS_FILE) -> tuple[Model, ...]:
+class Entries(BaseModel):
+    """A file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[Model, ...]
+
+
+def load_models(own: Path | None = None) -> tuple[Model, ...]:
     """Read the registry.
 
+    Args:
+        own: the operator's file. An entry replaces ours of the same id, or comes after all of ours.
+
     Raises:
-        ValueError: the file is no TOML or an entry does not fit; the message names the field.
+        ValueError: a file cannot be read, is no TOML or an entry does not fit; the message names file and field.
     """
-    entries = tomllib.loads(file.read_text(encoding="utf-8"))
-    models = tuple(Model.model_validate(entry) for entry in entries["models"])
+    found = {model.id: model for model in read_models(MODELS_FILE)}
+    for model in read_models(own) if own is not None else ():
+        if model.id in found and found[model.id].task != model.task:
+            raise ValueError(f"{own}: '{model.id}' is a model for {found[model.id].task} and remains one")
+        found[model.id] = model
+    return tuple(found.values())
+
+
+def read_models(file: Path) -> tuple[Model, ...]:
+    """Read one file.
+
+    Raises:
+        ValueError: it cannot be read, is no TOML or an entry does not fit; the message names file and field.
+    """
+    try:
+        entries = tomllib.loads(file.read_text(encoding="utf-8"))
+        models = Entries.model_validate(entries).models
+    except ValidationError as error:
+        raise ValueError(f"{file}: {_first_problem(error, entries)}") from error
+    except OSError as error:
+        raise ValueError(f"{file}: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:  # no UTF-8, or no TOML
+        raise ValueError(f"{file}: {error}") from error
     ids = [model.id for model in models]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{file.name}: a model id appears twice")
-    return models
+        raise ValueError(f"{file}: a model id appears twice")
+    return tuple(_anchored(model, file.parent) for model in models)
+
+
+def _first_problem(error: ValidationError, entries: Mapping[str, Any]) -> str:
+    """Say which field of which entry does not fit, and why."""
+    problem = error.errors(include_url=False)[0]
+    table, *place = problem["loc"]
+    said = problem["msg"].removeprefix("Value error, ")
+    if not place:
+        return f"{table}: {said}"
+    entry = entries["models"][place[0]]
+    name = f"'{entry['id']}'" if isinstance(entry, Mapping) and "id" in entry else f"entry {int(place[0]) + 1}"
+    return ": ".join(filter(None, (name, ".".join(map(str, place[1:])), said)))
+
+
+def _anchored(model: Model, folder: Path) -> Model:
+    """Let a relative path begin where the file is."""
+    if model.folder is None:
+        return model
+    path = (folder / model.folder.path.expanduser()).absolute()
+    return model.model_copy(update={"folder": model.folder.model_copy(update={"path": path})})
 
 
 def models_of(task: Task, models: tuple[Model, ...]) -> tuple[Model, ...]:

@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import bentoml
@@ -52,9 +52,9 @@ def show_logs(form: LogFormat) -> None:
 
 
 async def list_models(request: Request) -> JSONResponse:
-    """Say which models this worker serves, in the order of the registry, and which are in memory."""
+    """Say which models this worker serves, in the order of the registry, and which are in memory or why not."""
     worker: Worker = request.app.state.worker
-    models = [{"id": name, "object": "model", "state": worker.engine.state(name)} for name in worker.revisions]
+    models = [{"id": name, "object": "model", **asdict(worker.engine.look(name))} for name in worker.revisions]
     return JSONResponse({"object": "list", "data": models})
 
 
@@ -79,7 +79,7 @@ class Worker:
         if provider is not None:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
-        models = models_of(task, load_models())
+        models = models_of(task, load_models(self.settings.models_file))
         self.templates = {model.id: model.template for model in models}
         self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}
         self.receipts = Receipts(task, self.settings)

@@ -76,6 +76,7 @@ ON_THIS_MACHINE = {
         "services.engine.engine",
         "services.engine.generation",
         "services.engine.metrics",
+        "services.engine.slots",
         "services.engine.stepper",
     },
 }

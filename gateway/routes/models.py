@@ -7,10 +7,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from gateway.callers import Caller
-from gateway.catalog import ModelState
+from gateway.catalog import ModelState, Seen
 from gateway.errors import UnknownModel
 from gateway.state import State, StateOf
-from services.registry import Model, Task, models_of
+from services.registry import HubSource, Model, Task, models_of
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -30,6 +30,10 @@ class ModelAnswer(BaseModel):
     is_default: bool
     """Whether it is asked where a request for this task names none."""
     revision: str | None = None
+    failure: str | None = None
+    """Why it is not in memory, in a sentence."""
+    num_bytes: int | None = None
+    """Of its weights in memory, as was measured when it was last loaded."""
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool | None = None
@@ -69,24 +73,26 @@ def usable(caller: Caller, state: State) -> Iterator[tuple[Task, str]]:
                 yield task, each
 
 
-def answer(model_id: str, task: Task, state: State, states: Mapping[str, ModelState]) -> ModelAnswer:
+def answer(model_id: str, task: Task, state: State, states: Mapping[str, Seen]) -> ModelAnswer:
     """Say what is known of a model."""
     ours = {each.id: each for each in models_of(task, state.models)}
     common: dict[str, Any] = {"id": model_id, "created": state.catalog.created, "task": task}
     if model_id not in ours or model_id not in states:
         return ModelAnswer(**common, owned_by="provider", state="external", is_default=False)
     described = of_ours(ours[model_id], state)
-    return ModelAnswer(**common, **described, state=states[model_id], is_default=model_id == next(iter(ours)))
+    seen = states[model_id].model_dump(include=set(Seen.model_fields))
+    return ModelAnswer(**common, **described, **seen, is_default=model_id == next(iter(ours)))
 
 
 def of_ours(model: Model, state: State) -> dict[str, Any]:
     """Say what the registry knows; a tiny checkpoint is nobody's but ours."""
-    owner = model.hub.repository.partition("/")[0]
+    source = model.source
+    owner = source.repository.partition("/")[0] if isinstance(source, HubSource) else "local"
     return {
-        "owned_by": owner if state.profile == "hub" else "atelier",
+        "owned_by": "atelier" if model.is_tiny_in(state.profile) else owner,
         "revision": model.revision_in(state.profile),
-        "licence": model.hub.licence,
-        "licence_url": model.hub.licence_url,
-        "commercial_use": model.hub.commercial_use,
+        "licence": source.licence,
+        "licence_url": source.licence_url,
+        "commercial_use": source.commercial_use,
         "defaults": model.defaults_in(state.profile),
     }

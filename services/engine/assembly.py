@@ -1,17 +1,19 @@
 """Puts a worker's engine together from the registry and the settings."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from services.engine import memory
-from services.engine.engine import Engine, Limits, Slot
+from services.engine import default_type, memory
+from services.engine.engine import Engine, Limits
 from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
+from services.engine.slots import Room, Slot
 from services.engine.stepper import Stepper
-from services.registry import Model, Task, load_models, models_of
+from services.registry import FolderSource, HubSource, Model, Task, load_models, models_of
 from services.settings import Settings
 
 Make = Callable[[Model, Settings], Stepper[Any]]
@@ -29,19 +31,40 @@ def memory_budget(settings: Settings) -> float:
 
 def licence_refusal(model: Model, settings: Settings) -> str | None:
     """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it."""
-    if settings.profile == "tiny" or model.hub.commercial_use or model.id in settings.accept_licences:
+    source = model.source
+    if model.is_tiny_in(settings.profile) or source.commercial_use or model.id in settings.accept_licences:
         return None
+    terms = f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
     return (
-        f"model '{model.id}' comes under the {model.hub.licence} ({model.hub.licence_url}); "
-        f"the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
+        f"model '{model.id}' comes under the {terms}; the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
     )
+
+
+def expected_bytes(model: Model, settings: Settings) -> int:
+    """Guess how many bytes the weights will take, by their files."""
+    if isinstance(model.source, HubSource) and not model.is_tiny_in(settings.profile):
+        return int(model.source.size_gb * 1e9)
+    folder = settings.data_dir / "tiny" / model.tiny.recipe if model.tiny is not None else None
+    if not model.is_tiny_in(settings.profile) and isinstance(model.source, FolderSource):
+        folder = model.source.path
+    if folder is None:
+        return 0
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in {".safetensors", ".bin"})
+
+
+def weigh(stepper: Stepper[Any]) -> int:
+    """Return how many bytes the weights of a loaded model take."""
+    from services.engine import weights  # needs torch, which the loaded model has imported
+
+    return weights.weigh(stepper)
 
 
 def load(make: Make, model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its libraries are imported here."""
     if settings.log_format == "json":
         let_them_log_as_we_do(model.task)
-    return make(model, settings)
+    with default_type.changed_in_turn():
+        return make(model, settings)
 
 
 def build_engine(
@@ -56,9 +79,18 @@ def build_engine(
             partial(load, make, model, settings),
             model.is_preloaded_in(settings.profile),
             {"model": model.id, **model.defaults_in(settings.profile)},
-            failure=licence_refusal(model, settings),
+            barred=licence_refusal(model, settings),
+            is_pinned=model.pinned,
+            expected_bytes=expected_bytes(model, settings),
+            weigh=weigh,
         )
-        for model in models_of(task, load_models())
+        for model in models_of(task, load_models(settings.models_file))
     }
-    limits = Limits(settings.queue_size, settings.max_step_seconds, partial(memory_budget, settings))
+    room = Room(
+        settings.max_models or math.inf,
+        (settings.max_models_mb or math.inf) * 1e6,
+        settings.keep_alive or math.inf,
+    )
+    waits = settings.cold_start == "wait"
+    limits = Limits(settings.queue_size, settings.max_step_seconds, partial(memory_budget, settings), room, waits)
     return Engine(slots, EngineMetrics(task, registry), limits)

@@ -1,33 +1,32 @@
 """One thread that owns the models of a worker and runs requests by the iteration; knows no modality and no HTTP.
 
-Requests join and leave between two forwards. Those whose next forward is of the same kind share it.
+Requests join and leave between two forwards. Those whose next forward is of the same kind share it. Models are loaded
+beside that thread, one after the other; until one is there, those who ask for it wait, and hold up nobody else.
 """
 
-import contextlib
-import gc
 import logging
 import math
 import secrets
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from services.engine import memory
+from services.engine import default_type, memory
 from services.engine.batching import BatchSizer
 from services.engine.estimates import Estimates
 from services.engine.generation import Generation, Pace, Terms, restarting
 from services.engine.mail import together
 from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
+from services.engine.slots import RETRY_SECONDS, ModelState, Room, Slot, loading
 from services.engine.stepper import LEFT_OUT, Stepper
 from services.errors import (
     Cancelled,
     GenerationFailed,
-    ModelLoading,
     ModelUnavailable,
     QueueFull,
     ServiceError,
@@ -35,41 +34,9 @@ from services.errors import (
 )
 from services.schema import MAX_SEED
 
-ModelState = Literal["loaded", "loading", "not_loaded", "failed"]
 MAX_KINDS = 256  # of forwards whose seconds are remembered
-RETRY_SECONDS = 5  # where nothing better is known
 
 logger = logging.getLogger("atelier.engine")
-
-
-@dataclass
-class Slot:
-    """A model's place in the engine.
-
-    `make` loads the model. It is called on the engine's thread, and imports the model's library there: the event loop
-    goes on answering. It raises `ModelUnavailable`, with `retry_after` where trying again may help.
-    """
-
-    make: Callable[[], Stepper[Any]]
-    is_preloaded: bool
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    stepper: Stepper[Any] | None = None
-    failure: str | None = None  # a sentence for whoever asks for the model
-    retry_at: float = math.inf  # when loading is tried again
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether requests can run at once."""
-        return self.stepper is not None
-
-    def check(self) -> None:
-        """Raise when the model could not be loaded.
-
-        Raises:
-            ModelUnavailable: the operator has to act.
-        """
-        if self.failure is not None:
-            raise ModelUnavailable(self.failure)
 
 
 @dataclass(eq=False)
@@ -97,26 +64,29 @@ class Limits:
         queue_size: requests that may wait besides those in progress.
         step_seconds: what a forward that several share may take; who joins, leaves or shares the device waits for it.
         memory_bytes: what requests in progress may take together; asked when a model has been loaded.
+        room: for models.
+        waits_for_models: whether who asks for a model that is not in memory waits for it, or is told to come back.
     """
 
     queue_size: int
     step_seconds: float
     memory_bytes: Callable[[], float]
+    room: Room = field(default_factory=Room)
+    waits_for_models: bool = True
 
 
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Import and load without looking for garbage that is not there: it takes a seventh of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+@dataclass(frozen=True)
+class Look:
+    """What there is to see of a model from outside.
 
+    Args:
+        failure: why it is not in memory, in a sentence.
+        num_bytes: of its weights; None: it has not been in memory yet.
+    """
 
-def loading(name: str) -> ModelLoading:
-    """What those are told who ask for a model that is on its way into memory."""
-    return ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=RETRY_SECONDS)
+    state: ModelState
+    failure: str | None
+    num_bytes: int | None
 
 
 class Engine:
@@ -136,7 +106,6 @@ class Engine:
         self._limits = limits
         self._queue: FairQueue[Generation] = FairQueue()
         self._admitting: Generation | None = None
-        self._loading: Generation | None = None  # still in the queue, but its turn has come
         self._has_room = False  # since the waiting were told of their places
         self._active: list[Active] = []  # in the order they came, the higher priority first
         self._last_forwards: dict[Hashable, int] = {}  # by kind: when it had its turn
@@ -144,6 +113,8 @@ class Engine:
         self._num_forwards = 0
         self._sizers: dict[Hashable, BatchSizer] = {}
         self._memory_bytes = 0.0
+        self._is_memory_stale = False  # what is free was measured while requests were in progress
+        self._loader: threading.Thread | None = None
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -151,14 +122,14 @@ class Engine:
         self._estimates = Estimates()
 
     def start(self) -> None:
-        """Start the thread; it loads the preloaded models first."""
+        """Start the thread; the preloaded models are loaded first."""
         self._thread.start()
 
     def close(self, patience: float = 10) -> None:
         """Stop after the current iteration; everyone who still waits is told.
 
         Args:
-            patience: seconds to wait for an iteration, or for a load, which nothing can interrupt.
+            patience: seconds to wait for an iteration, and for a load, which nothing can interrupt.
         """
         self._estimates.close()
         with self._wake:
@@ -168,24 +139,27 @@ class Engine:
             unfinished = (*self._queue.in_order(), *filter(None, (self._admitting,)), *in_progress)
         for generation in unfinished:
             generation.cancel()
-        if self._thread.is_alive():
-            self._thread.join(patience)
-        if self._thread.is_alive():
+        until = time.monotonic() + patience
+        threads = [thread for thread in (self._thread, self._loader) if thread is not None and thread.is_alive()]
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
             logger.warning("the engine is still busy after %.0f s; the process ends without waiting for it", patience)
 
     def check_is_ready(self) -> None:
         """Raise unless requests can run.
 
         Raises:
-            ModelUnavailable: a preloaded model could not be loaded.
+            ModelUnavailable: no preloaded model could be loaded; as long as one is there, the others fail alone.
             ModelLoading: one is not in memory yet, or the worker is going down.
         """
         preloaded = {name: slot for name, slot in self._slots.items() if slot.is_preloaded}
-        for slot in preloaded.values():
-            slot.check()
         for name, slot in preloaded.items():
-            if not slot.is_loaded:
+            if slot.state == "loading":
                 raise loading(name)
+        if all(slot.state == "failed" for slot in preloaded.values()):
+            for slot in preloaded.values():
+                slot.check()
         if self._is_closing or not self._thread.is_alive():
             raise restarting()
 
@@ -197,18 +171,42 @@ class Engine:
         """
         return self._find(model)[1].defaults
 
-    def state(self, model: str) -> ModelState:
+    def look(self, model: str) -> Look:
         """Whether a model is in memory, on its way there, or why not; of any thread.
 
         Raises:
             UnknownModel: no such model here.
         """
         slot = self._find(model)[1]
-        if slot.stepper is not None:
-            return "loaded"
-        if slot.failure is not None:
-            return "failed"
-        return "loading" if slot.is_preloaded else "not_loaded"
+        return Look(slot.state, slot.reason, slot.num_bytes)
+
+    def load(self, model: str) -> None:
+        """Have a model brought into memory, also one that failed; others may leave for it.
+
+        Raises:
+            UnknownModel: no such model here.
+            ModelUnavailable: it is not to be loaded.
+        """
+        slot = self._find(model)[1]
+        with self._wake:
+            if slot.barred is not None:
+                raise ModelUnavailable(slot.barred)
+            if not slot.is_loaded:
+                slot.failure, slot.is_wanted = None, True
+            self._wake.notify()
+
+    def unload(self, model: str) -> None:
+        """Have a model leave memory once those who use it, or wait for it already, have been served.
+
+        Raises:
+            UnknownModel: no such model here.
+        """
+        name, slot = self._find(model)
+        with self._wake:
+            slot.is_wanted = False
+            if slot.is_loaded:
+                self._drain(name)
+            self._wake.notify()
 
     def stepper(self, model: str | None) -> Any:
         """A model that is in memory, for what it knows without its thread.
@@ -264,20 +262,25 @@ class Engine:
 
         Raises:
             UnknownModel: no such model here.
-            ModelLoading: a preloaded model is not in memory yet, or the worker is going down.
+            ModelLoading: a model is not in memory yet and nobody is to wait for it, or the worker is going down.
             ModelUnavailable: the model could not be loaded.
             QueueFull: too many wait already.
         """
         name, slot = self._find(model)
         slot.check()
-        if slot.is_preloaded and not slot.is_loaded:
+        if slot.is_awaited:
+            raise loading(name)
+        if not (slot.is_loaded or self._limits.waits_for_models):
+            self.load(name)
             raise loading(name)
         seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
         generation = Generation(request, name, seed, terms, self._metrics[name], self._paces[name], self._withdraw)
         generation.cost = cost
         with self._wake:
             self._check_for_place()
+            slot.check()  # it may have failed meanwhile
             self._queue.push(generation)
+            slot.let_in(generation)
             self._note_queue()
             self._wake.notify()
         return generation
@@ -303,7 +306,7 @@ class Engine:
             raise QueueFull(message, retry_after=self._seconds_to_a_place())
 
     def _num_waiting(self) -> int:
-        return self._num_estimating + len(self._queue) - (self._loading in self._queue)
+        return self._num_estimating + len(self._queue)
 
     def _find(self, model: str | None) -> tuple[str, Slot]:
         name = model if model is not None else next(iter(self._slots))
@@ -334,7 +337,7 @@ class Engine:
 
     def _note_queue(self) -> None:
         """Count those who wait, and tell them how many are ahead."""
-        waiting = Counter(generation.model for generation in self._queue.in_order() if generation is not self._loading)
+        waiting = Counter(generation.model for generation in self._queue.in_order())
         for name, metrics in self._metrics.items():
             metrics.queue_length.set(waiting[name])
         self._has_room = False
@@ -343,13 +346,14 @@ class Engine:
             generation.queue(position)
 
     def _work(self) -> None:
-        self._preload()
         while self._wait():
             try:
-                self._preload()
+                self._unload_some()
+                self._begin_load()
                 self._drop_stopped()
-                self._admit()
-                self._advance_some()
+                with default_type.kept():
+                    self._admit()
+                    self._advance_some()
             except Exception:
                 logger.exception("the engine failed; nobody who waits is kept waiting")
                 self._fail_all()
@@ -371,49 +375,127 @@ class Engine:
             if not self._active:
                 self._last_forwards.clear()  # whose keys may be requests
                 self._last_turns.clear()
-                retry_at = min((slot.retry_at for slot in self._slots.values()), default=math.inf)
-                patience = None if retry_at == math.inf else max(0.0, retry_at - time.monotonic())
-                self._wake.wait_for(lambda: self._queue or self._is_closing, patience)
+                while not self._has_work():
+                    self._wake.wait(self._seconds_to_change())
             if not self._is_closing:
                 return True
         self._drop_stopped()  # that is all of them
         return False
 
-    def _preload(self) -> None:
+    def _has_work(self) -> bool:
+        if self._is_closing or self._next() is not None:
+            return True
+        return self._next_load() is not None or bool(self._next_to_leave())
+
+    def _seconds_to_change(self) -> float | None:
+        """When something is to be loaded again, or leaves because nobody has used it."""
+        idle, slots = self._limits.room.idle_seconds, self._slots.values()
+        times = [slot.last_used + idle for slot in slots if slot.is_loaded and not slot.is_pinned]
+        if not any(slot.is_loading for slot in slots):
+            times += [slot.retry_at for slot in slots if slot.is_preloaded]
+        at = min(times, default=math.inf)
+        return None if at == math.inf else max(0.0, at - time.monotonic())
+
+    def _next_load(self) -> str | None:
+        """Return which model is to be loaded now: one that is due, or else the next that somebody waits for."""
+        if any(slot.is_loading or slot.drained is not None for slot in self._slots.values()):
+            return None
+        due = next((name for name, slot in self._slots.items() if slot.is_due), None)
+        cold = (each.model for each in self._queue.in_order() if not self._slots[each.model].is_loaded)
+        return due or next(cold, None)
+
+    def _begin_load(self) -> None:
+        """Load the next model where there is room for it; else let others leave first."""
+        with self._wake:
+            name = self._next_load()
+            if name is None or self._is_closing:
+                return
+            slot = self._slots[name]
+            leaving = self._limits.room.leaving(self._slots, name, self._busy())
+            if leaving is None:
+                slot.is_preloaded = slot.is_wanted = False
+                refused = self._take_out(name)
+            elif leaving and slot.is_awaited and not slot.is_wanted:
+                logger.info("model %s finds no room at the start; it is loaded when it is asked for", name)
+                slot.is_preloaded = False
+                return
+            elif leaving:
+                for other in leaving:
+                    self._drain(other)
+                return
+            else:
+                slot.is_loading = True
+                self._loader = threading.Thread(target=self._load, args=(name,), name="loader", daemon=True)
+                self._loader.start()
+                return
+        for generation in refused:
+            end(generation, ModelUnavailable(self._limits.room.refusal(name, slot)))
+
+    def _busy(self) -> set[str]:
+        """Name the models that somebody uses or waits for."""
+        return {active.generation.model for active in self._active} | {each.model for each in self._queue.in_order()}
+
+    def _take_out(self, name: str) -> list[Generation]:
+        """Let those who wait for a model leave the queue."""
+        waiting = [each for each in self._queue.in_order() if each.model == name]
+        return [each for each in waiting if self._leave_queue(each)]
+
+    def _drain(self, name: str) -> None:
+        """Let a model leave as soon as those have been served who wait for it now."""
+        self._slots[name].drain(each for each in self._queue.in_order() if each.model == name)
+
+    def _next_to_leave(self) -> list[str]:
+        """Name the models that leave now: they were told to and are drained, or nobody has used them for long."""
+        busy, waiting = {active.generation.model for active in self._active}, self._queue.in_order()
+        idle_since = time.monotonic() - self._limits.room.idle_seconds
+        leaving = []
         for name, slot in self._slots.items():
-            is_due = slot.failure is None or time.monotonic() >= slot.retry_at
-            if slot.is_preloaded and not slot.is_loaded and is_due and not self._is_closing:
-                with contextlib.suppress(ServiceError):  # remembered in the slot, told to whoever asks
-                    self._load(name, slot)
+            if not slot.is_loaded or name in busy:
+                continue
+            if slot.drained is not None:
+                is_leaving = not any(each in slot.drained for each in waiting)
+            else:
+                is_unused = slot.last_used <= idle_since and not slot.is_pinned
+                is_leaving = is_unused and not any(each.model == name for each in waiting)
+            if is_leaving:
+                leaving.append(name)
+        return leaving
 
-    def _loaded(self, name: str) -> Stepper[Any]:
+    def _unload_some(self) -> None:
+        with self._wake:
+            leaving = self._next_to_leave()
+            for name in leaving:
+                self._slots[name].stepper = self._slots[name].drained = None
+        if leaving:
+            memory.give_back()
+            self._is_memory_stale = True
+            logger.info("left memory: %s", ", ".join(leaving))
+
+    def _load(self, name: str) -> None:
+        """Load a model, on the loader's thread; who waits for one that cannot be is told."""
         slot = self._slots[name]
-        if slot.stepper is not None:
-            return slot.stepper
-        slot.check()
-        return self._load(name, slot)
-
-    def _load(self, name: str, slot: Slot) -> Stepper[Any]:
-        started = time.monotonic()
-        slot.retry_at = math.inf
+        stepper, memory_bytes, refused, refusal = None, self._memory_bytes, [], None
         try:
-            with no_garbage_collection():
-                stepper = slot.make()
+            stepper = slot.load(name)
+            if self._limits.room.num_bytes < slot.size:
+                slot.failure = self._limits.room.refusal(name, slot)
+                stepper = None
+                slot.check()
+            memory_bytes = self._limits.memory_bytes()
         except ModelUnavailable as error:
-            logger.error("model %s cannot be loaded: %s", name, error, exc_info=error.__cause__)
-            if slot.is_preloaded or error.retry_after is None:
-                slot.failure = error.message
-            if slot.is_preloaded and error.retry_after is not None:
-                slot.retry_at = time.monotonic() + error.retry_after
-            raise
-        except Exception as error:
-            logger.exception("model %s failed to load", name)
-            slot.failure = f"model '{name}' could not be loaded; the worker's log says why"
-            raise ModelUnavailable(slot.failure) from error
-        slot.stepper, slot.failure = stepper, None
-        self._memory_bytes = self._limits.memory_bytes()
-        logger.info("model %s is loaded after %.1f s", name, time.monotonic() - started)
-        return stepper
+            refusal = error.message, error.retry_after
+        with self._wake:
+            slot.stepper, slot.is_loading = stepper, False
+            if stepper is not None:
+                self._memory_bytes, self._is_memory_stale = memory_bytes, bool(self._active)
+                for other in self._limits.room.leaving(self._slots, name, self._busy()) or ():
+                    self._drain(other)  # it takes more than was expected
+            else:
+                refused = self._take_out(name)
+            self._wake.notify()
+        if refusal is not None:
+            for generation in refused:  # each has an error of its own: a raise would lengthen the one's traceback
+                end(generation, ModelUnavailable(refusal[0], retry_after=refusal[1]))
 
     def _drop_stopped(self) -> None:
         """Let those go whom nobody waits for any more."""
@@ -434,16 +516,9 @@ class Engine:
                     if self._has_room:
                         self._note_queue()
                     return
-                is_loaded = self._slots[generation.model].is_loaded
-                if is_loaded:
-                    self._admitting = generation
-                    self._queue.serve(generation)
-                else:
-                    self._loading = generation
+                self._admitting = generation
+                self._queue.serve(generation)
                 self._note_queue()
-            if not is_loaded:
-                self._load_for(generation)
-                continue
             try:
                 active = self._taken_up(generation)
             except Exception as error:
@@ -474,30 +549,31 @@ class Engine:
         if self._leave_queue(generation):
             end(generation, error)
 
-    def _load_for(self, generation: Generation) -> None:
-        """Load the model that a request needs; whether it has room beside the others is known only then."""
-        try:
-            generation.check()
-            self._loaded(generation.model)
-        except Exception as error:
-            self._refuse(generation, error)
-        finally:
-            self._loading = None
-
     def _taken_up(self, generation: Generation) -> Active:
         generation.check()
-        stepper = self._loaded(generation.model)
+        slot = self._slots[generation.model]
+        if slot.stepper is None:
+            raise loading(generation.model)
+        slot.last_used, stepper = time.monotonic(), slot.stepper
+        if self._is_memory_stale and not self._active:
+            self._memory_bytes, self._is_memory_stale = self._limits.memory_bytes(), False
         cost = generation.cost if generation.cost is not None else stepper.cost(generation.request)
         state = stepper.admit(generation.request, generation.seed, generation)
         generation.request = None  # which may be large; the state has what it needs
         return Active(generation, stepper, state, cost)
 
     def _next(self) -> Generation | None:
-        """Return who can be in progress beside the others; whoever waits for memory is not overtaken."""
+        """Return who can be in progress beside the others; whoever waits for memory is not overtaken.
+
+        Whoever waits for a model is: what comes after needs another one, which is there.
+        """
         num_active = Counter(active.generation.model for active in self._active)
         for generation in self._queue.in_order():
-            stepper = self._slots[generation.model].stepper
-            if stepper is None or not self._active:
+            slot = self._slots[generation.model]
+            stepper = slot.stepper
+            if stepper is None or (slot.drained is not None and generation not in slot.drained):
+                continue
+            if not self._active:
                 return generation
             if generation.cost is None:  # it came just now
                 return None
@@ -622,6 +698,7 @@ class Engine:
     def _drop(self, active: Active) -> None:
         with self._wake:
             self._active.remove(active)
+            self._slots[active.generation.model].last_used = time.monotonic()
             self._has_room = True
 
 

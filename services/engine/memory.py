@@ -1,5 +1,6 @@
 """How much memory requests may take, and what is done when an estimate was wrong."""
 
+import ctypes
 import gc
 import sys
 
@@ -29,3 +30,5 @@ def give_back() -> None:
     torch = sys.modules.get("torch")  # this module is used without it as well
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)  # else glibc keeps what was freed between what is in use

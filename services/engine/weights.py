@@ -1,16 +1,20 @@
-"""A model's weights: a checkpoint built here, or the hub's at a pinned revision; both end as a local folder."""
+"""A model's weights: a checkpoint built here, the operator's, or the hub's at a pinned revision; all are a folder."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 
 from services.engine.hub import fetch
 from services.engine.placement import choose_placement
-from services.registry import Model
+from services.registry import HubSource, Model
 from services.settings import Settings
 from services.tiny.build import ensure
+
+OTHERS = (type, ModuleType, FunctionType, BuiltinFunctionType)  # what leads from a model to all the rest
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,37 @@ def open_weights(model: Model, settings: Settings) -> Weights:
     Raises:
         ModelUnavailable: the files cannot be had, or the device cannot be used.
     """
-    placement = choose_placement(settings.device, settings.dtype, model.hub.dtype)
-    if settings.profile == "tiny":
+    source = model.source
+    placement = choose_placement(settings.device, settings.dtype, source.dtype)
+    if model.tiny is not None and settings.profile == "tiny":
         folder = ensure(model.tiny.recipe, settings.data_dir / "tiny")
         return Weights(folder, {"use_safetensors": True}, placement.device, placement.dtype)
-    arguments: dict[str, Any] = {"use_safetensors": True if model.hub.safetensors else None}
-    if model.hub.variant is not None:
-        arguments["variant"] = model.hub.variant
-    return Weights(fetch(model.id, model.hub), arguments, placement.device, placement.dtype)
+    arguments: dict[str, Any] = {"use_safetensors": True if source.safetensors else None}
+    if source.variant is not None:
+        arguments["variant"] = source.variant
+    folder = fetch(model.id, source) if isinstance(source, HubSource) else source.path
+    return Weights(folder, arguments, placement.device, placement.dtype)
+
+
+def weigh(stepper: object) -> int:
+    """Return how many bytes the tensors take that a loaded model holds, wherever it keeps them.
+
+    What a library has packed cannot be looked into, and is not counted.
+    """
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    found = [stepper]
+    while found:
+        each = found.pop()
+        if id(each) in seen or isinstance(each, OTHERS):
+            continue
+        seen.add(id(each))
+        if isinstance(each, torch.Tensor) and each.layout is torch.strided:
+            storage = each.untyped_storage()  # several tensors may share one
+            sizes[storage.data_ptr()] = storage.nbytes()
+        else:
+            found.extend(gc.get_referents(each))
+    return sum(sizes.values())
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:

@@ -5,21 +5,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from services.registry import load_models, models_of
+from services.registry import HubSource, load_models, models_of
 from services.tiny.build import ensure
 from tests.services.hubs import REPOSITORY, Hub, files_of, serving
 
 MODEL = models_of("text", load_models())[0]
+HUB = cast("HubSource", MODEL.hub)
 WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     files = files_of(ensure("text", tmp_path / "tiny"))
-    with serving(Hub(files, MODEL.hub.repository, MODEL.hub.revision)) as hub:
+    with serving(Hub(files, HUB.repository, HUB.revision)) as hub:
         yield hub
 
 
@@ -38,7 +40,7 @@ def pull(home: Path, *arguments: str, **environment: str) -> subprocess.Complete
 def test_weights_are_pulled_checked_and_mended(hub: Hub, tmp_path: Path) -> None:
     first = pull(tmp_path, MODEL.id, HF_ENDPOINT=hub.url)
     assert (first.returncode, first.stderr) == (0, "")
-    assert first.stdout.startswith(f"{MODEL.id}: 0.00 GB, checked; {MODEL.hub.licence}, {MODEL.hub.licence_url}")
+    assert first.stdout.startswith(f"{MODEL.id}: 0.00 GB, checked; {HUB.licence}, {HUB.licence_url}")
 
     hub.asked.clear()
     assert pull(tmp_path, MODEL.id, HF_ENDPOINT=hub.url).stdout == first.stdout
@@ -52,6 +54,39 @@ def test_weights_are_pulled_checked_and_mended(hub: Hub, tmp_path: Path) -> None
 
     assert pull(tmp_path, MODEL.id, HF_ENDPOINT=hub.url).stdout == first.stdout
     assert kept.read_bytes() == hub.files[WEIGHTS]
+
+
+def test_an_operators_own_models_are_pulled_unless_they_are_here(hub: Hub, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(
+        f'''
+[[models]]
+id = "here"
+task = "text"
+[models.folder]
+path = "here"
+[[models]]
+id = "own"
+task = "text"
+[models.hub]
+repository = "{HUB.repository}"
+revision = "{HUB.revision}"
+files = ["config.json"]
+licence = "MIT"
+licence_url = "https://example.org"
+commercial_use = true
+strategy = "preload"
+size_gb = 0.1
+''',
+        encoding="utf-8",
+    )
+    pulled = pull(tmp_path, "own", HF_ENDPOINT=hub.url, ATELIER_MODELS_FILE=str(file))
+    here = pull(tmp_path, "own", "here", HF_ENDPOINT=hub.url, ATELIER_MODELS_FILE=str(file))
+    bad = pull(tmp_path, "own", ATELIER_MODELS_FILE=str(tmp_path))
+
+    assert (pulled.stdout, pulled.stderr) == ("own: 0.00 GB, checked; MIT, https://example.org\n", "")
+    assert (here.returncode, here.stderr) == (1, "atelier: here: a folder on this machine, and nothing to fetch\n")
+    assert (bad.returncode, bad.stderr) == (1, f"atelier: ATELIER_MODELS_FILE: {tmp_path}: is a directory\n")
 
 
 def test_what_cannot_be_pulled_is_a_line(tmp_path: Path) -> None:

@@ -88,14 +88,25 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_room_is_needed_for_weights_that_are_not_there(tmp_path: Path) -> None:
-    everything = missing_weights(["text", "audio", "image", "video", "mesh"], tmp_path)
-    model = models_of("text", load_models())[0]
-    name = f"models--{model.hub.repository.replace('/', '--')}"
-    (tmp_path / name / "snapshots" / model.hub.revision).mkdir(parents=True)
-    assert missing_weights(["text"], tmp_path) == 0
-    assert missing_weights(["text", "audio", "image", "video", "mesh"], tmp_path) == pytest.approx(
-        everything - model.hub.size_gb
+    models = load_models()
+    everything = missing_weights(models, tmp_path)
+    text = models_of("text", models)
+    hub = text[0].hub
+    assert hub is not None
+    name = f"models--{hub.repository.replace('/', '--')}"
+    (tmp_path / name / "snapshots" / hub.revision).mkdir(parents=True)
+    assert missing_weights(text, tmp_path) == 0
+    assert missing_weights(models, tmp_path) == pytest.approx(everything - hub.size_gb)
+
+
+def test_a_registry_that_does_not_fit_is_named_before_anything_starts(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text('[[models]]\nid = "mine"\ntask = "image"\n', encoding="utf-8")
+
+    assert refusal(atelier(tmp_path, "up", models_file=file)) == (
+        f"atelier: ATELIER_MODELS_FILE: {file}: 'mine': a model has its weights from one place: hub or folder\n"
     )
+    assert not (tmp_path / "logs").exists()
 
 
 def test_a_missing_library_is_named_with_who_needs_it(tmp_path: Path) -> None:

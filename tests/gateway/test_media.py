@@ -4,11 +4,13 @@ import json
 import re
 from email.message import Message
 from email.parser import BytesParser
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from gateway.errors import Misconfigured
 from services.registry import load_models
 from tests.gateway.conftest import PNG, Gateway, Workers, error_of
 from tests.gateway.test_keys import bearer, create
@@ -151,7 +153,7 @@ def test_a_providers_model_gets_what_came_under_its_own_name(run: Start, first: 
 
 
 def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> None:
-    listed = [{"id": "tiny-sd", "state": "loaded"}, {"id": "nobody's", "state": "loaded"}]
+    listed = [{"id": "tiny-sd", "state": "ready", "num_bytes": 7}, {"id": "nobody's", "state": "ready"}]
     second.chunks = (json.dumps({"data": listed}).encode(),)
     gateway = run()
     admin = create(gateway, scopes=["admin"])["key"]
@@ -162,12 +164,25 @@ def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> N
         found = gateway.client.get("/v1/models", headers=bearer(key)).json()["data"]
         return {model["id"]: model["state"] for model in found}
 
-    assert models(image) == {"tiny-sd": "loaded"}
+    assert models(image) == {"tiny-sd": "ready"}
     assert models(named) == {"gpt": "external"}
     assert set(models(admin)) == {*(model.id for model in load_models()), "gpt", "other"}
+    assert gateway.client.get("/v1/models/tiny-sd", headers=bearer(image)).json()["num_bytes"] == 7
     hidden = gateway.client.get("/v1/models/tiny-sd", headers=bearer(named))
     assert (hidden.status_code, error_of(hidden)["code"]) == (404, "model_not_found")
     assert gateway.client.get("/v1/models/gpt", headers=bearer(named)).json()["owned_by"] == "provider"
+
+
+def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text('[[models]]\nid = "own"\ntask = "image"\n[models.folder]\npath = "own"\n', encoding="utf-8")
+    gateway = start(models_file=file)
+
+    own = gateway.client.get("/v1/models/own").json()
+    assert (own["task"], own["owned_by"], own["revision"], own["licence"]) == ("image", "local", "folder:own", None)
+    file.write_text("[[models]", encoding="utf-8")
+    with pytest.raises(Misconfigured, match=f"^ATELIER_MODELS_FILE: {file}: "):
+        start(models_file=file)
 
 
 def test_models_of_a_worker_that_is_away_are_unreachable(shared: tuple[Gateway, Workers], workers: Workers) -> None:

@@ -114,7 +114,7 @@ class TestOwnership:
                 left = departure(Request(scope, receive))
                 await RelayResponse(upstream, left, LONG, {})(scope, receive, send)
 
-            app = Accounting(relay, Metrics(), records.append, UnderWay())
+            app = Accounting(relay, Metrics(()), records.append, UnderWay())
             scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": spec}}
             with suppress(OSError):
                 await app(scope, receive, send)

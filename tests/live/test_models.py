@@ -16,7 +16,8 @@ def test_models_are_listed_with_what_there_is_to_know(system: System) -> None:
             client.models.retrieve("org/model")
 
     assert {getattr(model, "task", None) for model in listed.values()} == set(TASKS)
-    assert {getattr(model, "state", None) for model in listed.values()} == {"loaded"}
+    assert {getattr(model, "state", None) for model in listed.values()} == {"ready"}
+    assert min(getattr(model, "num_bytes", 0) for model in listed.values()) > 10_000
     assert one == listed["tiny-sd"]
     assert (one.object, one.owned_by, getattr(one, "defaults", {})["size"]) == ("model", "atelier", "64x64")
     assert (getattr(one, "is_default", None), getattr(one, "commercial_use", None)) == (True, True)

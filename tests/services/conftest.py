@@ -14,10 +14,11 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
-from services.engine.engine import Engine, Limits, Slot
+from services.engine.engine import Engine, Limits
 from services.engine.events import Event
 from services.engine.generation import Generation, Run, Terms
 from services.engine.metrics import EngineMetrics
+from services.engine.slots import Slot
 from services.engine.stepper import Result, Stepper, WholeCall
 from services.settings import Settings
 from services.tiny.build import RECIPES, ensure
@@ -73,16 +74,16 @@ def until_stopped(run: Run) -> Result:
         run.advance(1, 2)
 
 
-def limits(queue_size: int = 8, memory_bytes: float = 1e9) -> Limits:
-    return Limits(queue_size, step_seconds=LONG, memory_bytes=lambda: memory_bytes)
+def limits(queue_size: int = 8, memory_bytes: float = 1e9, **more: Any) -> Limits:
+    return Limits(queue_size, step_seconds=LONG, memory_bytes=lambda: memory_bytes, **more)
 
 
 class Bench:
     """An engine with a registry of its own."""
 
-    def __init__(self, slots: Mapping[str, Slot], queue_size: int, memory_bytes: float) -> None:
+    def __init__(self, slots: Mapping[str, Slot], limits: Limits) -> None:
         self.registry = CollectorRegistry()
-        self.engine = Engine(slots, EngineMetrics("test", self.registry), limits(queue_size, memory_bytes))
+        self.engine = Engine(slots, EngineMetrics("test", self.registry), limits)
 
     def submit(self, script: Script = nothing, model: str | None = None, deadline: float = LONG) -> Generation:
         return self.engine.submit(script, model, None, Terms(deadline))
@@ -115,8 +116,8 @@ def make_bench() -> Iterator[MakeBench]:
     """Build started engines, and close them."""
     made: list[Bench] = []
 
-    def make(slots: Mapping[str, Slot] | None = None, queue_size: int = 8, memory_bytes: float = 1e9) -> Bench:
-        bench = Bench(slots or {"model": on_demand()}, queue_size, memory_bytes)
+    def make(slots: Mapping[str, Slot] | None = None, **allowed: Any) -> Bench:
+        bench = Bench(slots or {"model": on_demand()}, limits(**allowed))
         bench.engine.start()
         made.append(bench)
         return bench

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.engine.engine import Engine, Slot
+from services.engine.engine import Engine, Look
 from services.engine.events import Done, Event, Output, Progress, Queued, Started
 from services.engine.generation import Generation, Pace, Run, Terms
 from services.engine.metrics import EngineMetrics
+from services.engine.slots import Slot
 from services.engine.stepper import Result
 from services.errors import (
     Cancelled,
@@ -496,7 +497,7 @@ async def test_a_model_on_demand_loads_with_its_first_request_and_once(make_benc
     await follow(first)
     await follow(second)
 
-    assert made == ["engine"]
+    assert made == ["loader"]
     assert is_ready(bench)
 
 
@@ -528,6 +529,80 @@ async def test_a_failed_load_is_told_to_everyone_and_not_fatal(make_bench: MakeB
     assert len(attempts) == 1
     assert is_ready(bench) is not is_preloaded
     assert bench.endings()["failed"] == len(waiting)
+
+
+async def test_loading_holds_up_nobody_who_asks_for_another_model(make_bench: MakeBench) -> None:
+    gate = Gate()
+    bench = make_bench({"model": on_demand(), "slow": on_demand(loading(gate))})
+    await bench.serve()
+    waiting = bench.submit(model="slow")
+    await reach(gate.reached)
+
+    for _ in range(3):
+        assert isinstance((await bench.serve(steps(2)))[-1], Done)
+    assert bench.engine.look("slow").state == "loading"
+    assert bench.count("queue_length", "slow") == 1
+    gate.opened.set()
+    assert isinstance((await follow(waiting))[-1], Done)
+    assert bench.engine.look("slow").state == "ready"
+
+
+async def test_a_request_in_progress_goes_on_while_another_model_loads(make_bench: MakeBench) -> None:
+    load, run = Gate(), Gate()
+    bench = make_bench({"model": on_demand(), "slow": on_demand(loading(load))})
+    running = bench.submit(held(run, steps(2)))
+    await reach(run.reached)
+    waiting = bench.submit(model="slow")
+    run.opened.set()
+    await follow(running)
+    await reach(load.reached)
+    waiting.cancel()
+    load.opened.set()
+
+    assert isinstance((await bench.serve(model="slow"))[-1], Done)
+
+
+async def test_models_are_loaded_one_after_the_other_as_they_were_asked_for(make_bench: MakeBench) -> None:
+    gate = Gate()
+    order: list[str] = []
+
+    def make(name: str) -> Callable[[], Scripted]:
+        def load() -> Scripted:
+            gate()
+            order.append(name)
+            return Scripted()
+
+        return load
+
+    bench = make_bench({name: on_demand(make(name)) for name in "abc"})
+    asked = [bench.submit(model=name) for name in "bcab"]
+    gate.opened.set()
+    await asyncio.gather(*map(follow, asked))
+
+    assert order == ["b", "c", "a"]
+
+
+async def test_a_model_that_fails_takes_down_no_other(make_bench: MakeBench) -> None:
+    def fail() -> Scripted:
+        raise ModelUnavailable("there are no files")
+
+    slots = {"bad": Slot(fail, is_preloaded=True), "model": Slot(Scripted, is_preloaded=True)}
+    bench = make_bench({**slots, "other": on_demand()})
+    await bench.serve(model="other")  # behind the loading
+
+    assert is_ready(bench)
+    assert isinstance((await bench.serve(model="model"))[-1], Done)
+    with pytest.raises(ModelUnavailable, match="there are no files"):
+        bench.submit(model="bad")
+    assert bench.engine.look("bad") == Look("failed", "there are no files", None)
+
+
+async def test_what_a_model_takes_is_known_once_it_is_there(make_bench: MakeBench) -> None:
+    bench = make_bench({"model": Slot(Scripted, is_preloaded=False, weigh=lambda stepper: 7)})
+
+    assert bench.engine.look("model") == Look("cold", None, None)
+    await bench.serve()
+    assert bench.engine.look("model") == Look("ready", None, 7)
 
 
 async def test_why_a_model_is_unavailable_is_told_in_its_own_words(make_bench: MakeBench) -> None:
@@ -672,10 +747,13 @@ async def test_closing_while_a_model_loads_does_not_wait_for_it_nor_load_the_nex
 
     with pytest.raises(ModelLoading, match="restarting"):
         await follow(waiting)
-    (thread,) = engine_threads() - before
+    await asyncio.gather(*(asyncio.to_thread(thread.join, LONG) for thread in engine_threads() - before))
+    loaders = [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert len(loaders) == 1
     gate.opened.set()
-    await asyncio.to_thread(thread.join, LONG)
-    assert not thread.is_alive()
+    await asyncio.to_thread(loaders[0].join, LONG)
+    assert not loaders[0].is_alive()
+    assert engine_threads() == before
     assert loaded == []
 
 

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 from services.audio import service as audio
 from services.audio.schema import SpeechRequest
-from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Terms
 from services.engine.outputs import Mesh, Sound
+from services.engine.slots import Slot
 from services.engine.stepper import Result, Stepper
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest
@@ -241,7 +241,7 @@ def test_numbers_that_are_none_are_a_failure_and_not_an_answer(shelf: Shelf, mod
         "shap-e": ["prior/diffusion_pytorch_model.safetensors:proj_in.bias"],
         "shap-e-img2img": ["prior/diffusion_pytorch_model.safetensors:proj_in.bias"],
     }[model]
-    settings = damaged(shelf.settings, tmp_path, MODELS[model].tiny.recipe, *weights)
+    settings = damaged(shelf.settings, tmp_path, MODELS[model].revision_in("tiny").removeprefix("tiny:"), *weights)
     (recorder,), _ = run(MAKERS[model](MODELS[model], settings), [Arrival(job(model))])
 
     assert isinstance(recorder.error, GenerationFailed)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from services.engine.engine import Slot
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Generation, Terms
 from services.engine.outputs import Mesh
+from services.engine.slots import Slot
 from services.engine.stepper import MAX_BATCH_SIZE
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading
@@ -440,7 +440,7 @@ def test_the_cost_grows_with_the_grid_and_as_many_run_as_are_set(shelf: Shelf) -
 
 def changed(settings: Settings, folder: Path, model: str, file: str, change: Any) -> MeshStepper:
     """Copy a checkpoint, let `change` change the weights in `file`, and load it."""
-    recipe = MODELS[model].tiny.recipe
+    recipe = MODELS[model].revision_in("tiny").removeprefix("tiny:")
     shutil.copytree(settings.data_dir / "tiny" / recipe, folder / "tiny" / recipe)
     path = folder / "tiny" / recipe / file / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

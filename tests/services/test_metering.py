@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from services.engine.engine import Slot
 from services.engine.generation import Run, Tally, Terms
 from services.engine.metrics import Ending
+from services.engine.slots import Slot
 from services.engine.stepper import Result
 from services.errors import Cancelled, DeadlineExceeded, GenerationFailed, ServiceError
 from services.receipts import units_of

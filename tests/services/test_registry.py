@@ -12,7 +12,7 @@ from services.audio.schema import SpeechRequest
 from services.image.schema import ImageJob, ImageRequest
 from services.mesh.schema import MeshJob, MeshRequest
 from services.mesh.service import IMAGE_MODEL
-from services.registry import MODELS_FILE, WORKERS, Model, Profile, Task, Template, load_models, models_of
+from services.registry import MODELS_FILE, WORKERS, Model, Profile, Task, Template, load_models, models_of, read_models
 from services.schema import GenerationRequest, complete
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest, Message
@@ -58,17 +58,20 @@ def test_the_least_request_is_whole_with_the_models_defaults(model: Model, profi
 
 @by_model
 def test_a_models_recipe_exists(model: Model) -> None:
+    assert model.tiny is not None
     assert model.tiny.recipe in RECIPES
 
 
 @by_model
 def test_a_tiny_checkpoint_overrides_only_what_the_model_has(model: Model) -> None:
+    assert model.tiny is not None
     assert set(model.tiny.defaults) <= set(model.defaults)
     assert model.defaults_in("hub") == model.defaults
 
 
 @by_model
 def test_a_models_files_are_named_by_patterns_that_fetch_no_more_than_its_format(model: Model) -> None:
+    assert model.hub is not None
     patterns = " ".join(model.hub.files)
 
     assert "*" not in model.hub.files
@@ -79,7 +82,7 @@ def test_a_models_files_are_named_by_patterns_that_fetch_no_more_than_its_format
 @by_model
 def test_tiny_models_are_all_in_memory_from_the_start(model: Model) -> None:
     assert model.is_preloaded_in("tiny")
-    assert model.is_preloaded_in("hub") is (model.hub.strategy == "preload")
+    assert model.is_preloaded_in("hub") is (model.source.strategy == "preload")
 
 
 @by_task
@@ -93,7 +96,7 @@ def test_a_task_has_a_model_and_a_worker(task: Task) -> None:
 
 
 def test_video_weights_need_their_licence_accepted() -> None:
-    assert [model.id for model in MODELS if not model.hub.commercial_use] == ["stable-video-diffusion-img2vid"]
+    assert [model.id for model in MODELS if not model.source.commercial_use] == ["stable-video-diffusion-img2vid"]
 
 
 def test_the_mesh_workers_model_for_pictures_exists() -> None:
@@ -140,7 +143,7 @@ TEXT = MODELS_FILE.read_text(encoding="utf-8")
 
 def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="appears twice"):
-        load_models(write(tmp_path, TEXT.replace('id = "shap-e-img2img"', 'id = "shap-e"')))
+        read_models(write(tmp_path, TEXT.replace('id = "shap-e-img2img"', 'id = "shap-e"')))
 
 
 @pytest.mark.parametrize(
@@ -151,21 +154,102 @@ def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
         ("size_gb = 2.2", "size_gb = 0", "hub.size_gb"),
         ('strategy = "preload"', 'strategy = "swap"', "hub.strategy"),
         ('recipe = "text"', 'receipt = "text"', "tiny.rec"),
-        ("[models.tiny]", "[models.small]", "tiny"),
+        ("[models.tiny]", "[models.small]", "'tinyllama-1.1b-chat': small"),
         ("[models.tiny]", '[models.template]\nsuffix = "!"\n[models.tiny]', "no use for: suffix"),
         ("[models.tiny]", '[models.template]\nstyle = "!"\n[models.tiny]', "template.style"),
     ],
 )
 def test_an_entry_that_does_not_fit_names_its_field(tmp_path: Path, right: str, wrong: str, field: str) -> None:
-    with pytest.raises(ValidationError, match=field):
-        load_models(write(tmp_path, TEXT.replace(right, wrong, 1)))
+    with pytest.raises(ValueError, match=field):
+        read_models(write(tmp_path, TEXT.replace(right, wrong, 1)))
 
 
 def test_a_template_is_read(tmp_path: Path) -> None:
     text = TEXT.replace("[models.tiny]", '[models.template]\nsystem = "Be brief."\n[models.tiny]', 1)
-    assert load_models(write(tmp_path, text))[0].template == Template(system="Be brief.")
+    assert read_models(write(tmp_path, text))[0].template == Template(system="Be brief.")
 
 
 def test_a_file_that_is_no_toml_is_a_value_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at line"):
-        load_models(write(tmp_path, "[[models]"))
+        read_models(write(tmp_path, "[[models]"))
+
+
+# --- the operator's own ---
+
+OWN = """
+[[models]]
+id = "ours/sd"
+task = "image"
+defaults = { size = "64x64" }
+[models.folder]
+path = "weights/sd"
+"""
+
+
+def test_an_entry_of_the_operators_comes_after_ours(tmp_path: Path) -> None:
+    found = load_models(write(tmp_path, OWN))
+    own = found[-1]
+
+    assert found[:-1] == MODELS
+    assert (own.id, own.source.path) == ("ours/sd", tmp_path / "weights" / "sd")  # type: ignore[union-attr]
+    assert own.source.licence is None
+    for profile in PROFILES:  # no tiny checkpoint stands for it
+        assert own.defaults_in(profile) == {"size": "64x64"}
+        assert own.revision_in(profile) == "folder:sd"
+        assert own.is_preloaded_in(profile)
+
+
+def test_an_entry_of_the_operators_takes_the_place_of_ours(tmp_path: Path) -> None:
+    found = load_models(write(tmp_path, OWN.replace("ours/sd", "tiny-sd")))
+
+    assert [model.id for model in found] == [model.id for model in MODELS]
+    assert models_of("image", found)[0].revision_in("tiny") == "folder:sd"
+
+
+def test_the_hubs_weights_may_be_an_entry_without_a_tiny_checkpoint(tmp_path: Path) -> None:
+    first = TEXT[: TEXT.index('[[models]]\nid = "bark-small"')].replace('[models.tiny]\nrecipe = "text"\n', "")
+    [own] = read_models(write(tmp_path, first))
+
+    assert own.tiny is None
+    assert own.revision_in("tiny") == own.revision_in("hub") == MODELS[0].revision_in("hub")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (OWN.replace("ours/sd", "bark-small"), "'bark-small' is a model for audio and remains one"),
+        (OWN.replace("path", "paths"), "'ours/sd': folder.path: Field required"),
+        (OWN.replace("ours/sd", "ours sd"), "'ours sd': id: String should match"),
+        (OWN.replace('id = "ours/sd"', ""), "entry 1: id: Field required"),
+        (OWN.replace("[models.folder]", "[models.tiny]").replace("path", "recipe"), "hub or folder"),
+        (OWN + OWN, "a model id appears twice"),
+        ('models = "all"', "models: Input should be a valid tuple"),
+        ('title = "mine"', "models: Field required"),
+        ("\0", "Invalid statement"),
+    ],
+)
+def test_what_does_not_fit_in_the_operators_file_is_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path, text)
+
+    with pytest.raises(ValueError, match=said) as error:
+        load_models(file)
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "said"), [("absent.toml", "no such file or directory"), ("", "is a directory")])
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: {said}$"):
+        load_models(tmp_path / name)
+
+
+def test_what_is_no_text_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"models\.toml: 'utf-8' codec"):
+        load_models(tmp_path / "models.toml")
+
+
+def test_an_empty_setting_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATELIER_MODELS_FILE", "")
+
+    assert Settings().models_file is None

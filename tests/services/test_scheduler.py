@@ -18,11 +18,11 @@ from prometheus_client import CollectorRegistry
 
 from services.engine import generation as generation_module
 from services.engine.batching import BatchSizer
-from services.engine.engine import Slot
 from services.engine.events import Done, Event, Output, Preview, Progress, Queued, Started
 from services.engine.generation import Generation, Pace, Run, Terms
 from services.engine.metrics import EngineMetrics
 from services.engine.queue import FairQueue
+from services.engine.slots import Slot
 from services.engine.stepper import LEFT_OUT, Result
 from services.errors import DeadlineExceeded, GenerationFailed, ModelLoading, ModelUnavailable, QueueFull
 from tests.services.conftest import LONG, Bench, Gate, MakeBench, Scripted

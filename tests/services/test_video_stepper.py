@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from services.engine.engine import Slot
 from services.engine.events import Done, Output, Preview, Progress
 from services.engine.generation import Generation, Run, Terms
+from services.engine.slots import Slot
 from services.engine.stepper import Result, Stepper, WholeCall
 from services.engine.weights import load_pipeline
 from services.errors import Cancelled, GenerationFailed

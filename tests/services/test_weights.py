@@ -1,5 +1,6 @@
 """Weights: the tiny recipes, licences, and where and how precisely a model is put."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from services.engine.assembly import build_engine, licence_refusal
+from services.engine import default_type
+from services.engine.assembly import build_engine, licence_refusal, load
 from services.engine.generation import Terms
 from services.engine.placement import best_device, choose_placement
 from services.engine.stepper import Stepper
-from services.engine.weights import load_pipeline, open_weights
+from services.engine.weights import load_pipeline, open_weights, weigh
 from services.errors import ModelUnavailable
 from services.registry import Model, load_models
 from services.settings import Settings
@@ -31,8 +33,7 @@ def test_a_licence_without_commercial_use_has_to_be_accepted_by_name() -> None:
 
     assert refusal is not None
     assert f"ATELIER_ACCEPT_LICENCES={model.id}" in refusal
-    assert model.hub.licence in refusal
-    assert model.hub.licence_url in refusal
+    assert f"{model.source.licence} ({model.source.licence_url})" in refusal
     assert licence_refusal(model, Settings(profile="hub", accept_licences=frozenset({model.id}))) is None
 
 
@@ -73,6 +74,21 @@ def test_a_tiny_checkpoint_is_built_where_it_is_missing(tmp_path: Path) -> None:
     assert weights.arguments == {"use_safetensors": True}
 
 
+def test_an_operators_folder_is_loaded_as_it_is(worker_settings: Settings, tmp_path: Path) -> None:
+    folder = worker_settings.data_dir / "tiny" / "image"
+    file = tmp_path / "models.toml"
+    file.write_text(
+        f"[[models]]\nid = 'own'\ntask = 'image'\n[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
+        encoding="utf-8",
+    )
+    settings = worker_settings.model_copy(update={"models_file": file, "profile": "hub"})
+    model = load_models(file)[-1]
+
+    assert type(load_pipeline(model, settings)).__name__ == "StableDiffusionPipeline"
+    assert "ATELIER_ACCEPT_LICENCES=own" in (licence_refusal(model, worker_settings) or "")
+    assert set(build_engine("image", never, settings, CollectorRegistry()).defaults("own")) == {"model"}
+
+
 def test_a_tiny_checkpoint_needs_no_licence(worker_settings: Settings) -> None:
     assert open_weights(MODELS["stable-video-diffusion-img2vid"], worker_settings).folder.name == "video"
 
@@ -100,6 +116,46 @@ def test_a_pipeline_is_in_the_precision_that_was_set(worker_settings: Settings, 
     assert {part.dtype for part in pipeline.components.values() if isinstance(part, torch.nn.Module)} == {
         torch.bfloat16
     }
+
+
+@pytest.mark.parametrize("model", ["tiny-sd", "wan2.1-t2v-1.3b", "shap-e"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_weighed(worker_settings: Settings, model: str, dtype: str) -> None:
+    pipeline = load_pipeline(MODELS[model], worker_settings.model_copy(update={"dtype": dtype}))
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    expected = sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
+
+    weighed = weigh(pipeline)
+    assert expected <= weighed < expected + 60_000  # of the scheduler's tables
+    another = load_pipeline(MODELS["shap-e-img2img"], worker_settings)
+    assert weigh(pipeline) == weighed < weigh([pipeline, another, pipeline])
+
+
+def test_a_load_changes_no_type_under_a_forward(worker_settings: Settings) -> None:
+    settings = worker_settings.model_copy(update={"dtype": "bfloat16"})
+    changes: list[torch.dtype] = []
+
+    def make(model: Model, settings: Settings) -> Any:
+        change: Any = torch.set_default_dtype
+
+        def note(dtype: torch.dtype) -> None:
+            changes.append(dtype)
+            change(dtype)
+
+        torch.set_default_dtype = note
+        return load_pipeline(model, settings)
+
+    with ThreadPoolExecutor(1) as thread:
+        with default_type.kept():
+            loaded = thread.submit(load, make, MODELS["tiny-sd"], settings)
+            while torch.bfloat16 not in changes:
+                assert not loaded.done()
+            assert torch.get_default_dtype() == torch.float32
+        while not loaded.done():
+            with default_type.kept():
+                assert torch.get_default_dtype() == torch.float32
+        loaded.result()
+    assert torch.set_default_dtype.__module__ == "torch"
 
 
 # --- placement ---
