@@ -185,6 +185,28 @@ class Catalog:
                     await answer.aclose()
         raise WorkerUnreachable("the worker for this does not answer; it may be starting")
 
+    async def tell(self, task: Task, path: str, headers: Mapping[str, str]) -> None:
+        """Post to all of our workers for `task` that answer.
+
+        Raises:
+            NotServed: the operator has configured none.
+            WorkerUnreachable: none answers.
+            WorkerRefused: one says anything but a success.
+        """
+        has_answered = False
+        for replica in self._ours(task).replicas.all:
+            order = self._http.build_request("POST", f"{replica.url}{path}", headers=headers, timeout=ASK_SECONDS)
+            with suppress(httpx.RequestError):
+                answer = await self._http.send(order, stream=True)
+                try:
+                    if not answer.is_success:
+                        raise await refusal(answer, {})
+                finally:
+                    await answer.aclose()
+                has_answered = True
+        if not has_answered:
+            raise WorkerUnreachable("the worker for this does not answer; it may be starting")
+
     async def states(self, tasks: Collection[Task]) -> dict[str, Seen]:
         """How our models for `tasks` are, by id."""
         served = [task for task in tasks if task in self._workers]

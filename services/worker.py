@@ -54,8 +54,34 @@ def show_logs(form: LogFormat) -> None:
 async def list_models(request: Request) -> JSONResponse:
     """Say which models this worker serves, in the order of the registry, and which are in memory or why not."""
     worker: Worker = request.app.state.worker
-    models = [{"id": name, "object": "model", **asdict(worker.engine.look(name))} for name in worker.revisions]
-    return JSONResponse({"object": "list", "data": models})
+    return JSONResponse({"object": "list", "data": [described(worker, name) for name in worker.revisions]})
+
+
+def described(worker: "Worker", model: str) -> dict[str, Any]:
+    """Say how a model is."""
+    return {"id": model, "object": "model", **asdict(worker.engine.look(model))}
+
+
+async def load_model(request: Request) -> Response:
+    """Have a model loaded, and say how it is by now."""
+    worker: Worker = request.app.state.worker
+    return await rendered(told(worker, worker.engine.load, request.path_params["model"]))
+
+
+async def unload_model(request: Request) -> Response:
+    """Have a model leave memory once those who wait for it have been served, and say how it is by now."""
+    worker: Worker = request.app.state.worker
+    return await rendered(told(worker, worker.engine.unload, request.path_params["model"]))
+
+
+async def told(worker: "Worker", tell: Callable[[str], None], model: str) -> JSONResponse:
+    """Tell the engine what an operator wants.
+
+    Raises:
+        ServiceError: there is no such model, or it is not to be loaded.
+    """
+    tell(model)
+    return JSONResponse(described(worker, model), 202)
 
 
 def routes_with(*routes: Route) -> Starlette:
@@ -63,7 +89,12 @@ def routes_with(*routes: Route) -> Starlette:
 
     Its `state.worker` is the service.
     """
-    return Starlette(routes=[Route("/v1/models", list_models), *routes])
+    models = [
+        Route("/v1/models", list_models),
+        Route("/v1/models/{model:path}/load", load_model, methods=["POST"]),
+        Route("/v1/models/{model:path}/unload", unload_model, methods=["POST"]),
+    ]
+    return Starlette(routes=[*models, *routes])
 
 
 class Worker:

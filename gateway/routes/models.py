@@ -2,15 +2,18 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, get_args
+from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel
 
+from gateway.auth import only_admins
 from gateway.callers import Caller
 from gateway.catalog import ModelState, Seen
 from gateway.errors import UnknownModel
 from gateway.state import State, StateOf
 from services.registry import HubSource, Model, Task, models_of
+from services.schema import TOKEN_HEADER
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -62,6 +65,32 @@ async def model(model_id: str, request: Request, state: StateOf) -> ModelAnswer:
         raise UnknownModel(f"model '{model_id[:200]}' is not served here; choose one of: {', '.join(found)}")
     states = await state.catalog.states([found[model_id]])
     return answer(model_id, found[model_id], state, states)
+
+
+@router.post("/{model_id:path}/load", status_code=202, dependencies=[Depends(only_admins)])
+async def load(model_id: str, state: StateOf) -> ModelAnswer:
+    """Have the workers load a model, also one that failed; others may leave memory for it. For admins."""
+    return await told(model_id, "load", state)
+
+
+@router.post("/{model_id:path}/unload", status_code=202, dependencies=[Depends(only_admins)])
+async def unload(model_id: str, state: StateOf) -> ModelAnswer:
+    """Have a model leave the workers' memory once those who wait for it have been served. For admins."""
+    return await told(model_id, "unload", state)
+
+
+async def told(model_id: str, verb: str, state: State) -> ModelAnswer:
+    """Tell the workers what to do with a model, and say how it is by now.
+
+    Raises:
+        GatewayError: no worker of ours has it, or one says no.
+    """
+    tasks = {each.id: each.task for each in state.models}
+    if model_id not in tasks:
+        raise UnknownModel(f"model '{model_id[:200]}' is none of our workers'; choose one of: {', '.join(tasks)}")
+    headers = {TOKEN_HEADER: state.internal_token} if state.internal_token else {}
+    await state.catalog.tell(tasks[model_id], f"/v1/models/{quote(model_id)}/{verb}", headers)
+    return answer(model_id, tasks[model_id], state, await state.catalog.states([tasks[model_id]]))
 
 
 def usable(caller: Caller, state: State) -> Iterator[tuple[Task, str]]:

@@ -12,9 +12,11 @@ import pytest
 
 from gateway.errors import Misconfigured
 from services.registry import load_models
+from services.schema import TOKEN_HEADER
 from tests.gateway.conftest import PNG, Gateway, Workers, error_of
 from tests.gateway.test_keys import bearer, create
 from tests.gateway.test_provider_models import Outside, Start, first, outsides, run, second
+from tests.gateway.test_receipts import TOKEN
 
 __all__ = ["first", "outsides", "run", "second"]  # fixtures
 
@@ -183,6 +185,25 @@ def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> 
     file.write_text("[[models]", encoding="utf-8")
     with pytest.raises(Misconfigured, match=f"^ATELIER_MODELS_FILE: {file}: "):
         start(models_file=file)
+
+
+@pytest.mark.parametrize("verb", ["load", "unload"])
+def test_an_admin_has_models_loaded_and_unloaded(start: Start, workers: Workers, verb: str, tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text('[[models]]\nid = "our/own"\ntask = "image"\n[models.folder]\npath = "x"\n', encoding="utf-8")
+    gateway = start(internal_token=TOKEN, models_file=file)
+    admin = create(gateway, scopes=["admin"])["key"]
+    image = create(gateway, admin, scopes=["image"])["key"]
+    refused = gateway.client.post(f"/v1/models/our/own/{verb}", headers=bearer(image))
+    unknown = gateway.client.post(f"/v1/models/gpt/{verb}", headers=bearer(admin))
+    asked = [request for request in workers.requests if request.method == "POST"]
+    told = gateway.client.post(f"/v1/models/our/own/{verb}", headers=bearer(admin))
+
+    assert (refused.status_code, unknown.status_code, asked) == (403, 404, [])
+    assert (told.status_code, told.json()["id"]) == (202, "our/own")
+    [order] = [request for request in workers.requests if request.method == "POST"]
+    assert order.url.path == f"/v1/models/our/own/{verb}"
+    assert order.headers[TOKEN_HEADER] == TOKEN
 
 
 def test_models_of_a_worker_that_is_away_are_unreachable(shared: tuple[Gateway, Workers], workers: Workers) -> None:

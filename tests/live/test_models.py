@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import openai
 import pytest
 
@@ -31,3 +32,22 @@ def test_the_async_client_and_a_worker_alone_list_them_too(system: System) -> No
 
     assert asyncio.run(ids(system.worker("mesh"))) == ["shap-e", "shap-e-img2img"]
     assert set(asyncio.run(ids(system.gateway))) > {"shap-e", "tinyllama-1.1b-chat"}
+
+
+def test_an_operator_lets_a_model_leave_and_come_back(system: System) -> None:
+    def state() -> str:
+        found: str = httpx.get(f"{system.gateway}/v1/models/shap-e-img2img").json()["state"]
+        return found
+
+    def tell(verb: str) -> None:
+        told = httpx.post(f"{system.gateway}/v1/models/shap-e-img2img/{verb}")
+        assert (told.status_code, told.json()["id"]) == (202, "shap-e-img2img")
+
+    tell("unload")
+    system.wait(lambda: state() == "cold")
+    tell("load")
+    system.wait(lambda: state() == "ready")
+    refused = httpx.post(f"{system.worker('mesh')}/v1/models/shap-e/unload")
+    unknown = httpx.post(f"{system.worker('mesh')}/v1/models/none/unload", headers=TOKEN)
+
+    assert (refused.status_code, unknown.status_code) == (401, 404)
