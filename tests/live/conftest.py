@@ -45,6 +45,10 @@ class System:
     def gateway(self) -> str:
         return f"http://127.0.0.1:{self.ports['gateway']}"
 
+    @property
+    def studio(self) -> str:
+        return f"http://127.0.0.1:{self.ports['ui']}"
+
     def worker(self, task: str) -> str:
         return f"http://127.0.0.1:{self.ports[task]}"
 
@@ -79,12 +83,13 @@ class System:
 
 def started(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> Iterator[System]:
     data_dir = tmp_path_factory.mktemp("atelier")
-    names = ("gateway", *TASKS)
+    names = ("gateway", "ui", *TASKS)
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")},
         "ATELIER_DATA_DIR": str(data_dir),
         "ATELIER_PORT": str(ports["gateway"]),
+        "ATELIER_UI_PORT": str(ports["ui"]),
         "ATELIER_INTERNAL_TOKEN": TOKEN["x-atelier-token"],
         **{f"ATELIER_{task.upper()}_PORT": str(ports[task]) for task in TASKS},
         **settings,
