@@ -13,7 +13,6 @@ ROUTES = {
     "mesh": "/v1/3d/generations",
 }
 EDITS = "/v1/images/edits"
-FILES = {"image": "image", "video": "input_reference"}  # the field of a form that takes the picture
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,16 @@ def route_of(task: str, picture: Picture | None) -> str:
 
 def wrapped(task: str, fields: Mapping[str, Any], picture: Picture | None) -> dict[str, Any]:
     """Return the body as httpx takes it: JSON, or a form where there is a file in it."""
+    if task == "video":  # always a form: the fields of a job come back as those of one
+        parts = {name: (None, str(value)) for name, value in fields.items()}
+        return {"files": {**parts, **({} if picture is None else {"input_reference": file_of(picture)})}}
     if picture is None:
         return {"json": dict(fields)}
     if task == "mesh":
         return {"json": {**fields, "image": b64encode(picture.content).decode()}}
-    file = (picture.name, picture.content, picture.media_type)
-    return {"data": {name: str(value) for name, value in fields.items()}, "files": {FILES[task]: file}}
+    return {"data": {name: str(value) for name, value in fields.items()}, "files": {"image": file_of(picture)}}
+
+
+def file_of(picture: Picture) -> tuple[str, bytes, str]:
+    """A picture as part of a form."""
+    return picture.name, picture.content, picture.media_type

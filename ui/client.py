@@ -37,10 +37,9 @@ class Client:
         """The models that the key may use."""
         return list(self._json("GET", "/v1/models")["data"])
 
-    def voices(self, model: str) -> list[str]:
-        """The voices of a model."""
-        found = self._json("GET", "/v1/audio/voices", params={"model": model})
-        return [str(each["id"]) for each in found["data"]]
+    def voices(self) -> list[str]:
+        """The voices there are."""
+        return [str(each["id"]) for each in self._json("GET", "/v1/audio/voices")["data"]]
 
     def workers(self) -> dict[str, str]:
         """The state of the worker of each task."""

@@ -1,11 +1,10 @@
 """The page of what can be asked for: models with their licence and state, and the workers behind them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
-from ui.client import Client
 from ui.session import client, told
 
 TASKS = {"text": "Text", "image": "Image", "audio": "Speech", "video": "Video", "mesh": "3D"}
@@ -33,7 +32,9 @@ def show() -> None:
             rows = [row_of(model) for model in found if model["task"] == task]
             if rows:
                 st.subheader(name)
-                st.dataframe(rows, hide_index=True, column_config={"Terms": st.column_config.LinkColumn()})
+                st.dataframe(
+                    rows, hide_index=True, column_config={"Terms": st.column_config.LinkColumn(display_text="Read")}
+                )
 
 
 def row_of(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,23 +49,29 @@ def row_of(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def choose(asked: Client, task: str) -> Mapping[str, Any] | None:
-    """Let one of a task's models be chosen, the default first; say what there is to know of it."""
-    there = [model for model in asked.models() if model["task"] == task]
-    if not there:
-        st.warning("Your key may use no model for this, or none is served here.", icon=":material/block:")
-        return None
-    there.sort(key=lambda model: not model["is_default"])
-    model: Mapping[str, Any] = st.selectbox("Model", there, format_func=title_of, key=f"model-{task}")
-    licence = model["licence"] or "the provider's terms"
-    terms = f"[{licence}]({model['licence_url']})" if model["licence_url"] else licence
-    limits = "" if model["commercial_use"] is not False else ", no commercial use"
-    st.caption(f"Licence: {terms}{limits}")
-    if model["state"] in AWAY:
-        st.warning(f"{model['id']}: {STATES[model['state']]}. {AWAY[model['state']]}", icon=":material/hourglass:")
+def choose(there: Sequence[Mapping[str, Any]], task: str) -> Mapping[str, Any] | None:
+    """Let one of a task's models be chosen; None: the gateway chooses by what it is given, words or a picture."""
+    automatic = [None] if len(there) > 1 else []
+    model = st.selectbox("Model", [*automatic, *there], format_func=title_of, key=f"model-{task}")
+    for each in there if model is None else [model]:
+        st.caption(terms_of(each))
     return model
 
 
-def title_of(model: Mapping[str, Any]) -> str:
+def terms_of(model: Mapping[str, Any]) -> str:
+    """Under which licence a model may be used."""
+    licence = model["licence"] or "the provider's terms"
+    terms = f"[{licence}]({model['licence_url']})" if model["licence_url"] else licence
+    return f"{model['id']}: {terms}{', no commercial use' if model['commercial_use'] is False else ''}"
+
+
+def warn(models: Iterable[Mapping[str, Any]]) -> None:
+    """Say which of the models are away, and what that means."""
+    for model in models:
+        if model["state"] in AWAY:
+            st.warning(f"{model['id']}: {STATES[model['state']]}. {AWAY[model['state']]}", icon=":material/hourglass:")
+
+
+def title_of(model: Mapping[str, Any] | None) -> str:
     """A model in a list."""
-    return f"{model['id']} · {STATES[model['state']]}"
+    return "chosen by what you give" if model is None else f"{model['id']} · {STATES[model['state']]}"

@@ -21,6 +21,8 @@ def serve(settings: Settings) -> None:
             "server.fileWatcherType": "none",
             "server.maxUploadSize": max(1, settings.max_upload_bytes // 10**6),  # megabytes
             "browser.gatherUsageStats": False,
+            "theme.light.primaryColor": "#3b5bdb",
+            "theme.dark.primaryColor": "#748ffc",
             "client.toolbarMode": "minimal",
             "client.showErrorDetails": "none",  # tracebacks are for the log
         }

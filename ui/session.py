@@ -29,6 +29,11 @@ def told() -> Iterator[None]:
     try:
         yield
     except Problem as problem:
-        st.error(str(problem), icon=":material/error:")
-        if isinstance(problem, KeyProblem):
-            st.link_button("Give a key", PATH, icon=":material/key:")
+        explain(problem)
+
+
+def explain(problem: Problem) -> None:
+    """Say what went wrong."""
+    st.error(str(problem), icon=":material/error:")
+    if isinstance(problem, KeyProblem):
+        st.link_button("Give a key", PATH, icon=":material/key:")

@@ -19,8 +19,49 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def visit(gateway: Gateway) -> Callable[[], AppTest]:
-    return lambda: AppTest.from_file(str(SCRIPT), default_timeout=LONG).run()
+def visit(gateway: Gateway) -> Callable[..., AppTest]:
+    def look(page: str = "", **state: object) -> AppTest:
+        """Look at the whole, or at one page alone; `state` is what the session knows already."""
+        if page:
+            app = AppTest.from_string(f"from ui import {page}\n{page}.show()", default_timeout=LONG)
+        else:
+            app = AppTest.from_file(str(SCRIPT), default_timeout=LONG)
+        for name, value in state.items():
+            app.session_state[name] = value
+        return app.run()
+
+    return look
+
+
+def job(kind: str, job_id: str = "job_1", **fields: object) -> dict[str, object]:
+    """A job as the gateway shows it."""
+    return {
+        "id": job_id,
+        "status": "completed",
+        "kind": kind,
+        "route": "/v1/images/generations",
+        "prompt": "a boat",
+        "asked": {"prompt": "a boat", "seed": 5},
+        "model": "a-model",
+        "seed": 5,
+        "progress": 0,
+        "steps": [kind],
+        "step_progress": {},
+        "queue_position": None,
+        "eta_seconds": None,
+        "created_at": 1_700_000_000,
+        "queue_seconds": 0.0,
+        "run_seconds": 1.5,
+        "usage": {},
+        "error": None,
+        "outputs": [],
+        **fields,
+    }
+
+
+def page_of(*jobs: dict[str, object]) -> dict[str, object]:
+    """A page of them."""
+    return {"data": list(jobs), "last_id": None, "has_more": False}
 
 
 def model(task: str, model_id: str, **fields: object) -> dict[str, object]:
