@@ -60,5 +60,6 @@ def no_answer(url: str, error: Exception) -> Problem:
 
 
 def sentence(text: str) -> str:
-    """Write a message with a capital and a full stop."""
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+    """Write a message with a full stop, and with a capital unless it begins with the name of a field."""
+    is_field = text.partition(" ")[0].endswith(":")
+    return (text[:1] if is_field else text[:1].upper()) + text[1:].rstrip(".") + "."

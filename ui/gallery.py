@@ -61,12 +61,14 @@ def tile(job: Mapping[str, Any]) -> None:
         st.text(job["prompt"] or "From a picture")
         st.caption(cards.facts(job))
         with st.container(horizontal=True):
-            if st.button("Open", key=f"open-{job['id']}", icon=":material/open_in_full:"):
+            if st.button("View", key=f"view-{job['id']}", icon=":material/open_in_full:"):
                 opened(job)
             st.button("Delete", key=f"gone-{job['id']}", on_click=making.delete, args=(job["id"],))
 
 
 @st.dialog("Made before", width="large")
 def opened(job: Mapping[str, Any]) -> None:
-    """Show a job large, with all that can be done with it."""
+    """Show a job large, with all that can be done with it; once something was, the whole page is shown anew."""
+    if st.session_state.pop(making.CHANGED, False):
+        st.rerun()
     cards.card(job)

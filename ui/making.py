@@ -11,7 +11,8 @@ from ui.errors import Problem
 from ui.session import client
 
 MAX_SEED = 2**53
-TASK, PROBLEM, PICTURES, FILES, GO = "task", "problem", "pictures", "files", "go"  # in the session's state
+# In the session's state; CHANGED: something is no longer as the page shows it.
+TASK, PROBLEM, PICTURES, FILES, GO, CHANGED = "task", "problem", "pictures", "files", "go", "changed"
 MAX_FILES = 60
 
 
@@ -85,6 +86,7 @@ def kept(name: str) -> dict[str, Any]:
 
 def attempt(action: Callable[[], object]) -> None:
     """Do it; where it goes wrong, the next page says so."""
+    st.session_state[CHANGED] = True
     try:
         action()
     except Problem as problem:

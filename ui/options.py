@@ -48,8 +48,8 @@ class Words:
         return st.text_input(self.label, key=key, placeholder=placeholder(default)).strip() or None
 
 
-STEPS = Number("Denoising steps", 1, 500)
-GUIDANCE = Number("Guidance: how close to the words", 0.0, 30.0, 0.5)
+STEPS = Number("Denoising steps", 1, 200)
+GUIDANCE = Number("Guidance: how close to the words", 0.0, 50.0, 0.5)
 SEED = Number("Seed: the same one gives the same result", 0, 2**53 - 1)
 SIZES = Choice("Size", ("64x64", "256x256", "512x512", "768x512", "512x768", "1024x576", "832x480"))
 FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
@@ -81,9 +81,9 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
         "seed": SEED,
     },
     "mesh": {
-        "num_inference_steps": STEPS,
+        "num_inference_steps": Number("Denoising steps", 2, 200),
         "guidance_scale": GUIDANCE,
-        "grid_size": Number("Grid: how fine", 16, 256),
+        "grid_size": Number("Grid: how fine", 8, 192),
         "seed": SEED,
     },
 }

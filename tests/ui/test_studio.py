@@ -11,7 +11,12 @@ from tests.ui.conftest import job, model, page_of
 from tests.ui.gateway import Gateway, refusal
 
 Visit = Callable[..., AppTest]
-UNDER_WAY: dict[str, Any] = {"status": "in_progress", "progress": 30, "step_progress": {"step": 3, "steps": 10}, "eta_seconds": 4.2}
+UNDER_WAY: dict[str, Any] = {
+    "status": "in_progress",
+    "progress": 30,
+    "step_progress": {"step": 3, "steps": 10},
+    "eta_seconds": 4.2,
+}
 
 
 @pytest.fixture
