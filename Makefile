@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install open3d up down test test-all check bench tiny build lock
+.PHONY: help install open3d up down test test-all check bench tiny build lock screenshots
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(MAKEFILE_LIST) | awk -F'~' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ tiny: install ## build the tiny checkpoints that are missing
 
 build: install ## build the five bentos
 	@$(BIN)/python deploy/build.py
+
+screenshots: install ## take the README's pictures of the studio of a `make up` that runs
+	@$(BIN)/python -m tests.screenshots
 
 lock: ## write locks/*.txt from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(PYTHON) deploy/lock.py $(if $(UPGRADE),--upgrade)

@@ -57,7 +57,7 @@ class System:
     """`atelier up`, and a second gateway beside it."""
 
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
-        ports = {name: str(free_port()) for name in ("GATEWAY", "SECOND", *map(str.upper, TASKS))}
+        ports = {name: str(free_port()) for name in ("GATEWAY", "SECOND", "UI", *map(str.upper, TASKS))}
         own = {name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")}
         common = {**own, **settings, "ATELIER_DATA_DIR": str(folder), "ATELIER_INTERNAL_TOKEN": "of this run"}
         up = {f"ATELIER_{task.upper()}_PORT": ports[task.upper()] for task in TASKS}
@@ -67,7 +67,7 @@ class System:
         with (folder / "up.log").open("wb") as log:
             self._up = subprocess.Popen(
                 [sys.executable, "-m", "cli", "up"],
-                env={**common, **up, "ATELIER_PORT": ports["GATEWAY"]},
+                env={**common, **up, "ATELIER_PORT": ports["GATEWAY"], "ATELIER_UI_PORT": ports["UI"]},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

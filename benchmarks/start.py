@@ -42,6 +42,7 @@ def environment_of(data_dir: Path) -> dict[str, str]:
     ports = {
         f"ATELIER_{task}_PORT": str(PORT + n) for n, task in enumerate(("TEXT", "AUDIO", "IMAGE", "VIDEO", "MESH"), 1)
     }
+    ports["ATELIER_UI_PORT"] = str(PORT + 6)
     return {**os.environ, **ports, "ATELIER_PORT": str(PORT), "ATELIER_DATA_DIR": str(data_dir)}
 
 

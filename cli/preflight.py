@@ -38,10 +38,11 @@ def check(settings: Settings) -> None:
 
 def missing_libraries(settings: Settings) -> Iterator[str]:
     """Yield a line for each library that a worker needs and has not."""
-    tasks: dict[str, list[Task]] = {}
+    tasks: dict[str, list[str]] = {}
     for task in settings.worker_ports:
         for library in LIBRARIES[task]:
             tasks.setdefault(library, []).append(task)
+    tasks["streamlit"] = ["ui"]
     for library, users in tasks.items():
         if find_spec(library) is None:
             yield f"{library} is missing ({', '.join(users)}): remove the folder .venv, and make up installs all anew"
@@ -100,6 +101,7 @@ def taken_ports(settings: Settings) -> Iterator[str]:
     wanted = [("ATELIER_PORT", settings.host, settings.port)]
     for task, port in settings.worker_ports.items():
         wanted.append((f"ATELIER_{task.upper()}_PORT", "127.0.0.1", port))
+    wanted.append(("ATELIER_UI_PORT", "127.0.0.1", settings.ui_port))
     seen: dict[int, str] = {}
     for setting, host, port in wanted:
         if port in seen:

@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     image_port: int = Field(default=WORKERS["image"].port, ge=1, le=65535)
     video_port: int = Field(default=WORKERS["video"].port, ge=1, le=65535)
     mesh_port: int = Field(default=WORKERS["mesh"].port, ge=1, le=65535)
+    ui_port: int = Field(default=8501, ge=1, le=65535)
     models_file: Path | None = None
     admin_key_file: Path | None = None
     min_free_mb: int = Field(default=500, ge=0)  # on the data folder's disk

@@ -24,6 +24,7 @@ from cli.supervisor import Supervisor
 from services.registry import WORKERS, models_of
 
 FILES = tuple(f"ATELIER_{name}_FILE" for name in ("ADMIN_KEY", "MODELS", "PRICES", "POLICY", "PROVIDERS"))
+UPLOADS = "ATELIER_MAX_UPLOAD_BYTES"
 ROOT = Path(services.__file__).parent.parent  # where the modules are that `bentoml serve` is told to load
 PATIENCE_SECONDS = 10.0  # between two signs of life while the user waits
 LONG_WAIT_SECONDS = 60.0
@@ -76,6 +77,8 @@ def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> 
     url = gateway_url(settings)
     state = "is ready" if not failures else f"runs without {', '.join(failures)}"
     lines = [f"\nAtelier {state} after {seconds:.1f} s: {url} (its pages: {url}/docs)"]
+    if "ui" not in failures:
+        lines.append(f"  ui     the studio, in a browser          {worker_url(settings.ui_port)}")
     for task, port in settings.worker_ports.items():
         for model in models_of(task, settings.models):
             loading = "" if model.is_preloaded_in(settings.profile) else ", loads when first asked for"
@@ -113,7 +116,7 @@ def shared(settings: Settings) -> dict[str, str]:
 
 
 def programs(settings: Settings, shared: Mapping[str, str] | None = None) -> list[Program]:
-    """Return the workers that run here, and the gateway in front of them, who share some variables."""
+    """Return the workers that run here, the gateway in front of them, and the web pages in front of that."""
     data_dir = settings.data_dir.absolute()
     ours = {
         **os.environ,
@@ -151,7 +154,21 @@ def programs(settings: Settings, shared: Mapping[str, str] | None = None) -> lis
         log=data_dir / "logs" / "gateway.log",
         ready_url=f"{gateway_url(settings)}/livez",  # its /readyz asks the workers, who are asked here already
     )
-    return [*found, gateway]
+    return [*found, gateway, studio(settings, ours)]
+
+
+def studio(settings: Settings, ours: Mapping[str, str]) -> Program:
+    """Return the web pages' server: it asks with its visitors' keys, and gets no secret of this machine's."""
+    public = {name: value for name, value in ours.items() if not name.startswith("ATELIER_") or name == UPLOADS}
+    port = settings.ui_port
+    return Program(
+        name="ui",
+        command=(sys.executable, "-m", "ui"),
+        environment={**public, "ATELIER_URL": gateway_url(settings), "ATELIER_UI_PORT": str(port)},
+        folder=ROOT,
+        log=settings.data_dir.absolute() / "logs" / "ui.log",
+        ready_url=f"{worker_url(port)}/_stcore/health",
+    )
 
 
 def become_worker(settings: Settings, task: str) -> None:

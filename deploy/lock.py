@@ -17,11 +17,12 @@ from environment import ROOT, TORCH
 
 UV = "uv>=0.13,<0.14"
 CHOSEN_BY_USER = re.compile(r"(torch|triton|cuda-[a-z-]+|nvidia-(?!ml-py)[a-z0-9-]+)==")  # ml-py is BentoML's
+WORKERS = [argument for task in ("text", "audio", "image", "video", "mesh") for argument in ("--extra", task)]
 LOCKS = {
     "all": ["--extra", "all", "--group", "dev", "--group", "install"],
     "gateway": ["--group", "install", "--constraint", "locks/all.txt"],
     "open3d": ["--extra", "open3d", "--constraint", "locks/all.txt"],
-    "bento": ["--extra", "all", "--constraint", "locks/all.txt"],
+    "bento": [*WORKERS, "--constraint", "locks/all.txt"],
 }
 WITHOUT_HASHES = "bento"  # BentoML adds a line of its own without any, and pip takes all or none
 

@@ -10,6 +10,7 @@ from gateway.jobs.schema import Job, JobState
 from services.registry import Task
 from services.schema import ErrorDetail, error_type
 
+PICTURES = frozenset({"image", "images", "mask", "input_reference"})
 FACES = {"/v1/videos": "/v1/videos", "/v1/3d/generations": "/v1/3d"}
 
 
@@ -38,6 +39,10 @@ class JobView(BaseModel):
     kind: Task
     """What its last step makes."""
     route: str
+    prompt: str | None
+    """What is to be made, or said; null: the last step has it of the step before, or of a picture alone."""
+    asked: dict[str, Any]
+    """The fields of the last step's request, without pictures; empty where it was long."""
     model: str | None
     seed: int | None
     progress: int
@@ -69,11 +74,14 @@ class JobView(BaseModel):
         """Show a job."""
         job = seen.job
         own = f"/v1/jobs/{job.id}"
+        asked = asked_of(job)
         return cls(
             id=job.id,
             status=job.state,
             kind=job.kind,
             route=job.route,
+            prompt=asked.get("prompt") or asked.get("input"),
+            asked=asked,
             model=job.model or None,
             seed=job.seed,
             progress=seen.percent,
@@ -154,7 +162,7 @@ class MediaView(BaseModel):
     def of(cls, seen: Seen) -> "MediaView":
         """Show a job."""
         job = seen.job
-        asked: dict[str, Any] = {**(job.steps[-1].body or {}), **(job.steps[-1].fields or {})}
+        asked = asked_of(job)
         frames, fps = asked.get("num_frames"), asked.get("fps")
         return cls(
             id=job.id,
@@ -190,6 +198,13 @@ class Deleted(BaseModel):
     id: str
     object: Literal["job.deleted", "video.deleted", "mesh.deleted"]
     deleted: Literal[True] = True
+
+
+def asked_of(job: Job) -> dict[str, Any]:
+    """What the last step was asked, as far as it lies in the row."""
+    step = job.steps[-1]
+    fields = {**(step.body or {}), **(step.fields or {})}
+    return {name: value for name, value in fields.items() if name not in PICTURES}
 
 
 def error_of(job: Job) -> ErrorDetail | None:

@@ -142,7 +142,7 @@ def test_down_touches_nothing_that_only_has_an_old_number(tmp_path: Path) -> Non
 
 
 def test_the_gateway_is_told_where_the_workers_are(tmp_path: Path) -> None:
-    *workers, gateway = programs(Settings(data_dir=tmp_path, image_port=4444))
+    *workers, gateway, _ = programs(Settings(data_dir=tmp_path, image_port=4444))
     assert [worker.name for worker in workers] == ["text", "audio", "image", "video", "mesh"]
     assert gateway.environment["ATELIER_IMAGE_URL"] == "http://127.0.0.1:4444"
     assert len({worker.environment["BENTOML_HOME"] for worker in workers}) == 5
@@ -150,7 +150,7 @@ def test_the_gateway_is_told_where_the_workers_are(tmp_path: Path) -> None:
 
 def test_gateway_and_workers_share_a_token_that_is_another_in_each_run(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, port=4567)
-    runs = [programs(settings, shared(settings)) for _ in range(2)]
+    runs = [programs(settings, shared(settings))[:-1] for _ in range(2)]
     tokens = [{program.environment["ATELIER_INTERNAL_TOKEN"] for program in run} for run in runs]
 
     assert [len(found) for found in tokens] == [1, 1]
@@ -164,7 +164,8 @@ def test_a_token_that_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("ATELIER_INTERNAL_TOKEN", "theirs")
     settings = Settings(data_dir=tmp_path)
 
-    assert {one.environment["ATELIER_INTERNAL_TOKEN"] for one in programs(settings, shared(settings))} == {"theirs"}
+    *ours, _ = programs(settings, shared(settings))
+    assert {one.environment["ATELIER_INTERNAL_TOKEN"] for one in ours} == {"theirs"}
 
 
 def test_a_worker_alone_works_for_anybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +176,7 @@ def test_a_worker_alone_works_for_anybody(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_worker_that_runs_elsewhere_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATELIER_VIDEO_URL", "http://gpu-2:3004")
-    *workers, gateway = programs(Settings(data_dir=tmp_path))
+    *workers, gateway, _ = programs(Settings(data_dir=tmp_path))
     assert [worker.name for worker in workers] == ["text", "audio", "image", "mesh"]
     assert gateway.environment["ATELIER_VIDEO_URL"] == "http://gpu-2:3004"
 
@@ -187,7 +188,19 @@ def test_the_operators_key_is_named_and_found_from_any_folder(tmp_path: Path, mo
     text = summary(settings, seconds=1, failures={})
     assert "the operator's is in admin.key" in text
     assert """curl -G -H "x-api-key: $(cat 'admin.key')" 'http://127.0.0.1:8000/generate/text'""" in text
-    assert programs(settings)[-1].environment["ATELIER_ADMIN_KEY_FILE"] == str(tmp_path / "admin.key")
+    assert programs(settings)[-2].environment["ATELIER_ADMIN_KEY_FILE"] == str(tmp_path / "admin.key")
+
+
+def test_the_studio_gets_the_gateways_address_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for secret in ("ADMIN_KEY_FILE", "API_KEY", "OPENAI_API_KEY", "SIGNING_KEY", "DATABASE_URL"):
+        monkeypatch.setenv(f"ATELIER_{secret}", "secret")
+    settings = Settings(data_dir=tmp_path, port=4567, ui_port=4568)
+    studio = programs(settings, shared(settings))[-1]
+
+    assert studio.ready_url == "http://127.0.0.1:4568/_stcore/health"
+    ours = {name: value for name, value in studio.environment.items() if name.startswith("ATELIER_")}
+    assert ours == {"ATELIER_URL": "http://127.0.0.1:4567", "ATELIER_UI_PORT": "4568"}
+    assert "http://127.0.0.1:4568" in summary(settings, seconds=1, failures={})
 
 
 @pytest.mark.parametrize(("profile", "is_said"), [("tiny", True), ("hub", False)])

@@ -175,6 +175,20 @@ def test_whatever_is_asked_for_can_be_a_job(gateway: Gateway, workers: Workers) 
     assert "stream" not in json.loads(chat.content)
 
 
+def test_a_job_says_what_it_was_asked_without_pictures(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    chair = create(gateway.client, body={**PROMPT, "grid_size": 32, "seed": 5})
+    of_picture = create(gateway.client, body={"image": "AAAA", "seed": 5})
+    film = gateway.client.post("/v1/videos", files={"input_reference": b"a picture"}, data={"num_frames": "9"}).json()
+    shown = [ended(gateway.client, job["id"]) for job in (chair, of_picture, film)]
+
+    assert [(job["prompt"], job["asked"]) for job in shown[:2]] == [
+        ("a chair", {"prompt": "a chair", "grid_size": 32, "seed": 5}),
+        (None, {"seed": 5}),
+    ]
+    assert (shown[2]["prompt"], shown[2]["asked"]["num_frames"]) == (None, "9")
+
+
 def test_a_chain_is_one_job(gateway: Gateway, workers: Workers) -> None:
     works(workers)
     steps = [

@@ -45,6 +45,10 @@ class System:
     def gateway(self) -> str:
         return f"http://127.0.0.1:{self.ports['gateway']}"
 
+    @property
+    def studio(self) -> str:
+        return f"http://127.0.0.1:{self.ports['ui']}"
+
     def worker(self, task: str) -> str:
         return f"http://127.0.0.1:{self.ports[task]}"
 
@@ -66,6 +70,14 @@ class System:
         except httpx.TransportError:
             return False
 
+    def lives(self) -> bool:
+        """Whether gateway and studio answer, whatever the workers do."""
+        try:
+            answers = [httpx.get(f"{self.gateway}/livez"), httpx.get(f"{self.studio}/_stcore/health")]
+        except httpx.TransportError:
+            return False
+        return all(answer.is_success for answer in answers)
+
     def count(self, task: str, name: str, **labels: str) -> float:
         """The sum of a worker's series `name` over all label sets that `labels` agree with."""
         text = httpx.get(f"{self.worker(task)}/metrics", timeout=30).text
@@ -77,14 +89,19 @@ class System:
         )
 
 
-def started(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) -> Iterator[System]:
+def started(
+    tmp_path_factory: pytest.TempPathFactory,
+    settings: dict[str, str],
+    is_ready: Callable[[System], bool] = System.is_ready,
+) -> Iterator[System]:
     data_dir = tmp_path_factory.mktemp("atelier")
-    names = ("gateway", *TASKS)
+    names = ("gateway", "ui", *TASKS)
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("ATELIER_")},
         "ATELIER_DATA_DIR": str(data_dir),
         "ATELIER_PORT": str(ports["gateway"]),
+        "ATELIER_UI_PORT": str(ports["ui"]),
         "ATELIER_INTERNAL_TOKEN": TOKEN["x-atelier-token"],
         **{f"ATELIER_{task.upper()}_PORT": str(ports[task]) for task in TASKS},
         **settings,
@@ -95,7 +112,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, str]) 
         )
         running = System(process, ports, data_dir)
         try:
-            running.wait(running.is_ready)
+            running.wait(lambda: is_ready(running))
             yield running
         finally:
             process.send_signal(signal.SIGINT)

@@ -1,0 +1,268 @@
+"""The studio in a real browser: every modality made and downloaded, and what goes wrong said."""
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.live.browsing import LONG, Visitor, chromium
+from tests.live.conftest import TASKS, System, free_ports, started
+from tests.live.pictures import png
+
+Visit = Callable[[System], Visitor]
+NUMBERS = count(1)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started_browser:
+        yield started_browser
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Give browsers to visitors; none of them may have asked for anything from elsewhere."""
+    visitors: list[Visitor] = []
+
+    def come(system: System) -> Visitor:
+        visitors.append(Visitor(browser, system.studio))
+        return visitors[-1]
+
+    yield come
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.foreign == []
+
+
+@pytest.fixture(scope="module")
+def locked(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[System, str]]:
+    """Another gateway that wants keys, before the same workers but for one that is not there; with its admin's key."""
+    key_file = tmp_path_factory.mktemp("key") / "admin.key"
+    workers = {f"ATELIER_{task.upper()}_URL": system.worker(task) for task in TASKS}
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    settings = {**workers, "ATELIER_MESH_URL": nowhere, "ATELIER_ADMIN_KEY_FILE": str(key_file)}
+    for running in started(tmp_path_factory, settings, System.lives):
+        yield running, key_file.read_text().strip()
+
+
+def words(of: str) -> str:
+    """Words that nobody else asks for."""
+    return f"{of} number {next(NUMBERS)}"
+
+
+def begun_slowly(visitor: Visitor, size: str = "1024x576", steps: str = "200", pictures: str = "4") -> str:
+    """Begin a picture that takes a minute and more."""
+    asked = words("a slow picture")
+    visitor.open()
+    visitor.choose("Image")
+    visitor.set("Size", size)
+    visitor.set("Denoising steps", steps)
+    visitor.set("Pictures", pictures)
+    visitor.say(asked)
+    expect(visitor.card(asked)).to_contain_text(re.compile(r"Step \d+ of \d+"), timeout=LONG)
+    return asked
+
+
+def test_text_is_written_and_downloaded(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.say("Tell me a story")
+    expect(visitor.page.get_by_text(re.compile(r"seed \d+ · \d+ tokens · first word after"))).to_be_visible(
+        timeout=LONG
+    )
+    answer = visitor.page.get_by_test_id("stChatMessage").last.get_by_test_id("stText").inner_text()
+
+    text = visitor.download(visitor.page.locator("body"), "Text").decode()
+    assert text.startswith("user: Tell me a story\n\nassistant: ")
+    assert answer.split()[0] in text
+
+
+@pytest.mark.parametrize(
+    ("modality", "shown", "files"),
+    [
+        ("Image", "img", {"PNG": b"\x89PNG"}),
+        ("Speech", "audio", {"MP3": b"ID3"}),
+        ("Video", "video", {"MP4": b"ftyp", "Thumbnail": b"\xff\xd8", "Sprite sheet": b"\xff\xd8"}),
+        (
+            "3D",
+            "canvas",
+            {"GLB": b"glTF", "OBJ": b"\nv ", "PLY": b"ply", "Points (PLY)": b"ply", "Turning (GIF)": b"GIF8"},
+        ),
+    ],
+)
+def test_a_modality_is_made_shown_and_downloaded(
+    system: System, visit: Visit, modality: str, shown: str, files: dict[str, bytes]
+) -> None:
+    visitor = visit(system)
+    asked = words("a boat")
+    visitor.open()
+    visitor.choose(modality)
+    visitor.say(asked)
+    card = visitor.card(asked)
+
+    expect(card.locator(shown)).to_be_visible(timeout=LONG)
+    expect(card).to_contain_text(re.compile(r"seed \d+ · \d+\.\d s"))
+    for button, part in files.items():
+        assert part in visitor.download(card, button), button
+
+
+def test_a_mesh_turns_under_the_mouse_and_the_keys(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    asked = words("a chair")
+    visitor.open()
+    visitor.choose("3D")
+    visitor.say(asked)
+    canvas = visitor.card(asked).locator("canvas")
+    expect(canvas).to_have_attribute("data-turned", "0.60 0.30 3.00", timeout=LONG)
+    canvas.hover()
+    visitor.page.mouse.down()
+    visitor.page.mouse.move(10, 10)
+    visitor.page.mouse.up()
+    expect(canvas).not_to_have_attribute("data-turned", "0.60 0.30 3.00")
+    before = str(canvas.get_attribute("data-turned"))
+    canvas.press("ArrowRight")
+    expect(canvas).not_to_have_attribute("data-turned", before)
+
+
+def test_a_picture_is_attached_animated_made_3d_and_made_again(system: System, visit: Visit, tmp_path: Path) -> None:
+    file = tmp_path / "mine.png"
+    file.write_bytes(png())
+    asked = words("mine")
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("Image")
+    visitor.say(asked, file)
+    expect(visitor.card(asked).get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
+    visitor.card(asked).get_by_role("button", name="Again with another seed").click()
+    expect(visitor.page.locator("[class*='st-key-card-']").filter(has_text=asked)).to_have_count(2, timeout=LONG)
+
+    visitor.card(asked).get_by_role("button", name="Animate this image").click()
+    expect(visitor.card("From a picture").locator("video")).to_be_visible(timeout=LONG)
+    visitor.choose("Image")
+    visitor.card(asked).get_by_role("button", name="Make this 3D").click()
+    expect(visitor.card("From a picture").locator("canvas")).to_be_visible(timeout=LONG)
+
+
+def test_a_picture_comes_by_way_of_sketches(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    asked = begun_slowly(visitor, "256x256", "60", "1")
+
+    expect(visitor.card(asked).get_by_text("a sketch, on the way")).to_be_visible(timeout=LONG)
+    expect(visitor.card(asked).get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
+
+
+def test_a_job_outlives_the_page_and_is_seen_by_another_browser_which_cancels_it(
+    system: System, visit: Visit, client: httpx.Client
+) -> None:
+    visitor, other = visit(system), visit(system)
+    asked = begun_slowly(visitor)
+    for each in (visitor, other):  # the first one loads its page again
+        each.open()
+        each.choose("Image")
+        expect(each.card(asked)).to_contain_text(re.compile(r"Step \d+ of \d+, about \d+ s left"), timeout=LONG)
+    other.card(asked).get_by_role("button", name="Cancel").click()
+
+    for each in (visitor, other):
+        expect(each.card(asked)).to_contain_text("Cancelled.", timeout=LONG)
+    job = next(job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked)
+    assert job["status"] == "cancelled"
+
+
+def test_the_page_is_not_frozen_while_something_is_made(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    asked = begun_slowly(visitor)
+    visitor.choose("Text")
+    visitor.say("Hello")
+    expect(visitor.page.get_by_text(re.compile(r"\d+ tokens"))).to_be_visible(timeout=LONG)
+    visitor.choose("Image")
+    visitor.card(asked).get_by_role("button", name="Cancel").click()
+    expect(visitor.card(asked)).to_contain_text("Cancelled.", timeout=LONG)
+
+
+def test_the_gallery_finds_shows_and_deletes(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked = words("a very rare thing")
+    body = {"prompt": asked}
+    job_id = client.post("/v1/images/generations", json=body, headers={"prefer": "respond-async, wait=30"}).json()["id"]
+    visitor = visit(system)
+    visitor.open("/gallery")
+    visitor.page.get_by_label("Search").fill(asked.upper())
+    visitor.page.get_by_label("Search").press("Enter")
+    expect(visitor.page.get_by_text("1 found", exact=True)).to_be_visible()
+    visitor.page.get_by_role("button", name="View").click()
+    dialog = visitor.page.get_by_role("dialog")
+    assert visitor.download(dialog, "PNG").startswith(b"\x89PNG")
+    dialog.get_by_role("button", name="Delete").click()
+
+    expect(visitor.page.get_by_text("Nothing is here yet, or nothing fits the search.")).to_be_visible(timeout=LONG)
+    assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+
+
+def test_what_cannot_be_made_is_said_with_its_reason(system: System, visit: Visit, tmp_path: Path) -> None:
+    file = tmp_path / "broken.png"
+    file.write_bytes(b"no picture")
+    asked = words("a broken picture")
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("Image")
+    visitor.say(asked, file)
+
+    reason = "It failed: The file is not a PNG, JPEG, WebP, GIF or BMP picture. Change what it says, or try again."
+    expect(visitor.card(asked)).to_contain_text(reason, timeout=LONG)
+
+
+def test_usage_is_drawn(system: System, visit: Visit, client: httpx.Client) -> None:
+    client.get("/generate/image", params={"prompt": "a"})
+    visitor = visit(system)
+    visitor.open("/usage")
+
+    expect(visitor.page.get_by_test_id("stVegaLiteChart").locator("svg, canvas").first).to_be_visible(timeout=LONG)
+    expect(visitor.page.get_by_text("Model's work, median").first).to_be_visible()
+
+
+def test_a_key_is_asked_for_kept_over_reloads_and_on_no_page(locked: tuple[System, str], visit: Visit) -> None:
+    system, key = locked
+    visitor = visit(system)
+    page = visitor.page
+    for given, said in (
+        ("", "Give a key that is valid."),
+        ("atl_1_wrong", "Give a key that is valid."),
+        (key, "ready"),
+    ):
+        visitor.open()
+        if given:
+            visitor.open("/key")
+            page.get_by_label("Key").fill(given)
+            page.get_by_role("button", name="Use this key").click()
+        if given != key:
+            expect(page.get_by_test_id("stAlert")).to_contain_text(said, timeout=LONG)
+    for _ in range(2):
+        visitor.open()
+        expect(page.get_by_text("Model and options")).to_be_visible(timeout=LONG)
+        assert key not in page.content()
+    assert (
+        page.evaluate("document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage)").find(key) < 0
+    )
+    assert not [log for log in (system.data_dir / "logs").iterdir() if key in log.read_text()]
+    visitor.open("/key")
+    page.get_by_role("button", name="Forget the key").click()
+    expect(page.get_by_test_id("stAlert")).to_contain_text("Give a key that is valid.", timeout=LONG)
+
+
+def test_a_worker_that_is_not_there_is_said_to_be_so(locked: tuple[System, str], visit: Visit) -> None:
+    system, key = locked
+    visitor = visit(system)
+    visitor.open("/key")
+    visitor.page.get_by_label("Key").fill(key)
+    visitor.page.get_by_role("button", name="Use this key").click()
+    visitor.choose("3D")
+    expect(visitor.page.get_by_text("shap-e: its worker does not answer.")).to_be_visible(timeout=LONG)
+    asked = words("a chair")
+    visitor.say(asked)
+
+    expect(visitor.card(asked)).to_contain_text("The job waits until it is back", timeout=LONG)
+    visitor.card(asked).get_by_role("button", name="Cancel").click()
+    expect(visitor.card(asked)).to_contain_text("Cancelled.", timeout=LONG)

@@ -1,0 +1,66 @@
+"""Takes the README's pictures of a studio that runs: `python -m tests.screenshots [URL]`, or `make screenshots`."""
+
+import re
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Browser, expect
+
+from tests.live.browsing import LONG, Visitor, chromium
+
+FOLDER = Path(__file__).parents[1] / "docs" / "images"
+URL = "http://127.0.0.1:8501"
+WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 390, "height": 800}
+SETTLED = 1500.0  # milliseconds after which nothing moves any more
+
+
+def main(url: str) -> None:
+    """Make something of each modality, and take pictures of the pages."""
+    FOLDER.mkdir(exist_ok=True)
+    with chromium() as browser:
+        for modality, words, shown in (
+            ("Image", "A lighthouse at dusk", "img"),
+            ("Speech", "Good evening.", "audio"),
+            ("Video", "A boat at sea", "video"),
+        ):
+            made(browser, url, modality, words, shown)
+        take(made(browser, url, "3D", "A chair", "canvas", color_scheme="dark"), "studio-3d")
+        take(opened(browser, url, "/gallery"), "gallery")
+        take(opened(browser, url, "/usage", color_scheme="dark"), "usage")
+        take(written(browser, url), "studio-narrow")
+
+
+def made(browser: Browser, url: str, modality: str, words: str, shown: str, **options: object) -> Visitor:
+    """Have something made, and wait until it is shown."""
+    visitor = opened(browser, url, "/", **options)
+    visitor.choose(modality)
+    visitor.say(words)
+    expect(visitor.card(words).locator(shown)).to_be_visible(timeout=LONG)
+    return visitor
+
+
+def written(browser: Browser, url: str) -> Visitor:
+    """Have a text written, on a narrow screen."""
+    visitor = opened(browser, url, "/", viewport=NARROW)
+    visitor.say("Tell me a story")
+    expect(visitor.page.get_by_text(re.compile(r"\d+ tokens"))).to_be_visible(timeout=LONG)
+    return visitor
+
+
+def opened(browser: Browser, url: str, path: str, **options: object) -> Visitor:
+    """Open a page, in a browser of its own."""
+    visitor = Visitor(browser, url, **{"viewport": WIDE, **options})
+    visitor.open(path)
+    return visitor
+
+
+def take(visitor: Visitor, name: str) -> None:
+    """Take a picture of what is seen."""
+    visitor.page.mouse.wheel(0, -10_000)
+    visitor.page.wait_for_timeout(SETTLED)
+    visitor.page.screenshot(path=FOLDER / f"{name}.png")
+    visitor.context.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else URL)

@@ -1,0 +1,79 @@
+"""The studio's script, run without a browser over a gateway that plays its part."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.ui.gateway import Gateway, serving
+from ui.server import SCRIPT
+
+LONG = 30  # seconds
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    with serving() as playing:
+        monkeypatch.setenv("ATELIER_URL", playing.url)
+        yield playing
+
+
+@pytest.fixture
+def visit(gateway: Gateway) -> Callable[..., AppTest]:
+    def look(page: str = "", **state: object) -> AppTest:
+        """Look at the whole, or at one page alone; `state` is what the session knows already."""
+        if page:
+            app = AppTest.from_string(f"from ui import {page}\n{page}.show()", default_timeout=LONG)
+        else:
+            app = AppTest.from_file(str(SCRIPT), default_timeout=LONG)
+        for name, value in state.items():
+            app.session_state[name] = value
+        return app.run()
+
+    return look
+
+
+def job(kind: str, job_id: str = "job_1", **fields: object) -> dict[str, object]:
+    """A job as the gateway shows it."""
+    return {
+        "id": job_id,
+        "status": "completed",
+        "kind": kind,
+        "route": "/v1/images/generations",
+        "prompt": "a boat",
+        "asked": {"prompt": "a boat", "seed": 5},
+        "model": "a-model",
+        "seed": 5,
+        "progress": 0,
+        "steps": [kind],
+        "step_progress": {},
+        "queue_position": None,
+        "eta_seconds": None,
+        "created_at": 1_700_000_000,
+        "queue_seconds": 0.0,
+        "run_seconds": 1.5,
+        "usage": {},
+        "error": None,
+        "outputs": [],
+        **fields,
+    }
+
+
+def page_of(*jobs: dict[str, object]) -> dict[str, object]:
+    """A page of them."""
+    return {"data": list(jobs), "last_id": None, "has_more": False}
+
+
+def model(task: str, model_id: str, **fields: object) -> dict[str, object]:
+    """A model as the gateway lists it."""
+    return {
+        "id": model_id,
+        "task": task,
+        "state": "loaded",
+        "is_default": True,
+        "licence": "MIT",
+        "licence_url": "https://example.org/licence",
+        "commercial_use": True,
+        "defaults": {},
+        **fields,
+    }

@@ -1,0 +1,68 @@
+"""Text as it is written, without a browser."""
+
+import json
+from collections.abc import Callable
+
+from starlette.responses import Response
+from streamlit.testing.v1 import AppTest
+
+from tests.ui.conftest import model
+from tests.ui.gateway import Gateway, refusal
+
+Visit = Callable[..., AppTest]
+ROUTE = ("POST", "/v1/chat/completions")
+
+
+def streamed(*chunks: object) -> Response:
+    events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+    headers = {"content-type": "text/event-stream", "x-model": "chat", "x-seed": "7"}
+    return Response(f"{events}data: [DONE]\n\n", headers=headers)
+
+
+def piece(text: str) -> dict[str, object]:
+    return {"choices": [{"delta": {"content": text}}]}
+
+
+def asked(gateway: Gateway, visit: Visit, answer: Response) -> AppTest:
+    gateway.answers["GET", "/v1/models"] = {"data": [model("text", "chat")]}
+    gateway.answers[ROUTE] = answer
+    return visit().chat_input[0].set_value("hello").run()
+
+
+def test_an_answer_is_shown_with_seed_and_tokens_and_the_conversation_goes_on(gateway: Gateway, visit: Visit) -> None:
+    usage = {"choices": [], "usage": {"completion_tokens": 2}}
+    page = asked(gateway, visit, streamed(piece("**good"), piece(" day"), usage))
+
+    assert [text.value for text in page.text] == ["hello", "**good day"]
+    assert any("`chat` · seed 7 · 2 tokens · first word after" in each.value for each in page.caption)
+    page.chat_input[0].set_value("and?").run()
+    body = json.loads(gateway.asked[-1][2])
+    assert body["messages"] == [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "**good day"},
+        {"role": "user", "content": "and?"},
+    ]
+
+
+def test_the_last_question_is_asked_again_with_a_seed(gateway: Gateway, visit: Visit) -> None:
+    page = asked(gateway, visit, streamed(piece("good day")))
+    next(button for button in page.button if button.label == "Again with another seed").click().run()
+
+    first, again = (json.loads(body) for method, path, body, _ in gateway.asked if (method, path) == ROUTE)
+    assert again["messages"] == first["messages"]
+    assert "seed" not in first
+    assert isinstance(again["seed"], int)
+
+
+def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(gateway: Gateway, visit: Visit) -> None:
+    page = asked(gateway, visit, streamed(piece("good"), {"error": {"message": "the worker died"}}))
+
+    assert page.error[0].value == "The worker died."
+    assert [text.value for text in page.run().text] == ["hello", "good"]
+
+
+def test_a_refused_question_is_not_part_of_the_conversation(gateway: Gateway, visit: Visit) -> None:
+    page = asked(gateway, visit, refusal(400, "the prompt is too long"))
+
+    assert page.error[0].value == "The prompt is too long."
+    assert list(page.run().text) == []

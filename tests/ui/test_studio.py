@@ -1,0 +1,125 @@
+"""The studio without a browser: what it asks of the gateway, and what it says of jobs."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.ui.conftest import job, model, page_of
+from tests.ui.gateway import Gateway, refusal
+
+Visit = Callable[..., AppTest]
+UNDER_WAY: dict[str, Any] = {
+    "status": "in_progress",
+    "progress": 30,
+    "step_progress": {"step": 3, "steps": 10},
+    "eta_seconds": 4.2,
+}
+
+
+@pytest.fixture
+def serving(gateway: Gateway) -> Gateway:
+    gateway.answers["GET", "/v1/models"] = {"data": [model("image", "tiny-sd"), model("text", "chat")]}
+    gateway.answers["GET", "/v1/jobs"] = page_of()
+    return gateway
+
+
+def labelled(page: AppTest, label: str) -> Any:
+    return next(button for button in page.button if button.label == label)
+
+
+def bodies(gateway: Gateway, path: str) -> list[dict[str, Any]]:
+    return [json.loads(body) for method, asked, body, _ in gateway.asked if (method, asked) == ("POST", path)]
+
+
+def test_a_picture_is_asked_for_as_a_job(serving: Gateway, visit: Visit) -> None:
+    serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
+    page = visit(task="image")
+    page.number_input(key="image-num_inference_steps").set_value(7).run()
+    page.chat_input[0].set_value("a boat").run()
+
+    assert bodies(serving, "/v1/images/generations") == [
+        {"prompt": "a boat", "num_inference_steps": 7, "model": "tiny-sd"}
+    ]
+    headers = next(headers for _, path, _, headers in serving.asked if path == "/v1/images/generations")
+    assert headers["prefer"] == "respond-async"
+
+
+def test_a_job_under_way_says_how_far_it_is_and_can_be_cancelled(serving: Gateway, visit: Visit) -> None:
+    doing = job("mesh", **UNDER_WAY)
+    serving.answers["GET", "/v1/models"] = {"data": [model("mesh", "shap-e")]}
+    serving.answers["GET", "/v1/jobs"] = page_of(doing)
+    serving.answers["GET", "/v1/jobs/job_1"] = doing
+    serving.answers["POST", "/v1/jobs/job_1/cancel"] = doing
+    page = visit(task="mesh")
+    labelled(page, "Cancel").click().run()
+
+    assert page.get("progress")[0].proto.text == "Step 3 of 10, about 4 s left"
+    assert "/v1/jobs/job_1/cancel" in serving.calls("POST")
+
+
+def test_a_job_whose_worker_is_away_is_said_to_wait(serving: Gateway, visit: Visit) -> None:
+    waits = job("image", status="queued", queue_position=2)
+    serving.answers["GET", "/v1/jobs"] = page_of(waits)
+    serving.answers["GET", "/v1/jobs/job_1"] = waits
+    serving.answers["GET", "/readyz"] = {"workers": {"image": "unreachable"}}
+    page = visit(task="image")
+
+    assert page.get("progress")[0].proto.text == "Waits: 2 came before"
+    assert "does not answer; it may be starting. The job waits until it is back" in page.warning[0].value
+
+
+def test_again_is_the_same_with_another_seed(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", status="cancelled"))
+    serving.answers["POST", "/v1/images/generations"] = {"id": "job_2"}
+    page = visit(task="image")
+    labelled(page, "Again with another seed").click().run()
+
+    [body] = bodies(serving, "/v1/images/generations")
+    assert body["prompt"] == "a boat"
+    assert body["seed"] != 5
+
+
+def test_what_was_made_of_a_picture_that_is_not_here_cannot_be_made_again(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", status="cancelled", route="/v1/images/edits"))
+    page = visit(task="image")
+
+    assert labelled(page, "Again with another seed").disabled
+
+
+def test_a_failed_job_says_why_and_can_be_tried_again(serving: Gateway, visit: Visit) -> None:
+    failed = job("image", status="failed", error={"message": "the worker died five times"})
+    serving.answers["GET", "/v1/jobs"] = page_of(failed)
+    serving.answers["POST", "/v1/jobs/job_1/retry"] = failed
+    page = visit(task="image")
+    labelled(page, "Try again").click().run()
+
+    assert page.error[0].value == "It failed: the worker died five times. Change what it says, or try again."
+    assert serving.calls("POST") == ["/v1/jobs/job_1/retry"]
+
+
+def test_what_a_button_could_not_do_is_said(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", status="cancelled"))
+    serving.answers["DELETE", "/v1/jobs/job_1"] = refusal(503, "jobs cannot be reached", retry_after="3")
+    page = visit(task="image")
+    labelled(page, "Delete").click().run()
+
+    assert page.error[0].value == "Jobs cannot be reached. Try again in 3 s."
+
+
+def test_the_gallery_finds_by_words_and_shows_what_is_done(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/audio/voices"] = {"data": []}
+    serving.answers["GET", "/v1/jobs"] = page_of(
+        job("image", "job_1", prompt="a red boat", outputs=[]),
+        job("image", "job_2", prompt="a red car"),
+        job("image", "job_3", prompt="a red boat", status="failed"),
+    )
+    page = visit("gallery")
+    page.text_input[0].set_value("BOAT a-model").run()
+
+    assert [text.value for text in page.caption if "found" in text.value] == ["1 found"]
+    assert [text.value for text in page.text] == ["a red boat"]
+    labelled(page, "Delete").click().run()
+    assert serving.calls("DELETE") == ["/v1/jobs/job_1"]

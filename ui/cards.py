@@ -1,0 +1,127 @@
+"""A job on the page: its progress while it is made, then what was made, with all that can be done with it."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import streamlit as st
+
+from ui import making, media
+from ui.models import TASKS
+from ui.session import client, told
+
+LOOK_SECONDS = 1.0  # between two looks at a job that is under way
+OPEN = ("queued", "in_progress")
+WORKER_STATES = {"unreachable": "does not answer; it may be starting", "loading": "is loading its model"}
+
+
+def card(job: Mapping[str, Any]) -> None:
+    """Show a job."""
+    with st.container(border=True, key=f"card-{job['id']}"):
+        st.text(job["prompt"] or "From a picture")
+        if job["status"] in OPEN:
+            under_way(job["id"])
+            return
+        st.caption(facts(job))
+        if job["status"] == "completed":
+            with told():
+                media.show(job, making.file)
+        elif job["status"] == "cancelled":
+            st.info("Cancelled.", icon=":material/cancel:")
+        else:
+            st.error(reason_of(job), icon=":material/error:")
+        actions(job)
+
+
+@st.fragment(run_every=LOOK_SECONDS)
+def under_way(job_id: str) -> None:
+    """Show how far a job is; it looks by itself, and the rest of the page stays as it is."""
+    with told():
+        asked = client()
+        job = asked.job(job_id)
+        if job["status"] not in OPEN:
+            st.rerun()
+        st.progress(job["progress"] / 100, text=progress_of(job))
+        if not job["step_progress"]:
+            waiting(asked.workers().get(job["kind"], "ready"))
+        elif job["kind"] in ("image", "video"):
+            sketch = asked.preview(job_id)
+            if sketch is not None:
+                st.image(sketch, caption="a sketch, on the way", width=256)
+    st.button("Cancel", key=f"cancel-{job_id}", on_click=making.cancel, args=(job_id,), icon=":material/stop_circle:")
+
+
+def waiting(state: str) -> None:
+    """Say what a job waits for that nobody works on."""
+    if state in WORKER_STATES:
+        st.warning(
+            f"The worker for this {WORKER_STATES[state]}. The job waits until it is back; nothing is lost.",
+            icon=":material/hourglass:",
+        )
+
+
+def actions(job: Mapping[str, Any]) -> None:
+    """Offer what can be done with a job that has ended."""
+    job_id, is_done = job["id"], job["status"] == "completed"
+    with st.container(horizontal=True):
+        for output in job["outputs"] if is_done else ():
+            download(job, output)
+        can_repeat = making.can_repeat(job)
+        st.button(
+            "Again with another seed",
+            key=f"again-{job_id}",
+            on_click=making.again,
+            args=(job,),
+            disabled=not can_repeat,
+            help=None if can_repeat else "The picture that it was made of was attached elsewhere: attach it again.",
+            icon=":material/casino:",
+        )
+        if is_done and job["kind"] == "image":
+            for task, label in (("video", "Animate this image"), ("mesh", "Make this 3D")):
+                st.button(label, key=f"{task}-{job_id}", on_click=making.go_on, args=(job, task))
+        if not is_done:
+            st.button("Try again", key=f"retry-{job_id}", on_click=making.retry, args=(job_id,))
+        with st.popover("Parameters", key=f"parameters-{job_id}"):
+            st.json({**job["asked"], "model": job["model"], "seed": job["seed"], "usage": job["usage"]})
+        st.button("Delete", key=f"delete-{job_id}", on_click=making.delete, args=(job_id,), icon=":material/delete:")
+
+
+def download(job: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+    """Offer a file."""
+    st.download_button(
+        media.label_of(output),
+        lambda: making.file(output["url"]),
+        file_name=f"{job['id']}-{output['variant']}.{media.extension_of(output)}",
+        mime=output["media_type"],
+        key=f"download-{output['url']}",
+        on_click="ignore",
+        icon=":material/download:",
+    )
+
+
+def facts(job: Mapping[str, Any]) -> str:
+    """By which model, with which seed, how long it took."""
+    seed = "" if job["seed"] is None else f" · seed {job['seed']}"
+    waited = f", {job['queue_seconds']:.1f} s waited" if job["queue_seconds"] >= 0.1 else ""
+    took = f" · {job['run_seconds']:.1f} s{waited}" if job["run_seconds"] else ""
+    made = datetime.fromtimestamp(job["created_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{TASKS[job['kind']]} · `{job['model'] or 'no model yet'}`{seed}{took} · {made}"
+
+
+def progress_of(job: Mapping[str, Any]) -> str:
+    """How far a job is, in words."""
+    step = job["step_progress"]
+    if "steps" in step:
+        left = "" if job["eta_seconds"] is None else f", about {job['eta_seconds']:.0f} s left"
+        return f"Step {step['step']} of {step['steps']}{left}"
+    if step.get("position"):
+        return f"Waits in the worker's queue, at place {step['position']}"
+    if job["queue_position"]:
+        return f"Waits: {job['queue_position']} came before"
+    return "Begins in a moment"
+
+
+def reason_of(job: Mapping[str, Any]) -> str:
+    """Why a job failed."""
+    reason = (job["error"] or {}).get("message") or "nobody knows why"
+    return f"It failed: {reason.rstrip('.')}. Change what it says, or try again."

@@ -1,0 +1,144 @@
+"""Asks the gateway over HTTP, with the key of whoever looks at the page; knows no widget."""
+
+import json
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from ui.bodies import CHAT, Picture, route_of, wrapped
+from ui.errors import Problem, TooSlow, check, no_answer, sentence
+from ui.events import events_of
+
+PATIENCE = httpx.Timeout(10, read=60)  # seconds
+PREVIEW_PATIENCE = httpx.Timeout(2, read=0.2)  # what is not there yet is not waited for
+
+
+@dataclass(frozen=True)
+class Client:
+    """The gateway, as one person asks it.
+
+    Args:
+        http: the connections of all.
+        url: where the gateway is.
+        key: that is sent; empty: none.
+    """
+
+    http: httpx.Client
+    url: str
+    key: str = field(repr=False)
+
+    # --- what there is ---
+
+    def models(self) -> list[dict[str, Any]]:
+        """The models that the key may use."""
+        return list(self._json("GET", "/v1/models")["data"])
+
+    def voices(self) -> list[str]:
+        """The voices there are."""
+        return [str(each["id"]) for each in self._json("GET", "/v1/audio/voices")["data"]]
+
+    def workers(self) -> dict[str, str]:
+        """The state of the worker of each task."""
+        with self._asked("GET", "/readyz", is_checked=False) as response:
+            response.read()
+            return dict(response.json().get("workers", {}))
+
+    # --- jobs ---
+
+    def begin(self, task: str, fields: Mapping[str, Any], picture: Picture | None = None) -> str:
+        """Have something made by a job; return its id."""
+        body = wrapped(task, fields, picture)
+        job = self._json("POST", route_of(task, picture), headers={"prefer": "respond-async"}, **body)
+        return str(job["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """All that is known of a job."""
+        return self._json("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self, kind: str | None = None, limit: int = 20, after: str | None = None) -> dict[str, Any]:
+        """A page of the jobs, newest first."""
+        asked = {"kind": kind, "limit": limit, "after": after}
+        return self._json("GET", "/v1/jobs", params={name: value for name, value in asked.items() if value is not None})
+
+    def cancel(self, job_id: str) -> None:
+        """End a job."""
+        self._json("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def retry(self, job_id: str) -> None:
+        """Begin a job again that failed or was cancelled."""
+        self._json("POST", f"/v1/jobs/{job_id}/retry")
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job with its files."""
+        self._json("DELETE", f"/v1/jobs/{job_id}")
+
+    def file(self, path: str) -> bytes:
+        """A file of a job, by the URL in its output."""
+        with self._asked("GET", path) as response:
+            return response.read()
+
+    def preview(self, job_id: str) -> bytes | None:
+        """The latest sketch of what a job makes, as it is known at this instant."""
+        try:
+            with self._asked("GET", f"/v1/jobs/{job_id}/events", timeout=PREVIEW_PATIENCE) as response:
+                found = (fields["b64"] for name, fields in events_of(response.iter_lines()) if name == "preview")
+                return next(map(b64decode, found), None)
+        except TooSlow:
+            return None
+
+    # --- text ---
+
+    def chat(self, fields: Mapping[str, Any]) -> Iterator[tuple[httpx.Headers, Mapping[str, Any]]]:
+        """Yield the chunks of an answer with the headers that it came under; who stops reading stops the model."""
+        body = {**fields, "stream": True, "stream_options": {"include_usage": True}}
+        with self._asked("POST", CHAT, json=body) as response:
+            for _, chunk in events_of(response.iter_lines()):
+                if "error" in chunk:
+                    raise Problem(sentence(str(chunk["error"].get("message"))))
+                yield response.headers, chunk
+
+    # --- usage ---
+
+    def usage(self, since: str, limit: int = 1000) -> list[dict[str, Any]]:
+        """The newest requests since an instant."""
+        return list(self._json("GET", "/v1/usage", params={"since": since, "limit": limit})["data"])
+
+    def totals(self, since: str, width: str, groups: str) -> list[dict[str, Any]]:
+        """What the requests come to, in buckets of time."""
+        asked = {"since": since, "bucket_width": width, "group_by": groups, "limit": 168}
+        return list(self._json("GET", "/v1/usage/summary", params=asked)["data"])
+
+    # --- how ---
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        with self._asked(method, path, **options) as response:
+            response.read()
+            found: dict[str, Any] = response.json()
+        return found
+
+    @contextmanager
+    def _asked(self, method: str, path: str, *, is_checked: bool = True, **options: Any) -> Iterator[httpx.Response]:
+        """Ask; give the answer before its body is read.
+
+        Raises:
+            Problem: nothing answers, it says no, or it broke off.
+        """
+        headers = {**({"authorization": f"Bearer {self.key}"} if self.key else {}), **options.pop("headers", {})}
+        try:
+            with self.http.stream(method, f"{base_of(self.url)}{path}", headers=headers, **options) as response:
+                if is_checked:
+                    check(response)
+                yield response
+        except httpx.ReadTimeout as error:
+            raise TooSlow("The gateway takes long to answer. Try again in a moment.") from error
+        except (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError) as error:
+            raise no_answer(self.url, error) from error
+
+
+def base_of(url: str) -> str:
+    """The gateway's address, also where somebody gives it as the SDK takes it."""
+    return url.rstrip("/").removesuffix("/v1")

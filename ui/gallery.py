@@ -1,0 +1,74 @@
+"""All that was made, newest first, with a search; the gateway keeps it, not the page."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import streamlit as st
+
+from ui import cards, making, media, models
+from ui.client import Client
+from ui.session import client, told
+
+COLUMNS = 3
+PAGE = 100  # jobs that the gateway is asked for at once
+MAX_PAGES = 10
+FIRST = 12  # that are shown before more are asked for
+KINDS = tuple(kind for kind in models.TASKS if kind != "text")
+
+
+def show() -> None:
+    """Show the page."""
+    st.title("Gallery")
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        words = st.text_input("Search", placeholder="Words of the prompt, a model, a seed", icon=":material/search:")
+        kind = st.selectbox("What", KINDS, None, format_func=models.TASKS.__getitem__, placeholder="Everything")
+    with told():
+        found = list(matching(history(client(), kind), words))
+        shown = found[: st.session_state.get("shown", FIRST)]
+        st.caption(f"{len(found)} found" if found else "Nothing is here yet, or nothing fits the search.")
+        columns = st.columns(COLUMNS)
+        for number, job in enumerate(shown):
+            with columns[number % COLUMNS]:
+                tile(job)
+        if len(shown) < len(found):
+            st.button("Show more", on_click=st.session_state.update, kwargs={"shown": len(shown) + FIRST})
+
+
+def history(asked: Client, kind: str | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the jobs, newest first, as far back as is reasonable to look through."""
+    after = None
+    for _ in range(MAX_PAGES):
+        page = asked.jobs(kind, PAGE, after)
+        yield from page["data"]
+        after = page["last_id"]
+        if not page["has_more"]:
+            return
+
+
+def matching(jobs: Iterator[Mapping[str, Any]], words: str) -> Iterator[Mapping[str, Any]]:
+    """Yield what was made and has all the words somewhere in its description."""
+    wanted = words.casefold().split()
+    for job in jobs:
+        told_of = f"{job['prompt'] or ''} {job['model'] or ''} {job['seed']} {job['id']}".casefold()
+        if job["kind"] in KINDS and job["status"] == "completed" and all(word in told_of for word in wanted):
+            yield job
+
+
+def tile(job: Mapping[str, Any]) -> None:
+    """Show a job small."""
+    with st.container(border=True, key=f"tile-{job['id']}"):
+        media.still(job, making.file)
+        st.text(job["prompt"] or "From a picture")
+        st.caption(cards.facts(job))
+        with st.container(horizontal=True):
+            if st.button("View", key=f"view-{job['id']}", icon=":material/open_in_full:"):
+                opened(job)
+            st.button("Delete", key=f"gone-{job['id']}", on_click=making.delete, args=(job["id"],))
+
+
+@st.dialog("Made before", width="large")
+def opened(job: Mapping[str, Any]) -> None:
+    """Show a job large, with all that can be done with it; once something was, the whole page is shown anew."""
+    if st.session_state.pop(making.CHANGED, False):
+        st.rerun()
+    cards.card(job)

@@ -1,0 +1,93 @@
+"""Beginning, repeating and ending jobs from buttons: what goes wrong is said on the page that comes next."""
+
+from collections.abc import Callable, Mapping
+from random import randrange
+from typing import Any
+
+import streamlit as st
+
+from ui.bodies import EDITS, Picture
+from ui.errors import Problem
+from ui.session import client
+
+MAX_SEED = 2**53
+# In the session's state; CHANGED: something is no longer as the page shows it.
+TASK, PROBLEM, PICTURES, FILES, GO, CHANGED = "task", "problem", "pictures", "files", "go", "changed"
+MAX_FILES = 60
+
+
+def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) -> None:
+    """Have something made."""
+
+    def make() -> None:
+        job_id = client().begin(task, fields, picture)
+        if picture is not None:
+            kept(PICTURES)[job_id] = picture
+
+    attempt(make)
+
+
+def lead(task: str) -> None:
+    """Let the next page be the studio, at what is made of a task."""
+    st.session_state[TASK] = task
+    st.session_state[GO] = True
+
+
+def again(job: Mapping[str, Any]) -> None:
+    """Have it made again with another seed."""
+    begin(job["kind"], {**job["asked"], "seed": randrange(MAX_SEED)}, kept(PICTURES).get(job["id"]))
+    lead(job["kind"])
+
+
+def go_on(job: Mapping[str, Any], task: str) -> None:
+    """Have a film or a mesh made of the picture that a job made."""
+    output = job["outputs"][0]
+    attempt(lambda: begin(task, {}, Picture("picture", output["media_type"], file(output["url"]))))
+    lead(task)
+
+
+def cancel(job_id: str) -> None:
+    """End a job."""
+    attempt(lambda: client().cancel(job_id))
+
+
+def retry(job_id: str) -> None:
+    """Begin a job again."""
+    attempt(lambda: client().retry(job_id))
+
+
+def delete(job_id: str) -> None:
+    """Delete a job with its files."""
+    attempt(lambda: client().delete(job_id))
+
+
+def can_repeat(job: Mapping[str, Any]) -> bool:
+    """Whether all that it was made of is still known: what was attached is so only in the session that did it."""
+    of_picture = job["route"] == EDITS or not job["prompt"]
+    return len(job["steps"]) == 1 and (not of_picture or job["id"] in kept(PICTURES))
+
+
+def file(url: str) -> bytes:
+    """A file of a job; the session remembers the last ones, which never change."""
+    files = kept(FILES)
+    if url not in files:
+        files[url] = client().file(url)
+        while len(files) > MAX_FILES:
+            del files[next(iter(files))]
+    found: bytes = files[url]
+    return found
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What the session remembers under a name."""
+    found: dict[str, Any] = st.session_state.setdefault(name, {})
+    return found
+
+
+def attempt(action: Callable[[], object]) -> None:
+    """Do it; where it goes wrong, the next page says so."""
+    st.session_state[CHANGED] = True
+    try:
+        action()
+    except Problem as problem:
+        st.session_state[PROBLEM] = problem

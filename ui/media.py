@@ -1,0 +1,86 @@
+"""What was made, shown: pictures, sound, films, and meshes that turn under the mouse."""
+
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+VIEWER = Path(__file__).with_name("viewer")
+WIDTH = 384  # pixels, of pictures and films
+VIEWER_HEIGHT = 400  # pixels, the hint below it included
+EXTENSIONS = {
+    "image/jpeg": "jpg",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "opus",
+    "audio/x-wav": "wav",
+    "model/gltf-binary": "glb",
+    "application/octet-stream": "bin",
+}
+LABELS = {"thumbnail": "Thumbnail", "spritesheet": "Sprite sheet", "points": "Points (PLY)", "preview": "Turning (GIF)"}
+
+Fetch = Callable[[str], bytes]
+
+
+def show(job: Mapping[str, Any], fetch: Fetch) -> None:
+    """Show a job's files.
+
+    Args:
+        job: that is completed.
+        fetch: returns the file at a URL of the job's.
+    """
+    files = {each["variant"]: each for each in job["outputs"]}
+    match job["kind"]:
+        case "image":
+            pictures = [each for each in files.values() if each["media_type"].startswith("image/")]
+            st.image([fetch(each["url"]) for each in pictures], width=WIDTH, alt=[described(job)] * len(pictures))
+        case "audio":
+            st.audio(fetch(files["audio"]["url"]), files["audio"]["media_type"], alt=described(job))
+        case "video" if files["video"]["media_type"].startswith("image/"):
+            st.image(fetch(files["video"]["url"]), width=WIDTH, alt=described(job))
+        case "video":
+            film = fetch(files["video"]["url"])
+            st.video(film, loop=True, autoplay=True, muted=True, alt=described(job), width=WIDTH)
+        case "mesh":
+            mesh_viewer()(
+                key=f"mesh-{job['id']}",
+                data={"glb": b64encode(fetch(files["glb"]["url"])).decode(), "label": described(job)},
+                height=VIEWER_HEIGHT,
+            )
+        case _:
+            st.json(fetch(next(iter(files.values()))["url"]).decode(), expanded=2)
+
+
+def still(job: Mapping[str, Any], fetch: Fetch) -> None:
+    """Show a small picture of what a job made, or else the sound itself."""
+    files = {each["variant"]: each for each in job["outputs"]}
+    found = next((files[name] for name in ("image", "thumbnail", "preview") if name in files), None)
+    if found is None:
+        show(job, fetch)
+    else:
+        st.image(fetch(found["url"]), width="stretch", alt=described(job))
+
+
+@st.cache_resource
+def mesh_viewer() -> Callable[..., object]:
+    """The viewer, which the browser is given once."""
+    html, css, script = ((VIEWER / f"viewer.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js"))
+    return st.components.v2.component("atelier_mesh", html=html, css=css, js=script)
+
+
+def described(job: Mapping[str, Any]) -> str:
+    """What a job made, for who cannot see it."""
+    return f"Made by {job['model']}: {job['prompt'] or 'from a picture'}"
+
+
+def extension_of(output: Mapping[str, Any]) -> str:
+    """How the name of a file ends."""
+    media_type = output["media_type"].partition(";")[0]
+    return EXTENSIONS.get(media_type) or media_type.partition("/")[2].removeprefix("x-")
+
+
+def label_of(output: Mapping[str, Any]) -> str:
+    """What the button says that downloads it."""
+    variant, number = output["variant"].partition("-")[::2]
+    return f"{LABELS.get(variant) or extension_of(output).upper()}{f' {number}' if number else ''}"

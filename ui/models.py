@@ -1,0 +1,77 @@
+"""The page of what can be asked for: models with their licence and state, and the workers behind them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from ui.session import client, told
+
+TASKS = {"text": "Text", "image": "Image", "audio": "Speech", "video": "Video", "mesh": "3D"}
+STATES = {
+    "loaded": "ready",
+    "loading": "loading",
+    "not_loaded": "loads when first asked for",
+    "failed": "cannot be loaded",
+    "unreachable": "its worker does not answer",
+    "external": "at a provider",
+}
+AWAY = {
+    "failed": "The operator has to look: the reason is in the worker's log.",
+    "unreachable": "It may be starting. What is asked of it now waits until it is back.",
+    "loading": "What is asked of it now waits until it is loaded.",
+}
+
+
+def show() -> None:
+    """Show the page."""
+    st.title("Models")
+    with told():
+        found = client().models()
+        for task, name in TASKS.items():
+            rows = [row_of(model) for model in found if model["task"] == task]
+            if rows:
+                st.subheader(name)
+                st.dataframe(
+                    rows, hide_index=True, column_config={"Terms": st.column_config.LinkColumn(display_text="Read")}
+                )
+
+
+def row_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table."""
+    commercial = {True: "yes", False: "no", None: "ask the provider"}[model["commercial_use"]]
+    return {
+        "Model": model["id"],
+        "State": STATES[model["state"]],
+        "Licence": model["licence"] or "the provider's",
+        "Commercial use": commercial,
+        "Terms": model["licence_url"],
+    }
+
+
+def choose(there: Sequence[Mapping[str, Any]], task: str) -> Mapping[str, Any] | None:
+    """Let one of a task's models be chosen; None: the gateway chooses by what it is given, words or a picture."""
+    automatic = [None] if len(there) > 1 else []
+    model = st.selectbox("Model", [*automatic, *there], format_func=title_of, key=f"model-{task}")
+    for each in there if model is None else [model]:
+        st.caption(terms_of(each))
+    return model
+
+
+def terms_of(model: Mapping[str, Any]) -> str:
+    """Under which licence a model may be used."""
+    licence = model["licence"] or "the provider's terms"
+    terms = f"[{licence}]({model['licence_url']})" if model["licence_url"] else licence
+    return f"{model['id']}: {terms}{', no commercial use' if model['commercial_use'] is False else ''}"
+
+
+def warn(models: Iterable[Mapping[str, Any]]) -> None:
+    """Say which of the models are away, and what that means."""
+    for model in models:
+        if model["state"] in AWAY:
+            st.warning(f"{model['id']}: {STATES[model['state']]}. {AWAY[model['state']]}", icon=":material/hourglass:")
+
+
+def title_of(model: Mapping[str, Any] | None) -> str:
+    """A model in a list."""
+    return "chosen by what you give" if model is None else f"{model['id']} · {STATES[model['state']]}"

@@ -1,0 +1,108 @@
+"""What may be chosen for each modality, as fields of its request; what is left alone is the model's own choice."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from ui.client import Client
+from ui.session import told
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number between two ends; with a whole `step`, a whole one."""
+
+    label: str
+    low: float
+    high: float
+    step: float = 1
+
+    def ask(self, key: str, default: object) -> object:
+        """Let it be chosen."""
+        ends = (self.low, self.high) if isinstance(self.step, float) else (int(self.low), int(self.high))
+        return st.number_input(self.label, *ends, None, self.step, key=key, placeholder=placeholder(default))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words."""
+
+    label: str
+    words: tuple[str, ...]
+
+    def ask(self, key: str, default: object) -> object:
+        """Let it be chosen."""
+        return st.selectbox(self.label, self.words, None, key=key, placeholder=placeholder(default))
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text."""
+
+    label: str
+
+    def ask(self, key: str, default: object) -> object:
+        """Let it be written."""
+        return st.text_input(self.label, key=key, placeholder=placeholder(default)).strip() or None
+
+
+STEPS = Number("Denoising steps", 1, 200)
+GUIDANCE = Number("Guidance: how close to the words", 0.0, 50.0, 0.5)
+SEED = Number("Seed: the same one gives the same result", 0, 2**53 - 1)
+SIZES = Choice("Size", ("64x64", "256x256", "512x512", "768x512", "512x768", "1024x576", "832x480"))
+FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
+    "text": {
+        "max_tokens": Number("Tokens at most", 1, 4096),
+        "temperature": Number("Temperature: how daring", 0.0, 2.0, 0.1),
+        "seed": SEED,
+    },
+    "image": {
+        "size": SIZES,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "negative_prompt": Words("What it should not show"),
+        "n": Number("Pictures", 1, 10),
+        "output_format": Choice("Format", ("png", "webp", "jpeg")),
+        "seed": SEED,
+    },
+    "audio": {
+        "response_format": Choice("Format", ("mp3", "wav", "flac", "opus", "aac")),
+        "speed": Number("Speed", 0.25, 4.0, 0.25),
+        "seed": SEED,
+    },
+    "video": {
+        "size": SIZES,
+        "num_frames": Number("Frames", 1, 161),
+        "fps": Number("Frames a second", 1, 30),
+        "num_inference_steps": STEPS,
+        "output_format": Choice("Format", ("mp4", "gif", "webp")),
+        "seed": SEED,
+    },
+    "mesh": {
+        "num_inference_steps": Number("Denoising steps", 2, 200),
+        "guidance_scale": GUIDANCE,
+        "grid_size": Number("Grid: how fine", 8, 192),
+        "seed": SEED,
+    },
+}
+
+
+def choose(asked: Client, task: str, model: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Let the fields of a request be chosen; return those that were."""
+    defaults = model["defaults"] or {} if model else {}
+    columns = st.columns(2)
+    chosen: dict[str, Any] = {}
+    for number, (name, field) in enumerate(FIELDS[task].items()):
+        with columns[number % 2]:
+            chosen[name] = field.ask(f"{task}-{name}", defaults.get(name))
+    if task == "audio":
+        with told():
+            chosen["voice"] = st.selectbox("Voice", asked.voices(), None, placeholder=placeholder(None))
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def placeholder(default: object) -> str:
+    """What stands where nothing was chosen."""
+    return "the model's own" if default is None else str(default)

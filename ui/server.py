@@ -1,0 +1,38 @@
+"""The process around the pages: Streamlit with its settings, and the page for the key; knows no page's content."""
+
+from pathlib import Path
+
+from starlette.routing import Route
+from streamlit.starlette import App
+
+from ui.key import PATH, forget_key, keep_key, show_form
+from ui.settings import Settings
+
+SCRIPT = Path(__file__).with_name("app.py")
+
+
+def serve(settings: Settings) -> None:
+    """Serve on loopback until told to stop."""
+    App(SCRIPT, routes=key_routes()).run(
+        config={
+            "server.address": "127.0.0.1",
+            "server.port": settings.ui_port,
+            "server.headless": True,  # opens no browser
+            "server.fileWatcherType": "none",
+            "server.maxUploadSize": max(1, settings.max_upload_bytes // 10**6),  # megabytes
+            "browser.gatherUsageStats": False,
+            "theme.light.primaryColor": "#3b5bdb",
+            "theme.dark.primaryColor": "#748ffc",
+            "client.toolbarMode": "minimal",
+            "client.showErrorDetails": "none",  # tracebacks are for the log
+        }
+    )
+
+
+def key_routes() -> list[Route]:
+    """Return the routes of the page on which a key is given."""
+    return [
+        Route(PATH, show_form, methods=["GET"]),
+        Route(PATH, keep_key, methods=["POST"]),
+        Route(f"{PATH}/forget", forget_key, methods=["POST"]),
+    ]

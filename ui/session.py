@@ -1,0 +1,39 @@
+"""Who looks at the page, and what is said when something goes wrong; knows no page."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import streamlit as st
+
+from ui.client import PATIENCE, Client
+from ui.errors import KeyProblem, Problem
+from ui.key import COOKIE, PATH
+from ui.settings import Settings
+
+
+@st.cache_resource
+def connections() -> httpx.Client:
+    """The connections to the gateway, which all sessions share: they hold no key and no cookie."""
+    return httpx.Client(timeout=PATIENCE, trust_env=False)
+
+
+def client() -> Client:
+    """The gateway, asked with the key of this browser's cookie, if there is one."""
+    return Client(connections(), Settings().url, str(st.context.cookies.get(COOKIE, "")))
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Say what goes wrong inside, where it would have been shown."""
+    try:
+        yield
+    except Problem as problem:
+        explain(problem)
+
+
+def explain(problem: Problem) -> None:
+    """Say what went wrong."""
+    st.error(str(problem), icon=":material/error:")
+    if isinstance(problem, KeyProblem):
+        st.link_button("Give a key", PATH, icon=":material/key:")

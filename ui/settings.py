@@ -1,0 +1,14 @@
+"""What may be set about the studio, read from `ATELIER_*` variables; no key is among it."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of the studio."""
+
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    url: str = "http://127.0.0.1:8000"  # the gateway, /v1 or not
+    ui_port: int = Field(default=8501, ge=1, le=65535)  # on loopback
+    max_upload_bytes: int = Field(default=25_000_000, gt=0)
