@@ -56,7 +56,9 @@ def opened(browser: Browser, url: str, path: str, **options: object) -> Visitor:
 
 def take(visitor: Visitor, name: str) -> None:
     """Take a picture of what is seen."""
+    visitor.page.mouse.move(5, 400)  # beside what would take the wheel for itself
     visitor.page.mouse.wheel(0, -10_000)
+    expect(visitor.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=LONG)
     visitor.page.wait_for_timeout(SETTLED)
     visitor.page.screenshot(path=FOLDER / f"{name}.png")
     visitor.context.close()

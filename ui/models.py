@@ -9,9 +9,9 @@ from ui.session import client, told
 
 TASKS = {"text": "Text", "image": "Image", "audio": "Speech", "video": "Video", "mesh": "3D"}
 STATES = {
-    "loaded": "ready",
+    "ready": "ready",
     "loading": "loading",
-    "not_loaded": "loads when first asked for",
+    "cold": "loads when first asked for",
     "failed": "cannot be loaded",
     "unreachable": "its worker does not answer",
     "external": "at a provider",

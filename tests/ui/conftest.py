@@ -69,7 +69,7 @@ def model(task: str, model_id: str, **fields: object) -> dict[str, object]:
     return {
         "id": model_id,
         "task": task,
-        "state": "loaded",
+        "state": "ready",
         "is_default": True,
         "licence": "MIT",
         "licence_url": "https://example.org/licence",
