@@ -19,8 +19,9 @@ FRAGMENTED = {
     "flush_packets": "1",
 }
 WHOLE = {"movflags": "faststart"}  # the index first, written last: the film is moved to make room
-LIVE = {"tune": "zerolatency", "preset": "fast", "crf": "18"}
-COMPACT = {"preset": "fast", "crf": "18"}
+# With AVX-512, x264 would base choices on what lies in memory by chance: the same frames came out otherwise now and then.
+COMPACT = {"preset": "fast", "crf": "18", "x264-params": "cpu-independent=1"}
+LIVE = {**COMPACT, "tune": "zerolatency"}
 SECONDS_TO_SEEK = 2  # between two frames that need no other
 
 

@@ -1,6 +1,8 @@
+import ctypes
 import gc
 import threading
 from io import BytesIO
+from pathlib import Path
 from typing import Literal
 
 import av
@@ -104,6 +106,34 @@ def test_the_same_frames_make_the_same_file(threads: Literal[1, 2]) -> None:
     frames = film(4, height=128)  # a lower picture is not shared out among threads
 
     assert encode(frames, threads=threads) == encode(frames, threads=threads)
+
+
+def test_they_do_whatever_lies_in_memory(tmp_path: Path) -> None:
+    """What a process has used and given back is not zero, as it is in one that is new."""
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) // 4 + 96 for _ in range(4)]
+    path, files = tmp_path / "film.mp4", set()
+    for _ in range(100):
+        soil(rng)
+        encoder = mp4.FileEncoder(path, 7)
+        for frame in frames:
+            encoder.add(frame)
+        encoder.close()
+        files.add(path.read_bytes())
+
+    assert len(files) == 1
+
+
+def soil(rng: np.random.Generator) -> None:
+    """Leave numbers in the memory that whoever comes next is given."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    sizes = [int(size) for size in rng.choice([1_000, 5_000, 20_000, 70_000, 300_000], 60)]
+    blocks = [ctypes.c_void_p(libc.malloc(ctypes.c_size_t(size))) for size in sizes]
+    for block, size in zip(blocks, sizes, strict=True):
+        libc.memset(block, int(rng.integers(256)), ctypes.c_size_t(size))
+    for block in blocks:
+        libc.free(block)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
