@@ -19,7 +19,7 @@ FRAGMENTED = {
     "flush_packets": "1",
 }
 WHOLE = {"movflags": "faststart"}  # the index first, written last: the film is moved to make room
-# With AVX-512, x264 would base choices on what lies in memory by chance: the same frames came out otherwise now and then.
+# With AVX-512, x264 would base choices on what lies in memory by chance: now and then, frames came out otherwise.
 COMPACT = {"preset": "fast", "crf": "18", "x264-params": "cpu-independent=1"}
 LIVE = {**COMPACT, "tune": "zerolatency"}
 SECONDS_TO_SEEK = 2  # between two frames that need no other
