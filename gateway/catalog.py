@@ -195,7 +195,8 @@ class Catalog:
         """
         has_answered = False
         for replica in self._ours(task).replicas.all:
-            order = self._http.build_request("POST", f"{replica.url}{path}", headers=headers, timeout=ASK_SECONDS)
+            url = f"{replica.url}{path}"
+            order = self._http.build_request("POST", url, json={}, headers=headers, timeout=ASK_SECONDS)
             with suppress(httpx.RequestError):
                 answer = await self._http.send(order, stream=True)
                 try:
