@@ -58,21 +58,23 @@ class Visitor:
         self.page.get_by_test_id("stButtonGroup").get_by_text(modality, exact=True).click()
         expect(self.page.get_by_label(re.compile(INVITATIONS[modality]))).to_be_visible(timeout=LONG)
         expect(self.page.get_by_test_id("stChatInputTextArea")).to_have_count(1, timeout=LONG)
+        self.settle()
 
     def set(self, label: str, value: str) -> None:
         """Fill an option in; the options are shown for that."""
         field = self.page.get_by_label(label, exact=True)
         if not field.is_visible():
             self.page.get_by_text("Model and options").click()
+        self.settle()
         field.fill(value)
-        if field.get_attribute("role") == "combobox":
-            self.page.get_by_role("option", name=value, exact=True).click()
-        else:
-            field.press("Enter")
+        field.press("Enter")
         expect(field).to_have_value(value)
-        expect(self.page.get_by_test_id("stApp")).to_have_attribute(
-            "data-test-script-state", "notRunning", timeout=LONG
-        )
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the page's script has run."""
+        app = self.page.get_by_test_id("stApp")
+        expect(app).to_have_attribute("data-test-script-state", "notRunning", timeout=LONG)
 
     def say(self, words: str, picture: Path | None = None) -> None:
         """Write something into the field at the bottom, perhaps with a picture, and send it."""
