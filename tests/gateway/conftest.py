@@ -235,8 +235,8 @@ class Workers(httpx.AsyncBaseTransport):
 
     @property
     def num_open(self) -> int:
-        """Bodies that nobody has closed."""
-        return sum(not stream.is_closed.is_set() for stream in self.streams)
+        """Bodies that nobody closes: a caller has its answer a moment before."""
+        return sum(not stream.is_closed.wait(LONG) for stream in self.streams)
 
 
 class Gateway:
