@@ -70,12 +70,15 @@ def interrupted(process: "subprocess.Popen[bytes]", watch: Watch) -> None:
 @pytest.mark.parametrize("task", HELD)
 def test_ctrl_c_stops_the_worker(system: System, client: httpx.Client, begin: Begin, tmp_path: Path, task: str) -> None:
     arguments, route, unit, whole = HELD[task]
-    known = {row["request_id"] for row in rows_of(client, route)}
-    watch = Watch(system, task)
-    interrupted(begin(*arguments), watch)
+    for _ in range(5):  # on a busy machine Ctrl-C may come when a tiny model is just done
+        known = {row["request_id"] for row in rows_of(client, route)}
+        watch = Watch(system, task)
+        interrupted(begin(*arguments), watch)
+        assert watch.grown("iterations_after_leave_total") <= 1
+        row = new_row(system, client, route, known)
+        if row["ending"] == "left":
+            break
 
-    assert watch.grown("iterations_after_leave_total") <= 1
-    row = new_row(system, client, route, known)
     assert row["ending"] == "left"
     assert row["units"].get(unit, 0) < whole
     assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
