@@ -24,6 +24,7 @@ Task = Literal["text", "audio", "image", "video", "mesh"]
 Profile = Literal["tiny", "hub"]
 Strategy = Literal["preload", "on_demand"]
 Dtype = Literal["float16", "bfloat16"]
+Quantisation = Literal["int8", "int4"]
 
 MODELS_FILE = Path(__file__).with_name("models.toml")
 
@@ -57,22 +58,27 @@ class TinySource(BaseModel):
     defaults: Mapping[str, Any] = {}
 
 
-class HubSource(BaseModel):
-    """A repository of the Hugging Face hub at a pinned revision, with the terms its weights come under."""
+class HubFiles(BaseModel):
+    """Files of a Hugging Face hub's repository at a pinned revision, with the terms they come under."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     repository: str
     revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+    files: tuple[str, ...] = Field(min_length=1, description="patterns of what is fetched")
     licence: str
     licence_url: str
     commercial_use: bool
+    size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
+
+
+class HubSource(HubFiles):
+    """A model's own weights on the hub."""
+
     strategy: Strategy
-    files: tuple[str, ...] = Field(min_length=1, description="patterns of what is fetched")
     variant: str | None = None
     dtype: Dtype = "float16"  # on an accelerator, where the operator says nothing
     safetensors: bool = True
-    size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
 
 
 class FolderSource(BaseModel):
@@ -88,6 +94,34 @@ class FolderSource(BaseModel):
     variant: str | None = None
     dtype: Dtype = "float16"
     safetensors: bool = True
+
+
+class AdapterFolder(BaseModel):
+    """A folder of this machine with an adapter; its terms are the operator's to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    licence: str | None = None
+    licence_url: str | None = None
+    commercial_use: bool = True
+
+
+class Adapter(BaseModel):
+    """Weights of low rank (LoRA) that a request may have added to a model's own.
+
+    Args:
+        name: what a request's `adapter` says.
+        scale: what they are multiplied by.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
+    scale: float = 1.0
+    tiny: TinySource | None = None
+    hub: HubFiles | None = None
+    folder: AdapterFolder | None = None
 
 
 class Template(BaseModel):
@@ -134,6 +168,8 @@ class Model(BaseModel):
     defaults: Mapping[str, Any] = {}
     template: Template = Template()
     pinned: bool = False
+    quantisation: Quantisation | None = None  # of its weights in memory; None: as the settings have it
+    adapters: tuple[Adapter, ...] = ()
     tiny: TinySource | None = None
     hub: HubSource | None = None
     folder: FolderSource | None = None
