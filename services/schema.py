@@ -83,6 +83,7 @@ Size = Annotated[
 Steps = Annotated[int, Field(ge=1, le=200, description="denoising steps; more take longer")]
 Guidance = Annotated[float, Field(ge=0, le=50, description="how strictly the prompt is followed")]
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+SchedulerName = Literal["ddim", "dpmpp_2m", "euler", "euler_a", "pndm"]
 
 
 class Body(BaseModel):

@@ -26,7 +26,7 @@ from services.logs import LogFormat, write_logs
 from services.media import picture
 from services.provenance import Provenance
 from services.receipts import Receipts
-from services.registry import Task, load_models, models_of
+from services.registry import Modality, Model, Task, first_for, load_models, local_models_of
 from services.responses import rendered, respond, terms_of
 from services.schema import MAX_SEED, GenerationRequest, Job, MediaRequest, complete, envelope
 from services.settings import Settings
@@ -110,7 +110,8 @@ class Worker:
         if provider is not None:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
-        models = models_of(task, load_models(self.settings.models_file))
+        models = local_models_of(task, load_models(self.settings.models_file))
+        self.models: Mapping[str, Model] = {model.id: model for model in models}
         self.templates = {model.id: model.template for model in models}
         self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}
         self.receipts = Receipts(task, self.settings)
@@ -202,6 +203,7 @@ class Worker:
                 seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED + 1)
                 defaults = {**self.engine.defaults(body.model), "seed": seed}
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
+                self.check_offers(self.models[defaults["model"]], job)
                 work, encoder = await prepare(job)
                 cost = await self._estimate(work, body.model, terms)
                 left = max(terms.deadline - (time.monotonic() - began), 0.001)
@@ -211,6 +213,25 @@ class Worker:
                 raise
 
         return await respond(request, start)
+
+    def check_offers(self, model: Model, job: GenerationRequest) -> None:
+        """Refuse a voice or a scheduler that the model does not have.
+
+        Raises:
+            InvalidRequest: it names those that there are.
+        """
+        if refused := model.refusal_of(self.settings.profile, job.model_dump(include={"voice", "scheduler"})):
+            raise InvalidRequest(refused[1], param=refused[0])
+
+    def model_for(self, modality: Modality) -> str | None:
+        """The model that makes something of a text, or of a picture, where a request names none; there may be none."""
+        model = first_for(modality, self.models.values())
+        return None if model is None else model.id
+
+    def makes_from(self, modality: Modality, model: str | None) -> bool:
+        """Whether a model, or else the default, makes something of texts, or of pictures."""
+        found = self.models.get(model if model is not None else next(iter(self.models)))
+        return found is not None and modality in found.input_modalities
 
     def terms(self, request: Request, body: GenerationRequest, tell: Callable[[Tally], None]) -> Terms:
         """On what terms the caller waits.

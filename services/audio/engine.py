@@ -4,7 +4,7 @@ Requests take turns between stages, and stop at every token. They do not share f
 the fine stage, which is bound by computation (measured: 1.08 times as fast in batches of four).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -23,8 +23,8 @@ from services.engine.generation import Run
 from services.engine.outputs import Sound, finite
 from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import open_weights
-from services.errors import GenerationFailed, InvalidRequest
-from services.registry import Model
+from services.errors import GenerationFailed, InvalidRequest, ModelUnavailable
+from services.registry import Model, Profile
 from services.settings import Settings
 
 History = dict[str, torch.Tensor]
@@ -87,7 +87,7 @@ class AudioStepper:
         self._coarse = BarkCoarseGenerationConfig(**stages.coarse_acoustics_config)
         self._fine = BarkFineGenerationConfig(**stages.fine_acoustics_config)
         self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
-        self.voices: Sequence[str] = tuple(self._processor.available_voice_presets)
+        self.voices = self._offered(model, settings.profile)
 
     def cost(self, request: SpeechRequest) -> int:
         """Estimate next to nothing: between two stages a request is its tokens, and one stage runs at a time."""
@@ -175,13 +175,27 @@ class AudioStepper:
             raise GenerationFailed("the model said nothing; try another text or seed")
         return Result()
 
+    def _offered(self, model: Model, profile: Profile) -> Mapping[str, str]:
+        """The checkpoint's presets by the names that requests have for them.
+
+        Raises:
+            ModelUnavailable: the registry names one that there is not.
+        """
+        presets: Sequence[str] = tuple(self._processor.available_voice_presets)
+        named = model.voices_in(profile)
+        missing = set(named.values()).difference(presets) if named is not None else ()
+        if missing:
+            absent, present = ", ".join(sorted(missing)), ", ".join(presets) or "none"
+            raise ModelUnavailable(f"model '{model.id}' has no voice preset {absent}; its checkpoint has: {present}")
+        return named if named is not None else {preset: preset for preset in presets}
+
     def _preset(self, voice: str | None) -> History | None:
         # An unknown name would be opened as a file by the library.
         if voice is None:
             return None
         if voice not in self.voices:
             raise InvalidRequest(f"there is no voice '{voice}'; choose one of: {', '.join(self.voices)}", param="voice")
-        return dict(self._processor("a", voice_preset=voice)["history_prompt"].to(self._network.device))
+        return dict(self._processor("a", voice_preset=self.voices[voice])["history_prompt"].to(self._network.device))
 
     def _spoken(self, state: Speech) -> torch.Tensor:
         semantic = state.made[Stage.SEMANTIC][0]

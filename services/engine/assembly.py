@@ -13,7 +13,7 @@ from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.slots import Room, Slot
 from services.engine.stepper import Stepper
-from services.registry import FolderSource, HubSource, Model, Task, load_models, models_of
+from services.registry import FolderSource, HubSource, Model, Task, load_models, local_models_of
 from services.settings import Settings
 
 Make = Callable[[Model, Settings], Stepper[Any]]
@@ -73,7 +73,11 @@ def build_engine(
     settings: Settings,
     registry: CollectorRegistry = REGISTRY,
 ) -> Engine:
-    """Give every model of `task` its slot; nothing is loaded before the engine starts."""
+    """Give every model of `task` its slot; nothing is loaded before the engine starts.
+
+    Raises:
+        ValueError: there is none, as others serve them all.
+    """
     slots = {
         model.id: Slot(
             partial(load, make, model, settings),
@@ -81,11 +85,14 @@ def build_engine(
             {"model": model.id, **model.defaults_in(settings.profile)},
             barred=licence_refusal(model, settings),
             is_pinned=model.pinned,
+            is_swapped=model.strategy_in(settings.profile) == "swap",
             expected_bytes=expected_bytes(model, settings),
             weigh=weigh,
         )
-        for model in models_of(task, load_models(settings.models_file))
+        for model in local_models_of(task, load_models(settings.models_file))
     }
+    if not slots:
+        raise ValueError(f"this worker has no models: by ATELIER_MODELS_FILE others serve all those for {task}")
     room = Room(
         settings.max_models or math.inf,
         (settings.max_models_mb or math.inf) * 1e6,

@@ -50,6 +50,7 @@ class Slot:
     Args:
         barred: why it is not to be loaded at all, in a sentence.
         is_pinned: it leaves for no other.
+        is_swapped: no other such one is in memory beside it.
         expected_bytes: what its weights may take, as long as that has not been measured.
         drained: of a model that leaves, the requests that are still served: those that waited when that was decided,
             and a few more: else they would wait for all the others' turns.
@@ -68,6 +69,7 @@ class Slot:
     num_bytes: int | None = None  # of its weights; None: it has not been in memory yet
     barred: str | None = None
     is_pinned: bool = False
+    is_swapped: bool = False
     expected_bytes: int = 0
     last_used: float = 0.0
     loaded_at: float = 0.0
@@ -179,13 +181,15 @@ class Room:
     def leaving(self, slots: Mapping[str, Slot], name: str, busy: Set[str]) -> list[str] | None:
         """Return which models have to leave so that there is room for `name`; None: those that may are not enough.
 
-        Those that nobody uses go first, least recently used; then who has been there longest, so that all take turns.
+        Where it is one of those that share a place, whoever has that leaves in any case. Else those that nobody uses go
+        first, least recently used; then who has been there longest, so that all take turns.
         """
         others = {other: slot for other, slot in slots.items() if slot.is_loaded and other != name}
-        left_over = self.num_bytes - slots[name].size - sum(slot.size for slot in others.values())
+        gone = [other for other, slot in others.items() if slot.is_swapped and slots[name].is_swapped]
+        staying = sum(slot.size for other, slot in others.items() if other not in gone)
+        left_over = self.num_bytes - slots[name].size - staying
         num_over = len(others) + 1 - self.num_models
-        movable = [other for other, slot in others.items() if not slot.is_pinned]
-        gone: list[str] = []
+        movable = [other for other, slot in others.items() if not slot.is_pinned and other not in gone]
         for other in sorted(movable, key=lambda other: others[other].rank(is_busy=other in busy)):
             if num_over <= len(gone) and left_over >= 0:
                 break

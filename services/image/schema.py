@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
 
-from services.schema import MAX_SEED, Guidance, MediaRequest, Prompt, Size, Steps
+from services.schema import MAX_SEED, Guidance, MediaRequest, Prompt, SchedulerName, Size, Steps
 
 MAX_PICTURES = 10
 MAX_PARTIAL_IMAGES = 3
 
 Scheduler = Annotated[
-    Literal["ddim", "dpmpp_2m", "euler", "euler_a", "pndm"],
+    SchedulerName,
     Field(description="the noise schedule's solver; without it the checkpoint's own"),
 ]
 Strength = Annotated[float, Field(gt=0, le=1, description="how far the picture may be left behind; 1: altogether")]

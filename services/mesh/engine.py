@@ -14,7 +14,7 @@ from services.engine.outputs import Mesh, finite, overflowed
 from services.engine.placement import accelerate
 from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
-from services.errors import GenerationFailed, InvalidRequest
+from services.errors import GenerationFailed, InvalidRequest, ModelUnavailable
 from services.mesh.schema import MeshJob
 from services.mesh.surface import find_surface
 from services.registry import Model
@@ -89,6 +89,9 @@ class MeshStepper:
         self._dtype: torch.dtype = self._prior.dtype
         self._renderer = self._pipeline.shap_e_renderer
         self._takes_pictures = hasattr(self._pipeline, "image_encoder")
+        if self._takes_pictures != ("image" in model.input_modalities):
+            made_for = "image" if self._takes_pictures else "text"
+            raise ModelUnavailable(f"model '{model.id}' is made for input_modalities ['{made_for}']; its entry differs")
 
     def cost(self, request: tuple[MeshJob, Image.Image | None]) -> int:
         """Estimate the bytes that finding the surface takes, as measured; the rest is little beside."""

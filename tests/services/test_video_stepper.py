@@ -27,12 +27,13 @@ from services.schema import check_is_text, complete, parse_size
 from services.settings import Settings
 from services.video.engine import Film, FilmStepper, Phase, TextFilmGenerator
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
-from services.video.service import TEXT_MODEL, make_stepper
+from services.video.service import make_stepper
 from tests.services.conftest import MakeBench
 from tests.services.stepping import Arrival, Recorder, alone, run
 
 MODELS = {model.id: model for model in load_models() if model.task == "video"}
 PICTURE_MODEL = "stable-video-diffusion-img2vid"
+TEXT_MODEL = "wan2.1-t2v-1.3b"
 PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
 POISONED, BROKEN = 13, 14  # seeds of requests that fail
 TOLERANCE = 2  # of 255
