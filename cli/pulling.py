@@ -40,7 +40,7 @@ def chosen(models: Sequence[Model], ids: Sequence[str], *, every: bool) -> dict[
         raise Refused(f"there is no model {', '.join(unknown)}; there are: {', '.join(known)}")
     local = [each for each in ids if known[each].hub is None]
     if local:
-        raise Refused(f"{', '.join(local)}: a folder on this machine, and nothing to fetch")
+        raise Refused(f"{', '.join(local)}: none of the hub's, and nothing to fetch")
     wanted = ids or [model.id for model in models if every or model.is_preloaded_in("hub")]
     return {each: hub for each in wanted if (hub := known[each].hub) is not None}
 

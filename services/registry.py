@@ -401,6 +401,11 @@ def _anchored(model: Model, folder: Path) -> Model:
     return model.model_copy(update={"folder": model.folder.model_copy(update={"path": path})})
 
 
+def choices_of(request: BaseModel) -> dict[str, Any]:
+    """What of a request a model has to offer by name."""
+    return {field: getattr(request, field, None) for field in ("voice", "scheduler")}
+
+
 def local_models_of(task: Task, models: tuple[Model, ...]) -> tuple[Model, ...]:
     """Those that the worker of `task` loads itself."""
     return tuple(model for model in models_of(task, models) if not model.is_external)

@@ -26,7 +26,7 @@ from services.logs import LogFormat, write_logs
 from services.media import picture
 from services.provenance import Provenance
 from services.receipts import Receipts
-from services.registry import Modality, Model, Task, first_for, load_models, local_models_of
+from services.registry import Modality, Model, Task, choices_of, first_for, load_models, local_models_of
 from services.responses import rendered, respond, terms_of
 from services.schema import MAX_SEED, GenerationRequest, Job, MediaRequest, complete, envelope
 from services.settings import Settings
@@ -220,7 +220,7 @@ class Worker:
         Raises:
             InvalidRequest: it names those that there are.
         """
-        if refused := model.refusal_of(self.settings.profile, job.model_dump(include={"voice", "scheduler"})):
+        if refused := model.refusal_of(self.settings.profile, choices_of(job)):
             raise InvalidRequest(refused[1], param=refused[0])
 
     def model_for(self, modality: Modality) -> str | None:

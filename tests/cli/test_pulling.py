@@ -85,7 +85,7 @@ size_gb = 0.1
     bad = pull(tmp_path, "own", ATELIER_MODELS_FILE=str(tmp_path))
 
     assert (pulled.stdout, pulled.stderr) == ("own: 0.00 GB, checked; MIT, https://example.org\n", "")
-    assert (here.returncode, here.stderr) == (1, "atelier: here: a folder on this machine, and nothing to fetch\n")
+    assert (here.returncode, here.stderr) == (1, "atelier: here: none of the hub's, and nothing to fetch\n")
     assert (bad.returncode, bad.stderr) == (1, f"atelier: ATELIER_MODELS_FILE: {tmp_path}: is a directory\n")
 
 
