@@ -21,7 +21,7 @@ from services.engine.generation import Generation, Run, Terms
 from services.engine.slots import Slot
 from services.engine.stepper import Result, Stepper, WholeCall
 from services.engine.weights import load_pipeline
-from services.errors import Cancelled, GenerationFailed
+from services.errors import Cancelled, GenerationFailed, ModelUnavailable
 from services.registry import load_models
 from services.schema import check_is_text, complete, parse_size
 from services.settings import Settings
@@ -457,6 +457,16 @@ def test_every_video_model_has_the_stepper_that_its_pipeline_needs(data_dir: Pat
     steppers = {name: type(make_stepper(model, worker_settings)) for name, model in MODELS.items()}
 
     assert steppers == {PICTURE_MODEL: FilmStepper, TEXT_MODEL: WholeCall}
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(PICTURE_MODEL, "text"), (TEXT_MODEL, "image")])
+def test_a_checkpoint_that_is_not_what_its_entry_says_is_named(
+    worker_settings: Settings, name: str, wrong: str
+) -> None:
+    model = MODELS[name].model_copy(update={"input_modalities": (wrong,)})
+
+    with pytest.raises(ModelUnavailable, match=f"model '{name}' is a .*; films of input_modalities '{wrong}' are made"):
+        make_stepper(model, worker_settings)
 
 
 @pytest.mark.anyio
