@@ -49,7 +49,7 @@ def film(state: State, body: NewVideo, *, has_picture: bool) -> tuple[str, dict[
     defaults = {**model.defaults_in(state.profile)}
     fields = {**body.model_dump(exclude_none=True, exclude={"seconds"}), "model": model.id}
     fields.setdefault("fps", defaults.get("fps"))
-    if body.seconds is not None:
+    if body.seconds is not None and fields["fps"] is not None:  # else `check_fits` says that it is missing
         fields["num_frames"] = frames_of(body.seconds, fields["fps"], is_text)
     fields.setdefault("num_frames", defaults.get("num_frames"))
     fields.setdefault("size", defaults.get("size"))

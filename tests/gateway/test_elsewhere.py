@@ -154,6 +154,17 @@ class TestWhereItGoes:
 
         assert [base(each) for each in workers.requests] == [WORKER, FAR]
 
+    def test_an_entry_may_say_nothing_of_defaults(self, begin: Start, workers: Workers) -> None:
+        works(workers)
+        text = replaced("wan", "video", 'input_modalities = ["text"]') + replaced("far-too", "image")
+        client = begin(text).client
+        body = {"prompt": "a", "model": "far-too", "response_format": "url"}
+        drawn = client.post("/v1/images/generations", json=body)
+        refused = client.post("/v1/videos", json={"prompt": "a", "model": "wan", "seconds": 1})
+
+        assert (drawn.status_code, drawn.json()["size"]) == (200, "auto")
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "size")
+
     def test_a_fallback_may_be_there(self, begin: Start, workers: Workers, tmp_path: Path) -> None:
         file = tmp_path / "providers.toml"
         file.write_text('[fallbacks]\n"tiny-sd" = ["far"]\n', encoding="utf-8")
