@@ -119,7 +119,7 @@ class ExternalSource(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")]
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+/?$")]
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool = True

@@ -15,7 +15,7 @@ from tests.gateway.test_media import EDITS, parts
 from tests.gateway.test_receipts import TOKEN
 
 FAR = "http://far.test:3003"
-OTHER = "http://other.test/workers/video"
+OTHER = "http://other.test:3004"
 DEFAULTS = 'defaults = { size = "64x64", num_frames = 5, fps = 8, num_inference_steps = 2, guidance_scale = 5.0 }'
 FILE = f"""
 [[models]]
@@ -170,7 +170,9 @@ class TestWhereItGoes:
         file.write_text('[fallbacks]\n"tiny-sd" = ["far"]\n', encoding="utf-8")
 
         async def answer(request: httpx.Request) -> httpx.Response:
-            return workers.stream(b"x") if base(request) == FAR else httpx.Response(503, json={})
+            answered = workers.stream(b"{}")
+            answered.status_code = 200 if base(request) == FAR else 503
+            return answered
 
         workers.answer = answer
         answered = begin(providers_file=file).client.post("/v1/images/generations", json={"prompt": "a"})
