@@ -136,11 +136,12 @@ class TestWhereItGoes:
     def test_jobs_go_there_too(self, begin: Start, workers: Workers) -> None:
         works(workers)
         client = begin().client
-        named = {**DRAWN, "body": {"prompt": "a", "model": "far"}}
+        body = {"prompt": "a", "model": "far"}
+        named = {**DRAWN, "body": body}
         for steps in ([named], [DRAWN], [named, {"route": EDITS, "body": {"prompt": "a", "model": "far"}}]):
             job = ended(client, create(client, "/v1/jobs", {"steps": steps})["id"])
             assert job["status"] == "completed", job["error"]
-        preferred = create(client, "/v1/images/generations", named["body"], {"prefer": "respond-async"})
+        preferred = create(client, "/v1/images/generations", body, {"prefer": "respond-async"})
         assert ended(client, preferred["id"])["status"] == "completed"
 
         assert [base(each) for each in workers.requests] == [FAR, WORKER, FAR, FAR, FAR]
