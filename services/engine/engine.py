@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from services.engine import default_type, memory
@@ -115,6 +116,7 @@ class Engine:
         self._memory_bytes = 0.0
         self._is_memory_stale = False  # what is free was measured while requests were in progress
         self._loader: threading.Thread | None = None
+        self._promised: str | None = None  # the model for which others were told to leave
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -397,12 +399,16 @@ class Engine:
         return None if at == math.inf else max(0.0, at - time.monotonic())
 
     def _next_load(self) -> str | None:
-        """Return which model is to be loaded now: one that is due, or else the next that somebody waits for."""
+        """Return which model is to be loaded now: that for which others left, one that is due, or the next awaited."""
         if any(slot.is_loading or slot.drained is not None for slot in self._slots.values()):
             return None
-        due = next((name for name, slot in self._slots.items() if slot.is_due), None)
+        due = (name for name, slot in self._slots.items() if slot.is_due)
         cold = (each.model for each in self._queue.in_order() if not self._slots[each.model].is_loaded)
-        return due or next(cold, None)
+        wanted = chain(due, cold)
+        if self._promised is None:
+            return next(wanted, None)
+        names = list(wanted)
+        return self._promised if self._promised in names else next(iter(names), None)
 
     def _begin_load(self) -> None:
         """Load the next model where there is room for it; else let others leave first."""
@@ -420,10 +426,12 @@ class Engine:
                 slot.is_preloaded = False
                 return
             elif leaving:
+                self._promised = name
                 for other in leaving:
                     self._drain(other)
                 return
             else:
+                self._promised = None
                 slot.is_loading = True
                 self._loader = threading.Thread(target=self._load, args=(name,), name="loader", daemon=True)
                 self._loader.start()

@@ -228,6 +228,27 @@ async def test_who_comes_while_a_model_is_to_leave_does_not_keep_it(make_bench: 
     assert sorted(order) == ["a"] * 30 + ["b"]
 
 
+async def test_whoever_comes_too_late_is_not_served_among_those_who_are_still(make_bench: MakeBench) -> None:
+    shelf, gates, order = Shelf(dict.fromkeys("ab", 1)), (Gate(), Gate()), list[str]()
+    bench = make_bench(shelf.slots, room=Room(num_models=1), queue_size=100)
+
+    def ask(name: str, model: str, caller: str = "") -> Generation:
+        return bench.engine.submit(noting(name, order), model, None, Terms(LONG, caller=caller))
+
+    asked = [bench.submit(held(gates[0]), "a")]
+    await reach(gates[0].reached)
+    asked += [bench.submit(held(gates[1]), "a"), ask("b", "b")]
+    gates[0].opened.set()
+    await reach(gates[1].reached)  # the second is served although the model leaves
+    asked += [ask("late", "a") for _ in range(MAX_LATE)]
+    asked += [ask("too late", "a", caller="whose turn it would be") for _ in range(3)]
+    gates[1].opened.set()
+    await asyncio.gather(*map(follow, asked))
+
+    assert order == ["late"] * MAX_LATE + ["b"] + ["too late"] * 3
+    assert shelf.loads == ["a", "b", "a"]
+
+
 @pytest.mark.parametrize(("swapped", "room"), [("", Room(num_models=2)), ("bcde", Room())])
 async def test_nobody_waits_for_more_than_three_swaps(make_bench: MakeBench, swapped: str, room: Room) -> None:
     draw = random.Random(0)
