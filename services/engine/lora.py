@@ -15,6 +15,8 @@ from torch import nn
 from services.engine.lora_file import flat, read
 from services.errors import ModelUnavailable
 
+Layer = nn.Linear | nn.Conv2d
+
 
 class Adapters:
     """A model's adapters, of which every row of a forward may have another."""
@@ -24,7 +26,7 @@ class Adapters:
         self.rows: Mapping[str, torch.Tensor] = {}  # by adapter
         self._networks = networks
         self._device, self._dtype = device, dtype
-        self._additions: dict[nn.Module, Addition] = {}
+        self._additions: dict[Layer, Addition] = {}
 
     def load(self, name: str, folder: Path, scale: float) -> None:
         """Read an adapter, to be added `scale` times.
@@ -56,6 +58,7 @@ class Adapters:
             (network, flat(layer)): (layer, module)
             for network, whole in self._networks.items()
             for layer, module in whole.named_modules()
+            if isinstance(module, Layer)
         }
         for (network, wanted), pair in contents.pairs.items():
             found = layers.get((network, wanted)) or layers.get((network, f"{wanted}_0"))  # as `to_out` was before
@@ -65,7 +68,7 @@ class Adapters:
             up = pair.up.float() * (scale * contents.scale(network, layer, pair))
             self._addition(module).pairs[name] = tuple(half.to(self._device, self._dtype) for half in (pair.down, up))
 
-    def _addition(self, layer: nn.Module) -> "Addition":
+    def _addition(self, layer: Layer) -> "Addition":
         if layer not in self._additions:
             self._additions[layer] = Addition(self)
             layer.register_forward_hook(self._additions[layer])
@@ -80,7 +83,7 @@ class Addition:
         self._adapters = adapters
         self.pairs: dict[str, tuple[torch.Tensor, ...]] = {}  # down and up, by adapter
 
-    def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def __call__(self, layer: Layer, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         """Add it to `output`."""
         for name, rows in self._adapters.rows.items():
             if name in self.pairs:
@@ -88,7 +91,7 @@ class Addition:
         return output
 
 
-def fits(layer: nn.Module, down: torch.Tensor, up: torch.Tensor) -> bool:
+def fits(layer: Layer, down: torch.Tensor, up: torch.Tensor) -> bool:
     """Whether their product can be added to what `layer` makes."""
     inputs, outputs = tuple(down.shape[1:]), tuple(up.shape)
     if isinstance(layer, nn.Conv2d):
@@ -99,7 +102,7 @@ def fits(layer: nn.Module, down: torch.Tensor, up: torch.Tensor) -> bool:
     )
 
 
-def product(layer: nn.Module, inputs: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def product(layer: Layer, inputs: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Return up·(down·inputs), as `layer` goes over its inputs."""
     if not isinstance(layer, nn.Conv2d):
         return nn.functional.linear(nn.functional.linear(inputs, down), up)
