@@ -190,6 +190,7 @@ class Model(BaseModel):
     defaults: Mapping[str, Any] = {}
     template: Template = Template()
     pinned: bool = False
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None  # on any device; None: as the settings have it
     quantisation: Quantisation | None = None  # of its weights in memory; None: as the settings have it
     adapters: tuple[Adapter, ...] = ()
     tiny: TinySource | None = None
