@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.live.conftest import LONG, System, started
+from tests.live.conftest import LONG, TASKS, System, free_ports, started
 from tests.live.test_sharing import pixels
 
 MODELS = """
@@ -34,7 +34,9 @@ tiny = { recipe = "image_lora" }
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     file = tmp_path_factory.mktemp("models") / "models.toml"
     file.write_text(MODELS, encoding="utf-8")
-    yield from started(tmp_path_factory, {"ATELIER_MODELS_FILE": str(file)}, can_draw)
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    others = {f"ATELIER_{task.upper()}_URL": nowhere for task in TASKS if task != "image"}
+    yield from started(tmp_path_factory, {**others, "ATELIER_MODELS_FILE": str(file)}, can_draw)
 
 
 def can_draw(system: System) -> bool:
