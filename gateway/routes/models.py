@@ -1,6 +1,6 @@
 """Which models may be asked for, here and at providers, and which of them are in memory."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
@@ -49,6 +49,8 @@ class ModelAnswer(BaseModel):
     """Null where its checkpoint alone knows them: `GET /v1/audio/voices` asks it."""
     schedulers: tuple[str, ...] | None = None
     """That a request may name; null where it may name none."""
+    adapters: Sequence[str] | None = None
+    """What a request's `adapter` may name."""
 
 
 class ModelList(BaseModel):
@@ -136,4 +138,5 @@ def of_ours(model: Model, state: State) -> dict[str, Any]:
         "defaults": model.defaults_in(state.profile),
         "voices": None if voices is None else tuple(voices),
         "schedulers": model.offered_schedulers,
+        "adapters": [adapter.name for adapter in model.adapters],
     }

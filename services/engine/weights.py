@@ -10,10 +10,12 @@ import torch
 
 from services.engine.hub import fetch
 from services.engine.placement import choose_placement
+from services.engine.quantising import quantise
 from services.registry import HubSource, Model
 from services.settings import Settings
 from services.tiny.build import ensure
 
+QUANTISED = {"unet", "transformer", "prior", "text_encoder", "image_encoder"}  # denoisers, and what they attend to
 OTHERS = (type, ModuleType, FunctionType, BuiltinFunctionType)  # what leads from a model to all the rest
 
 
@@ -34,7 +36,7 @@ def open_weights(model: Model, settings: Settings) -> Weights:
         ModelUnavailable: the files cannot be had, or the device cannot be used.
     """
     source = model.source
-    placement = choose_placement(settings.device, settings.dtype, source.dtype)
+    placement = choose_placement(settings.device, model.dtype or settings.dtype, source.dtype)
     if model.tiny is not None and settings.profile == "tiny":
         folder = ensure(model.tiny.recipe, settings.data_dir / "tiny")
         return Weights(folder, {"use_safetensors": True}, placement.device, placement.dtype)
@@ -67,10 +69,15 @@ def weigh(stepper: object) -> int:
 
 
 def load_pipeline(model: Model, settings: Settings) -> Any:
-    """Load a diffusers pipeline of whatever class its `model_index.json` names."""
+    """Load a diffusers pipeline of whatever class its `model_index.json` names; quantised if the entry says so.
+
+    What decodes stays as it is: that is where errors are seen, and it is small.
+    """
     from diffusers import DiffusionPipeline  # text and speech do without it
 
     weights = open_weights(model, settings)
     pipeline = DiffusionPipeline.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
     pipeline.set_progress_bar_config(disable=True)
+    if model.quantisation is not None:
+        quantise(part for name, part in pipeline.components.items() if name in QUANTISED and part is not None)
     return pipeline.to(weights.device)  # `device=` above would be ignored in silence

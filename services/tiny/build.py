@@ -29,6 +29,12 @@ def _image(target: Path) -> None:
     image.build(target)
 
 
+def _image_lora(target: Path) -> None:
+    from services.tiny import image_lora
+
+    image_lora.build(target)
+
+
 def _video(target: Path) -> None:
     from services.tiny import video
 
@@ -57,6 +63,7 @@ RECIPES: Mapping[str, Callable[[Path], None]] = {
     "text": _text,
     "audio": _audio,
     "image": _image,
+    "image_lora": _image_lora,
     "video": _video,
     "text_video": _text_video,
     "mesh": _mesh,
