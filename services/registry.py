@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -113,6 +113,7 @@ class Adapter(BaseModel):
     Args:
         name: what a request's `adapter` says.
         scale: what they are multiplied by.
+        tiny: what stands for them beside a tiny checkpoint.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,6 +123,22 @@ class Adapter(BaseModel):
     tiny: TinySource | None = None
     hub: HubFiles | None = None
     folder: AdapterFolder | None = None
+
+    @model_validator(mode="after")
+    def check_has_one_source(self) -> Self:
+        """Refuse what could not be loaded, or could be loaded from two places."""
+        if (self.hub or self.folder or self.tiny) is None or None not in (self.hub, self.folder):
+            raise ValueError("an adapter has its weights from one place: hub or folder")
+        return self
+
+    @property
+    def source(self) -> HubFiles | AdapterFolder | None:
+        """Where its own weights are; None: there are tiny ones alone."""
+        return self.hub or self.folder
+
+    def is_tiny_in(self, profile: Profile) -> bool:
+        """Whether weights that are built here stand for it under `profile`."""
+        return self.tiny is not None and (profile == "tiny" or self.source is None)
 
 
 class Template(BaseModel):
@@ -157,6 +174,11 @@ TEMPLATES: Mapping[Task, frozenset[str]] = MappingProxyType(  # what the models 
     }
 )
 
+ADAPTED: frozenset[Task] = frozenset({"text", "image"})  # tasks whose models can have adapters
+QUANTISATIONS: Mapping[Task, tuple[Quantisation, ...]] = MappingProxyType(  # what the models of a task can be kept in
+    {"text": ("int8", "int4"), "audio": (), "image": ("int8",), "video": ("int8",), "mesh": ("int8",)}
+)
+
 
 class Model(BaseModel):
     """One entry of `models.toml`."""
@@ -183,6 +205,25 @@ class Model(BaseModel):
             raise ValueError(f"models of this task have no use for: {', '.join(sorted(unfit))}")
         return template
 
+    @field_validator("quantisation")
+    @classmethod
+    def check_quantisation(cls, chosen: Quantisation | None, others: ValidationInfo) -> Quantisation | None:
+        """Refuse what the task's worker cannot do."""
+        known = QUANTISATIONS.get(others.data.get("task", "text"), ())
+        if chosen is not None and chosen not in known:
+            raise ValueError(f"models of this task are kept in {' or '.join(known) or 'floating point alone'}")
+        return chosen
+
+    @field_validator("adapters")
+    @classmethod
+    def check_adapters(cls, adapters: tuple[Adapter, ...], others: ValidationInfo) -> tuple[Adapter, ...]:
+        """Refuse what no request could name, or no worker can add."""
+        if adapters and others.data.get("task", "text") not in ADAPTED:
+            raise ValueError(f"models of this task take none; those for {' and '.join(sorted(ADAPTED))} do")
+        if len({adapter.name for adapter in adapters}) < len(adapters):
+            raise ValueError("a name appears twice")
+        return adapters
+
     @model_validator(mode="after")
     def check_has_one_source(self) -> Self:
         """Refuse what could not be loaded, or could be loaded from two places."""
@@ -197,6 +238,12 @@ class Model(BaseModel):
         if source is None:
             raise TypeError("a model has its weights from somewhere")
         return source
+
+    @property
+    def hub_files(self) -> dict[str, HubFiles]:
+        """What the hub has of it: its own weights by its id, those of adapters by `id:name`."""
+        found = {self.id: self.hub, **{f"{self.id}:{adapter.name}": adapter.hub for adapter in self.adapters}}
+        return {name: hub for name, hub in found.items() if hub is not None}
 
     def is_tiny_in(self, profile: Profile) -> bool:
         """Whether a checkpoint that is built here stands for it under `profile`."""
@@ -219,6 +266,9 @@ class Model(BaseModel):
     def is_preloaded_in(self, profile: Profile) -> bool:
         """Whether a worker loads this model when it starts, and not when it is first asked for."""
         return self.is_tiny_in(profile) or self.source.strategy == "preload"
+
+
+Owner = TypeVar("Owner", Model, Adapter)
 
 
 class Entries(BaseModel):
@@ -280,11 +330,16 @@ def _first_problem(error: ValidationError, entries: Mapping[str, Any]) -> str:
 
 
 def _anchored(model: Model, folder: Path) -> Model:
-    """Let a relative path begin where the file is."""
-    if model.folder is None:
-        return model
-    path = (folder / model.folder.path.expanduser()).absolute()
-    return model.model_copy(update={"folder": model.folder.model_copy(update={"path": path})})
+    """Let relative paths begin where the file is."""
+    adapters = tuple(_begun_at(folder, adapter) for adapter in model.adapters)
+    return _begun_at(folder, model).model_copy(update={"adapters": adapters})
+
+
+def _begun_at(folder: Path, owner: Owner) -> Owner:
+    if owner.folder is None:
+        return owner
+    path = (folder / owner.folder.path.expanduser()).absolute()
+    return owner.model_copy(update={"folder": owner.folder.model_copy(update={"path": path})})
 
 
 def models_of(task: Task, models: tuple[Model, ...]) -> tuple[Model, ...]:

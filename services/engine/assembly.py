@@ -13,7 +13,7 @@ from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.slots import Room, Slot
 from services.engine.stepper import Stepper
-from services.registry import FolderSource, HubSource, Model, Task, load_models, models_of
+from services.registry import Adapter, FolderSource, HubSource, Model, Task, load_models, models_of
 from services.settings import Settings
 
 Make = Callable[[Model, Settings], Stepper[Any]]
@@ -30,14 +30,22 @@ def memory_budget(settings: Settings) -> float:
 
 
 def licence_refusal(model: Model, settings: Settings) -> str | None:
-    """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it."""
-    source = model.source
-    if model.is_tiny_in(settings.profile) or source.commercial_use or model.id in settings.accept_licences:
-        return None
-    terms = f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
-    return (
-        f"model '{model.id}' comes under the {terms}; the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
-    )
+    """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it.
+
+    Those of an adapter are accepted as `model:adapter`; until then its model is not loaded either.
+    """
+    owners: dict[str, Model | Adapter] = {model.id: model}
+    owners |= {f"{model.id}:{adapter.name}": adapter for adapter in model.adapters}
+    for name, owner in owners.items():
+        source = None if owner.is_tiny_in(settings.profile) else owner.source
+        if source is not None and not (source.commercial_use or name in settings.accept_licences):
+            terms = (
+                f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
+            )
+            return (
+                f"model '{name}' comes under the {terms}; the operator accepts it with ATELIER_ACCEPT_LICENCES={name}"
+            )
+    return None
 
 
 def expected_bytes(model: Model, settings: Settings) -> int:

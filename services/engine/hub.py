@@ -19,7 +19,7 @@ from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundEr
 from huggingface_hub.utils.tqdm import tqdm
 
 from services.errors import ModelUnavailable
-from services.registry import HubSource
+from services.registry import HubFiles
 
 Tell = Callable[[int, int], None]  # bytes that are here, and bytes in all
 
@@ -27,7 +27,7 @@ CHUNK = 2**20  # bytes that are hashed at once
 SHA1_LENGTH = 40  # hexadecimal digits: git's, of a small file; what is longer is SHA-256
 
 
-def fetch(model_id: str, hub: HubSource, tell: Tell | None = None, *, checks_all: bool = False) -> Path:
+def fetch(model_id: str, hub: HubFiles, tell: Tell | None = None, *, checks_all: bool = False) -> Path:
     """Bring the files of a pinned revision onto this machine, and return their folder.
 
     Nothing is asked of the hub where all are here. What comes new is checked.
@@ -54,13 +54,13 @@ def fetch(model_id: str, hub: HubSource, tell: Tell | None = None, *, checks_all
     return folder
 
 
-def _snapshot(hub: HubSource, **options: Any) -> Path:
+def _snapshot(hub: HubFiles, **options: Any) -> Path:
     found = snapshot_download(hub.repository, revision=hub.revision, allow_patterns=list(hub.files), **options)
     return Path(found)
 
 
 @contextmanager
-def _in_a_sentence(model_id: str, hub: HubSource) -> Iterator[None]:
+def _in_a_sentence(model_id: str, hub: HubFiles) -> Iterator[None]:
     where = f"{hub.repository} at {hub.revision[:7]}, {hub.size_gb} GB"
     hint = f"'atelier models pull {model_id}' fetches it where there is a network"
     try:
@@ -82,13 +82,13 @@ def _reason(error: OSError) -> str:
     return said.strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _missing(folder: Path, hub: HubSource) -> list[str]:
+def _missing(folder: Path, hub: HubFiles) -> list[str]:
     listed = [file.path for file in get_cached_repo_tree(hub.repository, revision=hub.revision)]
     wanted = [path for path in listed if any(fnmatch(path, pattern) for pattern in hub.files)]
     return [path for path in wanted if not (folder / path).is_file()]
 
 
-def _blobs(hub: HubSource) -> dict[str, int]:
+def _blobs(hub: HubFiles) -> dict[str, int]:
     """The names of what is here of a repository, and how many bytes each has."""
     folder = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{hub.repository.replace('/', '--')}" / "blobs"
     if not folder.is_dir():
@@ -96,7 +96,7 @@ def _blobs(hub: HubSource) -> dict[str, int]:
     return {blob.name: blob.stat().st_size for blob in folder.iterdir() if blob.suffix != ".incomplete"}
 
 
-def _check_room(model_id: str, hub: HubSource, here: dict[str, int]) -> None:
+def _check_room(model_id: str, hub: HubFiles, here: dict[str, int]) -> None:
     cache = Path(constants.HF_HUB_CACHE).expanduser()
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free, wanted = shutil.disk_usage(disk).free / 1e9, hub.size_gb - sum(here.values()) / 1e9

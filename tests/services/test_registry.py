@@ -199,6 +199,24 @@ def test_an_entry_of_the_operators_comes_after_ours(tmp_path: Path) -> None:
         assert own.is_preloaded_in(profile)
 
 
+ADAPTED = """
+[[models]]
+id = "ours/sd"
+task = "image"
+folder = { path = "sd" }
+[[models.adapters]]
+name = "ink"
+folder = { path = "adapters/ink" }
+"""
+
+
+def test_an_adapters_path_begins_where_the_file_is(tmp_path: Path) -> None:
+    own = load_models(write(tmp_path, ADAPTED))[-1]
+
+    assert own.source.path == tmp_path / "sd"  # type: ignore[union-attr]
+    assert [adapter.source.path for adapter in own.adapters] == [tmp_path / "adapters" / "ink"]  # type: ignore[union-attr]
+
+
 def test_an_entry_of_the_operators_takes_the_place_of_ours(tmp_path: Path) -> None:
     found = load_models(write(tmp_path, OWN.replace("ours/sd", "tiny-sd")))
 
@@ -223,6 +241,17 @@ def test_the_hubs_weights_may_be_an_entry_without_a_tiny_checkpoint(tmp_path: Pa
         (OWN.replace('id = "ours/sd"', ""), "entry 1: id: Field required"),
         (OWN.replace("[models.folder]", "[models.tiny]").replace("path", "recipe"), "hub or folder"),
         (OWN + OWN, "a model id appears twice"),
+        (ADAPTED + ADAPTED.partition("folder")[2].partition("\n")[2], "'ours/sd': adapters: a name appears twice"),
+        (ADAPTED.replace('folder = { path = "adapters/ink" }', ""), "adapters.0: an adapter has its weights from one"),
+        (ADAPTED.replace('"image"', '"mesh"'), "adapters: models of this task take none; those for image and text do"),
+        (
+            OWN.replace("[models.f", 'quantisation = "int4"\n[models.f'),
+            "quantisation: models of this task are kept in int8",
+        ),
+        (
+            OWN.replace('"image"', '"audio"').replace("[models.f", 'quantisation = "int8"\n[models.f'),
+            "quantisation: models of this task are kept in floating point alone",
+        ),
         ('models = "all"', "models: Input should be a valid tuple"),
         ('title = "mine"', "models: Field required"),
         ("\0", "Invalid statement"),

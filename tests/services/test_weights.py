@@ -9,13 +9,14 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from services.engine import default_type
+from services.engine.adapters import open_adapter
 from services.engine.assembly import build_engine, licence_refusal, load
 from services.engine.generation import Terms
 from services.engine.placement import best_device, choose_placement
 from services.engine.stepper import Stepper
 from services.engine.weights import load_pipeline, open_weights, weigh
 from services.errors import ModelUnavailable
-from services.registry import Model, load_models
+from services.registry import Adapter, Model, load_models
 from services.settings import Settings
 from tests.services.conftest import LONG
 from tests.services.hubs import entry
@@ -49,6 +50,16 @@ def never(model: Model, settings: Settings) -> Stepper[Any]:
     raise AssertionError("nothing is to be loaded")
 
 
+def test_an_adapters_licence_has_to_be_accepted_too() -> None:
+    terms = {"commercial_use": False, "licence": "NC", "licence_url": "https://example.org/nc"}
+    own = Model.model_validate({**entry(), "adapters": [{"name": "ink", "folder": {"path": "ink", **terms}}]})
+    refusal = licence_refusal(own, Settings(profile="hub")) or ""
+
+    assert "'tiny:ink' comes under the NC (https://example.org/nc)" in refusal
+    assert "ATELIER_ACCEPT_LICENCES=tiny:ink" in refusal
+    assert licence_refusal(own, Settings(profile="hub", accept_licences=frozenset({"tiny:ink"}))) is None
+
+
 def test_a_free_licence_needs_no_word() -> None:
     assert licence_refusal(MODELS["shap-e"], Settings(profile="hub")) is None
 
@@ -61,6 +72,23 @@ def test_licences_are_accepted_by_a_list_with_commas(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ATELIER_ACCEPT_LICENCES", "one, two,,")
 
     assert Settings().accept_licences == {"one", "two"}
+
+
+# --- adapters ---
+
+
+def test_an_adapter_is_a_folder_built_here_or_the_operators(tmp_path: Path) -> None:
+    adapter = Adapter.model_validate({"name": "ink", "tiny": {"recipe": "text"}, "folder": {"path": tmp_path}})
+
+    assert open_adapter(adapter, MODELS["tiny-sd"], Settings(data_dir=tmp_path)) == tmp_path / "tiny" / "text"
+    assert open_adapter(adapter, MODELS["tiny-sd"], Settings(data_dir=tmp_path, profile="hub")) == tmp_path
+
+
+def test_an_adapter_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    adapter = Adapter.model_validate({"name": "ink", "folder": {"path": tmp_path / "none"}})
+
+    with pytest.raises(ModelUnavailable, match=r"^adapter 'ink' of model 'tiny-sd': there is no folder .*none$"):
+        open_adapter(adapter, MODELS["tiny-sd"], Settings())
 
 
 # --- tiny ---
