@@ -28,7 +28,7 @@ from services.provenance import Provenance
 from services.receipts import Receipts
 from services.registry import Task, load_models, models_of
 from services.responses import rendered, respond, terms_of
-from services.schema import MAX_SEED, GenerationRequest, Job, MediaRequest, complete, envelope
+from services.schema import MAX_SEED, AdaptedRequest, GenerationRequest, Job, MediaRequest, complete, envelope
 from services.settings import Settings
 from services.templates import worded
 from services.tracing import open_provider
@@ -59,7 +59,12 @@ async def list_models(request: Request) -> JSONResponse:
 
 def described(worker: "Worker", model: str) -> dict[str, Any]:
     """Say how a model is."""
-    return {"id": model, "object": "model", **asdict(worker.engine.look(model))}
+    return {
+        "id": model,
+        "object": "model",
+        "adapters": worker.adapters[model],
+        **asdict(worker.engine.look(model)),
+    }
 
 
 async def load_model(request: Request) -> Response:
@@ -113,6 +118,7 @@ class Worker:
         models = models_of(task, load_models(self.settings.models_file))
         self.templates = {model.id: model.template for model in models}
         self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}
+        self.adapters = {model.id: [adapter.name for adapter in model.adapters] for model in models}
         self.receipts = Receipts(task, self.settings)
 
     @bentoml.on_deployment
@@ -202,6 +208,7 @@ class Worker:
                 seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED + 1)
                 defaults = {**self.engine.defaults(body.model), "seed": seed}
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
+                self.check_adapter(job)
                 work, encoder = await prepare(job)
                 cost = await self._estimate(work, body.model, terms)
                 left = max(terms.deadline - (time.monotonic() - began), 0.001)
@@ -219,6 +226,20 @@ class Worker:
             InvalidRequest: a header is not what it should be; it is named.
         """
         return terms_of(request, self.longest, tell)
+
+    def check_adapter(self, job: GenerationRequest) -> None:
+        """Refuse an adapter that the model does not have.
+
+        Raises:
+            InvalidRequest: it names those that there are.
+        """
+        if not isinstance(job, AdaptedRequest) or job.adapter is None or job.model is None:
+            return
+        known = self.adapters[job.model]
+        if job.adapter not in known:
+            others = f"choose one of: {', '.join(known)}" if known else "it has none; leave this out"
+            message = f"adapter: model '{job.model}' has no adapter '{job.adapter}'; {others}"
+            raise InvalidRequest(message, param="adapter", code="unknown_adapter")
 
     def submit(self, work: Any, job: GenerationRequest, terms: Terms, cost: int | None) -> Followed:
         """Hand `work` to the engine.

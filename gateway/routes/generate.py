@@ -19,7 +19,7 @@ from services.audio.schema import Input, SpeechRequest, Voice
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest, MeshSteps
 from services.registry import Task
-from services.schema import Body, GenerationRequest, Prompt, Seed, Size, Steps
+from services.schema import AdapterName, Body, GenerationRequest, Prompt, Seed, Size, Steps
 from services.text.schema import ChatRequest, Content, Message, Temperature
 from services.video.schema import NumFrames, VideoRequest
 
@@ -80,6 +80,7 @@ class ImageQuery(Body):
     size: Size | None = None
     num_inference_steps: Steps | None = None
     seed: Seed | None = None
+    adapter: AdapterName | None = None
 
 
 class MeshQuery(Body):

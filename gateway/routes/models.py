@@ -1,6 +1,6 @@
 """Which models may be asked for, here and at providers, and which of them are in memory."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
@@ -41,6 +41,8 @@ class ModelAnswer(BaseModel):
     licence_url: str | None = None
     commercial_use: bool | None = None
     defaults: Mapping[str, Any] | None = None
+    adapters: Sequence[str] | None = None
+    """What a request's `adapter` may name."""
 
 
 class ModelList(BaseModel):
@@ -124,4 +126,5 @@ def of_ours(model: Model, state: State) -> dict[str, Any]:
         "licence_url": source.licence_url,
         "commercial_use": source.commercial_use,
         "defaults": model.defaults_in(state.profile),
+        "adapters": [adapter.name for adapter in model.adapters],
     }
