@@ -104,14 +104,16 @@ def counted(made: Recorder) -> tuple[int, int]:
     return usage["prompt_tokens"], usage["completion_tokens"]
 
 
-PACKINGS = ["none", "float16", "int8"] if is_supported(torch.device("cpu")) else ["none"]
+PACKINGS = ["none", "float16", "int8", "int4"] if is_supported(torch.device("cpu")) else ["none"]
 
 
 @pytest.fixture(scope="module", params=PACKINGS)
 def pair(request: pytest.FixtureRequest, worker_settings: Settings) -> tuple[TextStepper, TextStepper]:
     """The model in each of its packings: reading every prompt from its beginning, and as it is served."""
-    served = worker_settings.model_copy(update={"text_packing": request.param})
-    return TextStepper(MODEL, served.model_copy(update={"prefix_cache_mb": 0})), TextStepper(MODEL, served)
+    served, model = worker_settings.model_copy(update={"text_packing": request.param}), MODEL
+    if request.param == "int4":  # by an entry alone
+        served, model = worker_settings, MODEL.model_copy(update={"quantisation": "int4"})
+    return TextStepper(model, served.model_copy(update={"prefix_cache_mb": 0})), TextStepper(model, served)
 
 
 @pytest.fixture(scope="module")
