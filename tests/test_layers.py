@@ -181,6 +181,7 @@ PARTS_OF_ENGINES = {
     "services/mesh/surface.py",
     "services/text/network.py",
     "services/text/linear.py",
+    "services/text/adapters.py",
     "services/text/rows.py",
     "services/text/prefixes.py",
     "services/text/rules.py",
