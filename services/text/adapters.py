@@ -111,6 +111,8 @@ def read_adapter(folder: Path, scale: float) -> dict[str, Delta]:
         if down is None or up is None or down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1]:
             raise UnfitAdapter(f"its two matrices for '{layer}' do not fit together")
         deltas[layer] = Delta(down, up * described.scale(layer, len(down)) * scale)
+        if not all(half.isfinite().all() for half in (deltas[layer].down, deltas[layer].up)):
+            raise UnfitAdapter(f"its matrices for '{layer}' have something in them that is no number")
     return deltas
 
 

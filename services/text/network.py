@@ -92,7 +92,7 @@ class Network:
         self._multiple = 1
         if packing != "none" and is_supported(self._device):
             self._multiple = self._rows_of_whole_vectors(ROWS if packing == "float16" else 1)
-        if must_pack and not has_fewer_bits(self._network):
+        if must_pack and not has_fewer_bits(self._network.base_model):
             raise ModelUnavailable(f"a {type(self._network).__name__} has no layers that can be kept in {packing}")
         self.shares = self._can_share()
         reason = None if self.shares else self._why_not_at_all()

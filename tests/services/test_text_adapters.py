@@ -287,6 +287,11 @@ FITTING = pair(f"{LAYERS}.0.self_attn.q_proj", 64, 64)
             {},
             "its two matrices for 'model.layers.0.self_attn.q_proj' do not fit together",
         ),
+        (
+            {name: tensor / 0 for name, tensor in FITTING.items()},
+            {},
+            "its matrices for 'model.layers.0.self_attn.q_proj' have something in them that is no number",
+        ),
         (pair(f"{LAYERS}.7.self_attn.q_proj", 64, 64), {}, "for another model: there is no layer 'model.layers.7.self"),
         (pair(f"{LAYERS}.0.mlp.up_proj", 64, 128), {}, r"'model.layers.0.mlp.up_proj' maps \(64, 176\), and its own"),
         (pair("base_model.model.lm_head", 64, 331), {}, "changes 'lm_head', which is no linear layer inside"),

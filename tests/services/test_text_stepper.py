@@ -249,6 +249,14 @@ def test_a_cpu_packs_layers_unless_the_operator_chose_a_type(worker_settings: Se
         choose_packing(worker_settings.model_copy(update={"text_packing": "int8"}), torch.device("meta"))
 
 
+def test_a_models_entry_says_how_its_weights_are_kept_before_the_settings_do(worker_settings: Settings) -> None:
+    packed = worker_settings.model_copy(update={"text_packing": "float16"})
+
+    for device in (torch.device("cpu"), torch.device("meta")):
+        assert choose_packing(packed, device, "int8") == "int8"
+        assert choose_packing(worker_settings, device, "int4") == "int4"
+
+
 def test_sharing_makes_no_difference(stepper: TextStepper, alone_only: TextStepper) -> None:
     for fields in ({"n": 3}, {"temperature": 2.0}, {"logprobs": True, "top_logprobs": 2}):
         job = chat("Hello", max_tokens=20, **fields)
