@@ -43,6 +43,12 @@ ON_THIS_MACHINE = {
         "services.text.schema",
     },
     "benchmarks/exactness.py": {"services.engine.weights", "services.text.linear", "services.text.network"},
+    "benchmarks/forwards.py": {
+        "services.engine.weights",
+        "services.text.adapters",
+        "services.text.linear",
+        "services.text.network",
+    },
     "benchmarks/equality.py": {
         "services.engine.assembly",
         "services.engine.generation",
