@@ -1,6 +1,7 @@
 """Requests name adapters of a model, and share its forwards whatever they name."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
@@ -40,12 +41,11 @@ def test_every_route_takes_one_and_the_list_has_them(system: System) -> None:
         listed = client.models.retrieve("adapted")
         said, answered = [], []
         for name in NAMES:
-            more = {"extra_body": {"adapter": name}}
-            chat = client.chat.completions.create(
-                model="adapted", messages=[{"role": "user", "content": "Hello"}], **more
-            )
+            more = {"adapter": name}
+            messages: Any = [{"role": "user", "content": "Hello"}]
+            chat = client.chat.completions.create(model="adapted", messages=messages, extra_body=more)
             said.append(chat.choices[0].message.content)
-            answered.append(client.responses.create(model="adapted", input="Hello", **more).output_text)
+            answered.append(client.responses.create(model="adapted", input="Hello", extra_body=more).output_text)
         with pytest.raises(openai.BadRequestError) as refusal:
             client.completions.create(model="adapted", prompt="a", extra_body={"adapter": "loud"})
         with pytest.raises(openai.BadRequestError, match="has no adapter 'strong'; it has none"):

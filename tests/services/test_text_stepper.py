@@ -447,9 +447,12 @@ def test_two_hundred_who_leave_take_their_rows_with_them(worker_settings: Settin
     assert 0 < sum(tensor.untyped_storage().nbytes() for tensor in held) <= 1e6
 
 
-@pytest.mark.parametrize(("dtype", "shares"), [("float32", False), ("bfloat16", True)])
-def test_half_precision_may_round_in_the_trial(
-    worker_settings: Settings, monkeypatch: pytest.MonkeyPatch, dtype: str, shares: bool
+@pytest.mark.parametrize(
+    ("dtype", "bits", "shares"),
+    [("float32", None, False), ("bfloat16", None, True), ("float32", "int8", True), ("float32", "int4", True)],
+)
+def test_rows_that_are_rounded_may_differ_in_the_trial(
+    worker_settings: Settings, monkeypatch: pytest.MonkeyPatch, dtype: str, bits: Any, shares: bool
 ) -> None:
     probe = Network._probe
 
@@ -458,7 +461,8 @@ def test_half_precision_may_round_in_the_trial(
         return expected, found + 0.2 * expected.std()
 
     monkeypatch.setattr(Network, "_probe", roundly)
-    made = TextStepper(MODEL, worker_settings.model_copy(update={"dtype": dtype}))
+    model = MODEL.model_copy(update={"quantisation": bits})
+    made = TextStepper(model, worker_settings.model_copy(update={"dtype": dtype}))
     _, forwards = run(made, [Arrival(chat("Hello")), Arrival(chat("you"))])
 
     assert all(len(forward.members) == 2 for forward in forwards) == shares
