@@ -64,6 +64,7 @@ class TextQuery(Body):
     prompt: Question
     temperature: Temperature | None = None
     seed: Seed | None = None
+    adapter: AdapterName | None = None
 
 
 class AudioQuery(Body):
@@ -131,7 +132,7 @@ async def about(kind: Literal["text", "audio", "image", "3d"], request: Request,
 async def text(query: Annotated[TextQuery, Query()], request: Request, state: StateOf) -> Response:
     """Answer a prompt with the chat model."""
     message = Message(role="user", content=query.prompt)
-    body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed)
+    body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed, adapter=query.adapter)
     await admit(request, state, "text", body)
     worker = state.catalog.worker("text")
     path = "/v1/chat/completions"
