@@ -12,6 +12,8 @@ Packing = Literal["none", "float16", "int8"]
 ENGINE = "fbgemm"
 ROWS = 3  # FBGEMM adds up otherwise where one or two rows are left over; of a multiple of three none are
 TINY = torch.finfo(torch.float32).tiny
+HALF_BYTES = 2
+OUTPUT_BYTES = 12  # for each output of 8-bit weights: scale, zero and sum
 EDGES = torch.tensor((1.0, -1.0))  # at the end of every row, where no weight is: all have the same range then
 
 
@@ -23,6 +25,7 @@ class HalfLinear(nn.Module):
         super().__init__()
         bias = None if like.bias is None else like.bias.detach().float()
         self._packed: Any = torch.ops.quantized.linear_prepack_fp16(like.weight.detach().float(), bias)
+        self.num_packed_bytes = HALF_BYTES * like.weight.numel() + (0 if bias is None else bias.nbytes)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows, float32 of shape (..., width), to (..., new width)."""
@@ -66,6 +69,7 @@ class Int8Linear(nn.Module):
             zeros = torch.zeros(len(scales), dtype=torch.long)
             rounded = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
         self._packed: Any = torch.ops.quantized.linear_prepack(rounded, None)
+        self.num_packed_bytes = weight.numel() + OUTPUT_BYTES * len(weight)
         self._bias = None if like.bias is None else like.bias.detach().float()
         self._rounding = rounding
 

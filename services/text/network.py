@@ -218,7 +218,9 @@ class Network:
 def load(weights: Weights, packing: Packing) -> Any:
     """Load the library's model, its linear layers packed."""
     dtype = weights.dtype if packing == "none" else "auto"  # as they are, to be made larger one by one
-    network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=dtype, **weights.arguments)
+    network: Any = AutoModelForCausalLM.from_pretrained(
+        weights.folder, dtype=dtype, trust_remote_code=False, **weights.arguments
+    )
     network.to(weights.device).eval()
     if packing != "none":
         pack(network, packing)

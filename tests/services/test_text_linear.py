@@ -10,6 +10,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import nn
 
+from services.engine.weights import weigh
 from services.text.linear import Packing, is_supported, pack
 
 WIDTH, NEW_WIDTH = 96, 50
@@ -29,6 +30,15 @@ def packing(request: pytest.FixtureRequest) -> Any:
 def plain() -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(WIDTH, NEW_WIDTH)
+
+
+def test_packed_weights_are_weighed(packing: Packing) -> None:
+    layers = nn.Sequential(nn.Linear(512, 1024, bias=False), nn.Linear(1024, 512, bias=False))
+    unpacked = weigh(layers)
+    pack(layers, packing)
+    share = {"float16": 1 / 2, "int8": 1 / 4}[packing]
+
+    assert share * unpacked <= weigh(layers) < 1.05 * share * unpacked
 
 
 def packed(layer: nn.Module, packing: Packing) -> Callable[[torch.Tensor], torch.Tensor]:
