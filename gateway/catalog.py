@@ -41,17 +41,27 @@ class Ours:
 Target = Ours | Provider
 
 
+class Progress(BaseModel):
+    """How far a model is on its way into memory: fetched from the hub, built, or read from the disk."""
+
+    phase: str
+    num_bytes: int | None = None
+    total_bytes: int | None = None
+
+
 class Seen(BaseModel):
     """How a model is.
 
     Args:
         failure: why it is not in memory, in a sentence.
         num_bytes: of its weights; None: it has not been in memory yet.
+        progress: of one that is loading; None: it waits for its turn.
     """
 
     state: ModelState
     failure: str | None = None
     num_bytes: int | None = None
+    progress: Progress | None = None
 
 
 UNKNOWN_THERE = Seen(state="failed", failure="the worker that is to serve it does not know this model")

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from gateway.auth import only_admins
 from gateway.callers import Caller
-from gateway.catalog import ModelState, Seen
+from gateway.catalog import ModelState, Progress, Seen
 from gateway.errors import UnknownModel
 from gateway.state import State, StateOf
 from services.registry import HubSource, Modality, Model, Strategy, Task, models_of
@@ -41,6 +41,8 @@ class ModelAnswer(BaseModel):
     """Why it is not in memory, in a sentence."""
     num_bytes: int | None = None
     """Of its weights in memory, as was measured when it was last loaded."""
+    progress: Progress | None = None
+    """Of one that is loading: `downloading`, with bytes, `building` or `reading`; null while it waits for its turn."""
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool | None = None

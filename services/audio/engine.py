@@ -19,6 +19,7 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from services.audio.schema import SpeechRequest
 from services.audio.sentences import split_sentences
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.outputs import Sound, finite
 from services.engine.stepper import MAX_BATCH_SIZE, Result
@@ -27,6 +28,7 @@ from services.errors import GenerationFailed, InvalidRequest, ModelUnavailable
 from services.registry import Model, Profile
 from services.settings import Settings
 
+BARK = Kind("Bark", {"bark"})
 History = dict[str, torch.Tensor]
 
 
@@ -77,7 +79,7 @@ class AudioStepper:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring processor, presets and weights into memory."""
-        weights = open_weights(model, settings)
+        weights = open_weights(model, settings, BARK)
         self._processor: Any = BarkProcessor.from_pretrained(weights.folder)
         network: Any = BarkModel.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
         self._network = network.to(weights.device).eval()

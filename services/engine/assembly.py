@@ -1,5 +1,6 @@
 """Puts a worker's engine together from the registry and the settings."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +10,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from services.engine import default_type, memory
 from services.engine.engine import Engine, Limits
+from services.engine.failures import in_a_sentence
+from services.engine.hub import address
 from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.slots import Room, Slot
@@ -17,6 +20,7 @@ from services.registry import Adapter, FolderSource, HubSource, Model, Task, loa
 from services.settings import Settings
 
 Make = Callable[[Model, Settings], Stepper[Any]]
+logger = logging.getLogger("atelier.engine")
 SHARE = 0.8  # of the memory that is free once a model is loaded; the rest is for what no estimate sees
 
 
@@ -48,6 +52,23 @@ def licence_refusal(model: Model, settings: Settings) -> str | None:
     return None
 
 
+def provenance_of(model: Model, settings: Settings) -> str:
+    """Say for the log where a model's weights come from, and on what terms."""
+    source = model.source
+    if model.tiny is not None and model.is_tiny_in(settings.profile):
+        return f"built here by the recipe '{model.tiny.recipe}'; stands for weights under {terms_of(source)}"
+    where = source.path if isinstance(source, FolderSource) else address(source)
+    barred = licence_refusal(model, settings)
+    return f"{where}, under {terms_of(source)}{f'; barred: {barred}' if barred is not None else ''}"
+
+
+def terms_of(source: HubSource | FolderSource) -> str:
+    """Name a licence, and where it is to be read."""
+    named = " ".join(filter(None, (source.licence, f"({source.licence_url})" if source.licence_url else None)))
+    use = "commercial use allowed" if source.commercial_use else "no commercial use"
+    return f"{named or 'a licence that its entry does not name'}, {use}"
+
+
 def expected_bytes(model: Model, settings: Settings) -> int:
     """Guess how many bytes the weights will take, by their files."""
     if isinstance(model.source, HubSource) and not model.is_tiny_in(settings.profile):
@@ -71,7 +92,11 @@ def load(make: Make, model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its libraries are imported here."""
     if settings.log_format == "json":
         let_them_log_as_we_do(model.task)
-    with default_type.changed_in_turn():
+    from services.engine.weights import find_folder, wants_safetensors  # needs torch, which a model imports anyway
+
+    find = partial(find_folder, model, settings, checks_all=True)
+    safetensors = wants_safetensors(model, settings)
+    with default_type.changed_in_turn(), in_a_sentence(model.id, find, wants_safetensors=safetensors):
         return make(model, settings)
 
 
@@ -86,6 +111,11 @@ def build_engine(
     Raises:
         ValueError: there is none, as others serve them all.
     """
+    models = local_models_of(task, load_models(settings.models_file))
+    if not models:
+        raise ValueError(f"this worker has no models: by ATELIER_MODELS_FILE others serve all those for {task}")
+    for model in models:
+        logger.info("model %s: %s", model.id, provenance_of(model, settings))
     slots = {
         model.id: Slot(
             partial(load, make, model, settings),
@@ -97,10 +127,8 @@ def build_engine(
             expected_bytes=expected_bytes(model, settings),
             weigh=weigh,
         )
-        for model in local_models_of(task, load_models(settings.models_file))
+        for model in models
     }
-    if not slots:
-        raise ValueError(f"this worker has no models: by ATELIER_MODELS_FILE others serve all those for {task}")
     room = Room(
         settings.max_models or math.inf,
         (settings.max_models_mb or math.inf) * 1e6,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from services.engine.progress import Progress, listener
 from services.engine.stepper import Stepper
 from services.errors import ModelLoading, ModelUnavailable
 
@@ -17,11 +18,6 @@ RETRY_SECONDS = 5  # where nothing better is known
 MAX_LATE = 8  # requests: a batch
 
 logger = logging.getLogger("atelier.engine")
-
-
-def loading(name: str) -> ModelLoading:
-    """What those are told who ask for a model that is on its way into memory."""
-    return ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=RETRY_SECONDS)
 
 
 @contextmanager
@@ -37,6 +33,12 @@ def no_garbage_collection() -> Iterator[None]:
 def unknown(stepper: Stepper[Any]) -> int:
     """Measure nothing."""
     return 0
+
+
+def loading(name: str, slot: "Slot") -> ModelLoading:
+    """What those are told who ask for a model that is on its way into memory."""
+    how_far = f" ({slot.progress})" if slot.progress is not None else ""
+    return ModelLoading(f"model '{name}' is loading{how_far}; try again in a few seconds", retry_after=RETRY_SECONDS)
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Slot:
             and a few more: else they would wait for all the others' turns.
         num_late: how many more that may be.
         is_wanted: whether an operator, or somebody who did not wait, has asked for it.
+        setback: why the last load failed, where the next may well succeed.
+        progress: how far it is on its way into memory.
     """
 
     make: Callable[[], Stepper[Any]]
@@ -76,6 +80,8 @@ class Slot:
     drained: set[object] | None = None
     num_late: int = 0
     is_wanted: bool = False
+    setback: str | None = None
+    progress: Progress | None = None
 
     @property
     def is_loaded(self) -> bool:
@@ -148,12 +154,14 @@ class Slot:
         """
         started = time.monotonic()
         self.retry_at, self.is_wanted = math.inf, False
+        listener.set(self._note)
         try:
             with no_garbage_collection():
                 stepper = self.make()
             self.num_bytes = self.weigh(stepper)
         except ModelUnavailable as error:
-            logger.error("model %s cannot be loaded: %s", name, error, exc_info=error.__cause__)
+            logger.error("model %s is not loaded: %s", name, error)
+            self.setback = error.message
             if self.is_preloaded or error.retry_after is None:
                 self.failure = error.message
             if self.is_preloaded and error.retry_after is not None:
@@ -163,11 +171,16 @@ class Slot:
             logger.exception("model %s failed to load", name)
             self.failure = f"model '{name}' could not be loaded; the worker's log says why"
             raise ModelUnavailable(self.failure) from error
-        self.failure, self.last_used = None, time.monotonic()
-        self.loaded_at = self.last_used
+        finally:
+            self.progress = None
+        self.failure = self.setback = None
+        self.loaded_at = self.last_used = time.monotonic()
         taken = f", {self.num_bytes / 1e6:.0f} MB" if self.num_bytes else ""
         logger.info("model %s is loaded after %.1f s%s", name, time.monotonic() - started, taken)
         return stepper
+
+    def _note(self, progress: Progress) -> None:
+        self.progress = progress
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 
 from services.engine.adapters import open_adapter
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.lora import Adapters
 from services.engine.outputs import pixels
@@ -48,6 +49,15 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {  # the class, and what it 
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as Stable Diffusion has it; else it takes four steps or more
 }
+STABLE_DIFFUSION = Kind(
+    "Stable Diffusion",
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+    },
+)
 NUM_MAPS = 6  # feature maps of the decoder's widest full-size layer that are alive at once
 
 
@@ -116,7 +126,7 @@ class ImageStepper:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
-        pipeline = load_pipeline(model, settings)
+        pipeline = load_pipeline(model, settings, STABLE_DIFFUSION)
         self._pipeline = pipeline
         self._device: torch.device = pipeline.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = pipeline.unet.dtype

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.outputs import Mesh, finite, overflowed
 from services.engine.placement import accelerate
@@ -20,6 +21,7 @@ from services.mesh.surface import find_surface
 from services.registry import Model
 from services.settings import Settings
 
+SHAP_E = Kind("Shap-E", {"ShapEPipeline", "ShapEImg2ImgPipeline"})
 BYTES_PER_CELL = 20  # of the grid, while its surface is sought
 BYTES_PER_SQUARE = 8000  # of a side of it: 900 a vertex; smooth shapes have 2 to 3 of them there
 
@@ -83,7 +85,7 @@ class MeshStepper:
         """Bring the pipeline into memory."""
         self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
         self._name = model.id
-        self._pipeline = load_pipeline(model, settings)
+        self._pipeline = load_pipeline(model, settings, SHAP_E)
         self._prior = accelerate(self._pipeline.prior, settings)
         self._device: torch.device = self._prior.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = self._prior.dtype

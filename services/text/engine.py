@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from services.engine.adapters import open_adapter
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.stepper import LEFT_OUT, Result
 from services.engine.weights import open_weights
@@ -34,6 +36,7 @@ from services.text.sampling import Chosen, Sampler, Sampling, describe
 from services.text.schema import MAX_ANSWERS, CompletionJob, TextJob
 from services.text.writing import Vocabulary, Writer
 
+CHAT = Kind("a chat model", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 MAX_CHATS = 32  # in progress at once, where the operator says nothing
 MOST_SCORED = 128  # tokens of a prompt in a forward that scores each: their scores take memory
 MOST_ALONE = 2**27  # scores of a prompt that cannot be read in parts
@@ -163,8 +166,8 @@ class TextStepper:
         Raises:
             ModelUnavailable: its tokenizer cannot write text token by token, or an adapter is not for it.
         """
-        weights = open_weights(model, settings)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder)
+        weights = open_weights(model, settings, CHAT)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False)
         if not self._tokenizer.is_fast:
             raise ModelUnavailable(f"model '{model.id}' has no fast tokenizer (tokenizer.json), and none can be made")
         self._vocabulary = Vocabulary(self._tokenizer)

@@ -13,6 +13,8 @@ Packing = Literal["none", "float16", "int8", "int4"]
 ENGINE = "fbgemm"
 ROWS = 3  # FBGEMM adds up otherwise where one or two rows are left over; of a multiple of three none are
 TINY = torch.finfo(torch.float32).tiny
+HALF_BYTES = 2
+OUTPUT_BYTES = 12  # for each output of 8-bit weights: scale, zero and sum
 EDGES = torch.tensor((1.0, -1.0))  # at the end of every row, where no weight is: all have the same range then
 GROUP = 32  # weights of 4 bits that share a scale and an offset
 OUTPUTS = 16  # of which the kernel for 4 bits takes a multiple
@@ -26,7 +28,7 @@ class HalfLinear(nn.Module):
         super().__init__()
         bias = None if like.bias is None else like.bias.detach().float()
         self._packed: Any = torch.ops.quantized.linear_prepack_fp16(like.weight.detach().float(), bias)
-        self.num_bytes = 2 * like.weight.numel() + (0 if bias is None else bias.nbytes)
+        self.num_packed_bytes = HALF_BYTES * like.weight.numel() + (0 if bias is None else bias.nbytes)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows, float32 of shape (..., width), to (..., new width)."""
@@ -70,10 +72,9 @@ class Int8Linear(nn.Module):
             zeros = torch.zeros(len(scales), dtype=torch.long)
             rounded = torch.quantize_per_channel(weight, scales.double(), zeros, 0, torch.qint8)
         self._packed: Any = torch.ops.quantized.linear_prepack(rounded, None)
+        self.num_packed_bytes = weight.numel() + OUTPUT_BYTES * len(weight)
         self._bias = None if like.bias is None else like.bias.detach().float()
         self._rounding = rounding
-        self.num_bytes = weight.numel() + 12 * len(scales)  # each output's scale, zero and sum
-        self.num_bytes += 0 if self._bias is None else self._bias.nbytes
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows, float32 of shape (..., width), to (..., new width)."""
@@ -99,7 +100,6 @@ class Int4Linear(nn.Module):
         self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers.flatten(1).int(), 1)
         self._scales = torch.cat((scales, offsets), 2).transpose(0, 1).contiguous()
         self._bias = None if like.bias is None else like.bias.detach().float()
-        self.num_bytes = self._packed.nbytes + self._scales.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows, float32 of shape (..., width), to (..., new width)."""
@@ -121,7 +121,6 @@ class UnpackedInt8Linear(nn.Module):
         self._scales = nn.Buffer(weight.abs().amax(1, keepdim=True).clamp(min=TINY) / 127)
         self._numbers = nn.Buffer((weight / self._scales).round_().to(torch.int8))
         self.bias = like.bias
-        self.num_bytes = num_bytes(self)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows of shape (..., width) to (..., new width)."""
@@ -139,7 +138,6 @@ class UnpackedInt4Linear(nn.Module):
         self._numbers = nn.Buffer(numbers[..., ::2] << 4 | numbers[..., 1::2])
         self._scales, self._offsets = nn.Buffer(scales), nn.Buffer(offsets)
         self.bias = like.bias
-        self.num_bytes = num_bytes(self)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows of shape (..., width) to (..., new width)."""
@@ -160,11 +158,6 @@ def grouped(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     offsets = (least + 8 * scales.float()).bfloat16()
     numbers = ((groups - offsets.float()) / scales.float()).round_().add_(8).clamp_(0, 15).byte()
     return numbers, scales, offsets
-
-
-def num_bytes(layer: nn.Module) -> int:
-    """What the tensors of a layer take."""
-    return sum(tensor.nbytes for tensor in (*layer.buffers(), *layer.parameters()))
 
 
 def largest() -> int:

@@ -274,7 +274,9 @@ def load(weights: Weights, packing: Packing, adapters: Mapping[str, Mapping[str,
     """
     can_pack = packing != "none" and is_supported(weights.device)
     dtype = "auto" if can_pack else weights.dtype  # as they are, to be made larger one by one
-    network: Any = AutoModelForCausalLM.from_pretrained(weights.folder, dtype=dtype, **weights.arguments)
+    network: Any = AutoModelForCausalLM.from_pretrained(
+        weights.folder, dtype=dtype, trust_remote_code=False, **weights.arguments
+    )
     network.eval()
     spared = adapt(network, adapters, mix)
     for layer in spared if not can_pack else ():

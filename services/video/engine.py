@@ -12,23 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableVideoDiffusionPipeline, WanPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.outputs import pixels
 from services.engine.pipelines import PipelineCall, shrunk
 from services.engine.placement import accelerate
 from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
-from services.errors import ModelUnavailable
 from services.registry import Model
 from services.schema import parse_size
 from services.settings import Settings
 from services.video.schema import TextVideoJob, VideoJob
 
+STABLE_VIDEO_DIFFUSION = Kind("Stable Video Diffusion", {"StableVideoDiffusionPipeline"})
+WAN = Kind("Wan", {"WanPipeline"})
 MAX_FILMS = 4  # in progress at once, whatever the operator allows for smaller things
 NOISE = 0.02  # added to the picture; this and the guidance are the library's defaults
 GUIDANCE = 1.0, 3.0  # of the first frame and the last
@@ -90,22 +91,6 @@ class Film:
         self.run.advance(self.num_iterations, 1 + len(self.scheduler.timesteps) + self.num_pieces)
 
 
-def load_kind(kind: type[Any], model: Model, settings: Settings) -> Any:
-    """Load a pipeline that must be of a kind: the one that a model's entry says by what it is made for.
-
-    Raises:
-        ModelUnavailable: it is another.
-    """
-    pipeline = load_pipeline(model, settings)
-    if not isinstance(pipeline, kind):
-        made_for = ", ".join(model.input_modalities)
-        raise ModelUnavailable(
-            f"model '{model.id}' is a {type(pipeline).__name__}; films of input_modalities '{made_for}' are made by a "
-            f"{kind.__name__}"
-        )
-    return pipeline
-
-
 class FilmStepper:
     """One image-to-video model; loaded when it is made."""
 
@@ -113,7 +98,7 @@ class FilmStepper:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
-        self._pipeline = load_kind(StableVideoDiffusionPipeline, model, settings)
+        self._pipeline = load_pipeline(model, settings, STABLE_VIDEO_DIFFUSION)
         self._device: torch.device = self._pipeline.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = self._pipeline.unet.dtype
         self.max_active = min(MAX_FILMS, settings.max_batch_size or MAX_BATCH_SIZE)
@@ -272,7 +257,7 @@ class TextFilmGenerator:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
-        pipeline = load_kind(WanPipeline, model, settings)
+        pipeline = load_pipeline(model, settings, WAN)
         pipeline.vae.float()  # as its authors run it: in half precision its colours shift
         self._pipeline = pipeline
         vae = pipeline.vae

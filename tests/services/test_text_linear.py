@@ -10,6 +10,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import nn
 
+from services.engine.weights import weigh
 from services.text.linear import Packing, is_supported, pack, shrink
 
 WIDTH, NEW_WIDTH = 96, 50
@@ -29,6 +30,15 @@ def packing(request: pytest.FixtureRequest) -> Any:
 def plain() -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(WIDTH, NEW_WIDTH)
+
+
+def test_packed_weights_are_weighed(packing: Packing) -> None:
+    layers = nn.Sequential(nn.Linear(512, 1024, bias=False), nn.Linear(1024, 512, bias=False))
+    unpacked = weigh(layers)
+    pack(layers, packing)
+    share = {"float16": 1 / 2, "int8": 1 / 4}[packing]
+
+    assert share * unpacked <= weigh(layers) < 1.05 * share * unpacked
 
 
 def packed(layer: nn.Module, packing: Packing) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -63,7 +73,7 @@ def test_a_layer_says_what_it_takes(packing: Packing, most_bits: float) -> None:
     model: Any = nn.Sequential(nn.Linear(256, 512, bias=False))
     pack(model, packing)
 
-    assert most_bits - 1.5 < 8 * model[0].num_bytes / (256 * 512) < most_bits
+    assert most_bits - 1.5 < 8 * weigh(model[0]) / (256 * 512) < most_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -79,7 +89,7 @@ def test_layers_for_any_device_are_the_same_but_for_rounding(
 
     assert found.dtype == dtype
     assert (found.float() - expected).std() / expected.std() < TOLERANCES[packing]
-    assert model[0].num_bytes < 12 / 8 * WIDTH * NEW_WIDTH
+    assert weigh(model[0]) < 12 / 8 * WIDTH * NEW_WIDTH
 
 
 def test_a_layer_of_few_bits_keeps_small_weights_and_those_that_are_all_the_same() -> None:

@@ -1,5 +1,6 @@
 """Weights: the tiny recipes, licences, and where and how precisely a model is put."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from services.engine.weights import load_pipeline, open_weights, weigh
 from services.errors import ModelUnavailable
 from services.registry import Adapter, Model, load_models
 from services.settings import Settings
+from services.video.service import make_stepper as make_film
 from tests.services.conftest import LONG
 from tests.services.hubs import entry
 
@@ -58,6 +60,45 @@ def test_an_adapters_licence_has_to_be_accepted_too() -> None:
     assert "'tiny:ink' comes under the NC (https://example.org/nc)" in refusal
     assert "ATELIER_ACCEPT_LICENCES=tiny:ink" in refusal
     assert licence_refusal(own, Settings(profile="hub", accept_licences=frozenset({"tiny:ink"}))) is None
+
+
+def test_a_licence_that_is_accepted_lets_the_load_go_on(worker_settings: Settings, tmp_path: Path) -> None:
+    model, file = MODELS["stable-video-diffusion-img2vid"], tmp_path / "models.toml"
+    folder = worker_settings.data_dir / "tiny" / "video"
+    file.write_text(
+        f"[[models]]\nid = '{model.id}'\ntask = 'video'\n[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
+        encoding="utf-8",
+    )
+    settings = worker_settings.model_copy(update={"models_file": file})
+    accepting = settings.model_copy(update={"accept_licences": frozenset({model.id})})
+    barred, free = (build_engine("video", make_film, each, CollectorRegistry()) for each in (settings, accepting))
+
+    with pytest.raises(ModelUnavailable, match="ATELIER_ACCEPT_LICENCES"):
+        barred.load(model.id)
+    free.start()
+    try:
+        while free.look(model.id).state == "loading":
+            threading.Event().wait(0.001)
+        assert free.look(model.id).state == "ready"
+    finally:
+        free.close()
+
+
+def test_the_log_names_source_and_terms_of_every_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "atelier.engine"):
+        build_engine("video", never, Settings(profile="hub", data_dir=tmp_path), CollectorRegistry())
+        build_engine("mesh", never, Settings(data_dir=tmp_path), CollectorRegistry())
+    said = {record.getMessage().partition(": ")[0]: record.getMessage() for record in caplog.records}
+
+    assert said.keys() == {f"model {model.id}" for model in MODELS.values() if model.task in {"video", "mesh"}}
+    barred, free = said["model stable-video-diffusion-img2vid"], said["model wan2.1-t2v-1.3b"]
+    source = MODELS["stable-video-diffusion-img2vid"].hub
+    assert source is not None
+    for named in (source.repository, source.revision, source.licence, source.licence_url, "no commercial use"):
+        assert named in barred
+    assert "ATELIER_ACCEPT_LICENCES=stable-video-diffusion-img2vid" in barred
+    assert free.endswith("commercial use allowed")
+    assert "built here by the recipe 'mesh'" in said["model shap-e"]
 
 
 def test_a_free_licence_needs_no_word() -> None:
