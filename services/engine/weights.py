@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from services.engine import memory
 from services.engine.hub import fetch
 from services.engine.placement import choose_placement
 from services.registry import HubSource, Model
@@ -33,6 +34,7 @@ def open_weights(model: Model, settings: Settings) -> Weights:
     Raises:
         ModelUnavailable: the files cannot be had, or the device cannot be used.
     """
+    memory.set_libraries_aside()
     source = model.source
     placement = choose_placement(settings.device, settings.dtype, source.dtype)
     if model.tiny is not None and settings.profile == "tiny":
