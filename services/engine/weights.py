@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from services.engine import memory
 from services.engine.checkpoints import Kind, check
 from services.engine.failures import check_is_complete
 from services.engine.hub import fetch
@@ -44,6 +45,7 @@ def open_weights(model: Model, settings: Settings, kind: Kind | None = None) -> 
         ModelUnavailable: the files cannot be had, or the device cannot be used.
         Unfit: they are not what is wanted, or plainly lack something.
     """
+    memory.set_libraries_aside()
     source = model.source
     placement = choose_placement(settings.device, model.dtype or settings.dtype, source.dtype)
     arguments: dict[str, Any] = {"use_safetensors": True if wants_safetensors(model, settings) else None}

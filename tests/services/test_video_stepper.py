@@ -466,7 +466,7 @@ def test_a_checkpoint_that_is_not_what_its_entry_says_is_named(
 ) -> None:
     model = MODELS[name].model_copy(update={"input_modalities": (wrong,)})
 
-    with pytest.raises(Unfit, match="it is of the kind '?.*Pipeline'?, and .* is wanted here"):
+    with pytest.raises(Unfit, match=r"it is of the kind '?.*Pipeline'?, and .* is wanted here"):
         make_stepper(model, worker_settings)
 
 
