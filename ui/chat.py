@@ -3,14 +3,17 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from random import randrange
 from typing import Any
 
 import streamlit as st
 
+from ui import options
 from ui.errors import Problem
+from ui.making import MAX_SEED
 from ui.session import client, told
 
-CHAT, AGAIN = "chat", "said_again"  # in the session's state
+CHAT, NEXT = "chat", "said_next"  # in the session's state; what comes next: words and the fields of the request
 
 
 @dataclass
@@ -69,7 +72,7 @@ def take_back() -> None:
     """Forget the last answer, and what was said before it, which is said again."""
     *_, question, _ = conversation()
     del conversation()[-2:]
-    st.session_state[AGAIN] = question["content"]
+    st.session_state[NEXT] = question["content"], {**options.chosen("text"), "seed": randrange(MAX_SEED)}
 
 
 def ask(prompt: str, fields: Mapping[str, Any]) -> None:

@@ -78,6 +78,22 @@ def test_options_are_what_is_asked_for(system: System, visit: Visit, client: htt
     assert job["asked"]["num_inference_steps"] == 7
 
 
+def test_a_list_stays_open_while_jobs_end(system: System, visit: Visit, client: httpx.Client) -> None:
+    visitor = visit(system)
+    asked = begun_slowly(client, visitor)
+    size = visitor.page.get_by_label("Size", exact=True)
+    size.click()
+    wanted = visitor.page.get_by_role("option", name="256x256", exact=True)
+    expect(wanted).to_be_visible()
+    job = next(job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked)
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    expect(visitor.card(asked)).to_contain_text("Cancelled.", timeout=LONG)
+    visitor.settle()
+
+    wanted.click()
+    expect(size).to_have_value("256x256")
+
+
 def test_text_is_written_and_downloaded(system: System, visit: Visit) -> None:
     visitor = visit(system)
     visitor.open()
