@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urljoin
 
 import streamlit as st
 
-from ui import making, media
+from ui import making, media, sound
 from ui.models import TASKS
 from ui.session import client, told
 
@@ -19,18 +20,26 @@ def card(job: Mapping[str, Any]) -> None:
     """Show a job."""
     with st.container(border=True, key=f"card-{job['id']}"):
         st.text(job["prompt"] or "From a picture")
+        if job["kind"] == "audio" and job["status"] in (*OPEN, "completed"):
+            listen(job)  # one player throughout, so that it does not stop when the speech is whole
         if job["status"] in OPEN:
             under_way(job["id"])
             return
         st.caption(facts(job))
-        if job["status"] == "completed":
+        if job["status"] == "completed" and job["kind"] != "audio":
             with told():
                 media.show(job, making.file)
         elif job["status"] == "cancelled":
             st.info("Cancelled.", icon=":material/cancel:")
-        else:
+        elif job["status"] == "failed":
             st.error(reason_of(job), icon=":material/error:")
         actions(job)
+
+
+def listen(job: Mapping[str, Any]) -> None:
+    """Play a speech, also while it is made; by itself where it was begun here."""
+    url = urljoin(st.context.url or "", sound.PATH.format(job_id=job["id"]))
+    st.audio(url, autoplay=job["id"] in making.kept(making.BEGUN), alt=f"Speech: {job['prompt']}")
 
 
 @st.fragment(run_every=LOOK_SECONDS)

@@ -13,6 +13,7 @@ from ui.session import client
 MAX_SEED = 2**53
 # In the session's state; CHANGED: something is no longer as the page shows it.
 TASK, PROBLEM, PICTURES, FILES, GO, CHANGED = "task", "problem", "pictures", "files", "go", "changed"
+BEGUN = "begun"  # the jobs that were begun here
 MAX_FILES = 60
 
 
@@ -21,6 +22,7 @@ def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) 
 
     def make() -> None:
         job_id = client().begin(task, fields, picture)
+        kept(BEGUN)[job_id] = True
         if picture is not None:
             kept(PICTURES)[job_id] = picture
 

@@ -137,6 +137,25 @@ def test_a_modality_is_made_shown_and_downloaded(
         assert part in visitor.download(card, button), button
 
 
+def test_speech_plays_while_it_is_made_and_goes_on_when_it_is_whole(
+    system: System, visit: Visit, client: httpx.Client
+) -> None:
+    visitor = visit(system)
+    asked = words("a tale") + "." + " It goes on and on." * 40
+    visitor.open()
+    visitor.choose("Speech")
+    visitor.say(asked)
+    player = visitor.card(asked).locator("audio")
+    expect(player).to_be_visible(timeout=LONG)
+    player.evaluate("player => new Promise(heard => player.addEventListener('timeupdate', heard))")
+    [job] = [job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked]
+    assert job["status"] == "in_progress"
+
+    begun = player.element_handle()
+    expect(visitor.card(asked).get_by_role("button", name="MP3")).to_be_visible(timeout=LONG)
+    assert player.evaluate("(player, begun) => player === begun && !player.error", begun)
+
+
 def test_a_mesh_turns_under_the_mouse_and_the_keys(system: System, visit: Visit) -> None:
     visitor = visit(system)
     asked = words("a chair")
