@@ -12,7 +12,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from gateway.balance import Replica, Replicas, State
-from gateway.errors import GatewayError, NoProvider, NotServed, UnknownModel, WorkerUnreachable
+from gateway.errors import NoProvider, NotServed, UnknownModel, WorkerUnreachable
 from gateway.providers import Provider
 from gateway.refusals import refusal
 from services.registry import Model, Task
@@ -46,11 +46,34 @@ class Seen(BaseModel):
     Args:
         failure: why it is not in memory, in a sentence.
         num_bytes: of its weights; None: it has not been in memory yet.
+        num_waiting: requests in the queues of its workers; None: nobody knows.
+        num_active: requests in progress.
+        batch_size: how many of those shared the latest forward, of one worker at most.
     """
 
     state: ModelState
     failure: str | None = None
     num_bytes: int | None = None
+    num_waiting: int | None = None
+    num_active: int | None = None
+    batch_size: int | None = None
+
+    def beside(self, other: "Seen") -> Self:
+        """Return how a model is that another worker serves as well: as here, with the work of both."""
+        return self.model_copy(
+            update={
+                "num_waiting": added(self.num_waiting, other.num_waiting),
+                "num_active": added(self.num_active, other.num_active),
+                "batch_size": max(
+                    (each for each in (self.batch_size, other.batch_size) if each is not None), default=None
+                ),
+            }
+        )
+
+
+def added(one: int | None, other: int | None) -> int | None:
+    """Add what is known."""
+    return other if one is None else one + (other or 0)
 
 
 class ListedModel(Seen):
@@ -216,10 +239,20 @@ class Catalog:
 
     async def _states_of(self, task: Task) -> dict[str, Seen]:
         states = {model: Seen(state="unreachable") for model, of in self._tasks.items() if of == task}
-        with suppress(GatewayError, ValidationError):
-            listed = Listed.model_validate_json(await self.ask(task, "/v1/models")).data
-            states.update({each.id: each for each in listed if each.id in states})
+        replicas = self._ours(task).replicas.in_order()
+        for listed in reversed(await asyncio.gather(*map(self._listed, replicas))):  # the first one's word counts
+            for each in listed:
+                if each.id in states:
+                    states[each.id] = each.beside(states[each.id])
         return states
+
+    async def _listed(self, replica: Replica) -> list[ListedModel]:
+        """What a replica says of its models; nothing where it does not answer."""
+        try:
+            answer = await self._http.get(f"{replica.url}/v1/models", timeout=ASK_SECONDS)
+            return Listed.model_validate_json(answer.content).data if answer.is_success else []
+        except (httpx.RequestError, ValidationError):
+            return []
 
     async def health(self) -> dict[Task, Health]:
         """Ask all replicas at once; who asks meanwhile hears what comes of it too."""
