@@ -1,4 +1,4 @@
-"""Text as it is written; the conversation lives as long as the page, for the gateway keeps none."""
+"""Text as it is written; the studio's server keeps the conversation for the browser, for the gateway keeps none."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -10,8 +10,11 @@ import streamlit as st
 
 from ui import options
 from ui.errors import Problem
+from ui.key import COOKIE as KEY
 from ui.making import MAX_SEED
 from ui.session import client, told
+from ui.visitors import COOKIE as VISITOR
+from ui.visitors import Conversations
 
 CHAT, NEXT = "chat", "said_next"  # in the session's state; what comes next: words and the fields of the request
 
@@ -65,7 +68,7 @@ def tools() -> None:
             st.download_button("Text", text, "conversation.txt", on_click="ignore", icon=":material/download:")
             st.button("Again with another seed", on_click=take_back, icon=":material/casino:")
             st.button("Begin anew", on_click=conversation().clear, icon=":material/restart_alt:")
-    st.caption("A conversation is not kept: it is gone when the page is loaded again. All else stays.")
+    st.caption("A conversation stays in this browser alone, until it is closed or the studio is started anew.")
 
 
 def take_back() -> None:
@@ -104,6 +107,15 @@ def write(answer: Answer, fields: Mapping[str, Any]) -> None:
 
 
 def conversation() -> list[dict[str, str]]:
-    """What was said so far."""
+    """What was said so far; a page that came without our cookie keeps it for itself."""
+    visitor = str(st.context.cookies.get(VISITOR, ""))
+    if visitor:
+        return conversations().of(visitor, str(st.context.cookies.get(KEY, "")))
     found: list[dict[str, str]] = st.session_state.setdefault(CHAT, [])
     return found
+
+
+@st.cache_resource
+def conversations() -> Conversations:
+    """All that are kept."""
+    return Conversations()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from starlette.middleware import Middleware
 from starlette.routing import Route
 from streamlit.starlette import App
 
@@ -9,13 +10,15 @@ from ui.key import PATH, forget_key, keep_key, show_form
 from ui.settings import Settings
 from ui.sound import PATH as PLAYER
 from ui.sound import player
+from ui.visitors import Visitors
 
 SCRIPT = Path(__file__).with_name("app.py")
 
 
 def serve(settings: Settings) -> None:
     """Serve on loopback until told to stop."""
-    App(SCRIPT, routes=[*key_routes(), Route(PLAYER, player(settings.url))]).run(
+    routes = [*key_routes(), Route(PLAYER, player(settings.url))]
+    App(SCRIPT, routes=routes, middleware=[Middleware(Visitors)]).run(
         config={
             "server.address": "127.0.0.1",
             "server.port": settings.ui_port,
