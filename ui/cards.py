@@ -7,7 +7,7 @@ from urllib.parse import urljoin
 
 import streamlit as st
 
-from ui import making, media, sound
+from ui import making, media, options, sound
 from ui.models import TASKS
 from ui.session import client, told
 
@@ -76,6 +76,8 @@ def actions(job: Mapping[str, Any]) -> None:
         for output in job["outputs"] if is_done else ():
             download(job, output)
         can_repeat = making.can_repeat(job)
+        if is_done and can_repeat:
+            other_formats(job)
         st.button(
             "Again with another seed",
             key=f"again-{job_id}",
@@ -93,6 +95,19 @@ def actions(job: Mapping[str, Any]) -> None:
         with st.popover("Parameters", key=f"parameters-{job_id}"):
             st.json({**job["asked"], "model": job["model"], "seed": job["seed"], "usage": job["usage"]})
         st.button("Delete", key=f"delete-{job_id}", on_click=making.delete, args=(job_id,), icon=":material/delete:")
+
+
+def other_formats(job: Mapping[str, Any]) -> None:
+    """Offer the other kinds of file that its route makes."""
+    field, words = options.formats_of(job["kind"])
+    there = {media.extension_of(output) for output in job["outputs"]}
+    others = [word for word in words if media.EXTENSIONS.get(f"image/{word}", word) not in there]
+    if not others:
+        return
+    with st.popover("Other formats", key=f"formats-{job['id']}", help="Made once more, with the same seed"):
+        for word in others:
+            key = f"{word}-{job['id']}"
+            st.button(word.upper(), key=key, on_click=making.in_format, args=(job, field, word))
 
 
 def download(job: Mapping[str, Any], output: Mapping[str, Any]) -> None:

@@ -41,6 +41,12 @@ def again(job: Mapping[str, Any]) -> None:
     lead(job["kind"])
 
 
+def in_format(job: Mapping[str, Any], field: str, word: str) -> None:
+    """Have the same made once more as another kind of file."""
+    begin(job["kind"], {**job["asked"], "seed": job["seed"], field: word}, kept(PICTURES).get(job["id"]))
+    lead(job["kind"])
+
+
 def go_on(job: Mapping[str, Any], task: str) -> None:
     """Have a film or a mesh made of the picture that a job made."""
     output = job["outputs"][0]

@@ -109,6 +109,14 @@ def chosen(task: str) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value not in (None, "")}
 
 
+def formats_of(task: str) -> tuple[str, tuple[str, ...]]:
+    """Return the field that chooses the file's format, and what it may say; nothing where all files come at once."""
+    for name, field in FIELDS[task].items():
+        if isinstance(field, Choice) and name.endswith("format"):
+            return name, field.words
+    return "", ()
+
+
 def model_key(task: str) -> str:
     """Under which the session has the id of the model."""
     return f"model-{task}"
