@@ -15,9 +15,16 @@ from ui.session import client, told
 
 SPANS = {"The last 24 hours": (1, "1h"), "The last 7 days": (7, "1d"), "The last 30 days": (30, "1d")}
 GROUPS = {"modality": "Modality", "model": "Model", "owner": "Caller"}
-DRAWN: Mapping[str, Callable[[Sequence[Row]], float | None]] = {
-    "Requests": len,
-    "Failures": failures_of,
+COUNTED: Mapping[str, Callable[[Row], float]] = {  # of all that was asked for
+    "Requests": lambda total: total["requests"],
+    "Failures": lambda total: total["failures"],
+    "Tokens": lambda total: total["units"].get("tokens", 0),
+    "Seconds of sound": lambda total: total["units"].get("audio_seconds", 0),
+    "Pixel steps": lambda total: total["units"].get("pixel_steps", 0),
+    "Frames": lambda total: total["units"].get("frames", 0),
+    "Meshes": lambda total: total["units"].get("meshes", 0),
+}
+TIMED: Mapping[str, Callable[[Sequence[Row]], float | None]] = {  # of the newest
     "First byte, median (s)": lambda rows: median_of(rows, "first_byte_seconds"),
     "First byte, p95 (s)": lambda rows: p95_of(rows, "first_byte_seconds"),
     "Whole answer, median (s)": lambda rows: median_of(rows, "response_seconds"),
@@ -39,7 +46,7 @@ def show() -> None:
     with st.container(horizontal=True):
         span = st.selectbox("Time", list(SPANS))
         group = st.selectbox("Told apart by", list(GROUPS), format_func=GROUPS.__getitem__)
-        drawn = st.selectbox("Drawn", list(DRAWN))
+        drawn = st.selectbox("Drawn", [*COUNTED, *TIMED])
     days, width = SPANS[span]
     since = (datetime.now(UTC) - timedelta(days=days)).isoformat()
     with told():
@@ -49,8 +56,12 @@ def show() -> None:
             totals = asked.totals(since, "all", ",".join(dict.fromkeys([group, "model", "modality"])))
             made = [total for bucket in totals for total in bucket["results"] if total["modality"]]
             prices = {model["id"]: model["price"] for model in asked.models()}
-            numbers(rows, cost_of(made, prices))
-            over_time(rows, width, group, drawn)
+            numbers(made, rows, cost_of(made, prices))
+            if drawn in COUNTED:
+                buckets = asked.totals(since, width, ",".join(dict.fromkeys([group, "modality"])))
+                over_time(drawn, group, counted(buckets, drawn, group, WIDTHS[width]))
+            else:
+                over_time(drawn, group, timed(rows, drawn, group, WIDTHS[width]))
             times(rows, group)
             units(made, group, prices)
         else:
@@ -79,12 +90,12 @@ def now() -> None:
         st.caption("Requests in the queue, those in progress, and how many of these shared the model's latest step.")
 
 
-def numbers(rows: Sequence[Row], cost: float) -> None:
+def numbers(made: Sequence[Row], rows: Sequence[Row], cost: float) -> None:
     """Show the most important numbers."""
-    failures = failures_of(rows)
+    requests, failures = (sum(total[name] for total in made) for name in ("requests", "failures"))
     with st.container(horizontal=True):
-        st.metric("Requests" if len(rows) < MOST else "Requests, the newest", len(rows), border=True)
-        st.metric("Failed", f"{failures} ({failures / len(rows):.0%})", border=True)
+        st.metric("Requests", f"{requests:,}", border=True)
+        st.metric("Failed", f"{failures:,} ({failures / max(1, requests):.0%})", border=True)
         st.metric("First byte, median", seconds(median_of(rows, "first_byte_seconds")), border=True)
         st.metric("Whole answer, p95", seconds(p95_of(rows, "response_seconds")), border=True)
         st.metric("Model's work, median", seconds(median_of(rows, "run_seconds")), border=True)
@@ -92,18 +103,36 @@ def numbers(rows: Sequence[Row], cost: float) -> None:
             st.metric("Cost", number(cost), border=True, help="At today's prices, in the money that they are in.")
 
 
-def over_time(rows: Sequence[Row], width: str, group: str, drawn: str) -> None:
-    """Draw the requests by the hour or the day."""
+def over_time(drawn: str, group: str, points: Mapping[tuple[str, str], float | None]) -> None:
+    """Draw values by their hour or day and their name."""
     st.subheader(f"{drawn.removesuffix(' (s)')} over time")
     data = [
-        {"Time (UTC)": at[5:].replace("T", " ") + (":00" if width == "1h" else ""), drawn: value, GROUPS[group]: name}
-        for name, found in by(rows, lambda row: name_of(row, group))
-        for at, some in by(found, lambda row: row["started_at"][: WIDTHS[width]])
-        if (value := DRAWN[drawn](some)) is not None
+        {"Time (UTC)": at[5:].replace("T", " ") + (":00" if "T" in at else ""), drawn: value, GROUPS[group]: name}
+        for (at, name), value in sorted(points.items())
+        if value is not None
     ]
-    stacked = drawn in ("Requests", "Failures")
-    said = f"{drawn} over time, a bar for each hour or day; the table below has the numbers"
-    st.bar_chart(data, x="Time (UTC)", y=drawn, color=GROUPS[group], stack=stacked, horizontal=False, alt=said)
+    said = f"{drawn} over time, a bar for each hour or day"
+    st.bar_chart(data, x="Time (UTC)", y=drawn, color=GROUPS[group], stack=drawn in COUNTED, alt=said)
+
+
+def counted(buckets: Sequence[Row], drawn: str, group: str, width: int) -> dict[tuple[str, str], float | None]:
+    """Add up what was asked for, by time and name."""
+    points: dict[tuple[str, str], float | None] = {}
+    for bucket in buckets:
+        for total in bucket["results"]:
+            if total["modality"]:
+                at = bucket["start"][:width], name_of(total, group)
+                points[at] = (points.get(at) or 0) + COUNTED[drawn](total)
+    return points
+
+
+def timed(rows: Sequence[Row], drawn: str, group: str, width: int) -> dict[tuple[str, str], float | None]:
+    """Find how long it took, by time and name."""
+    return {
+        (at, name): TIMED[drawn](found)
+        for name, of_name in by(rows, lambda row: name_of(row, group))
+        for at, found in by(of_name, lambda row: row["started_at"][:width])
+    }
 
 
 def times(rows: Sequence[Row], group: str) -> None:

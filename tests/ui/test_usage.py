@@ -30,7 +30,8 @@ def row(run_seconds: float, **fields: object) -> dict[str, object]:
 def used(gateway: Gateway) -> Gateway:
     later = {"started_at": "2026-01-31T13:00:00Z", "successful": False}
     rows = [*(row(float(n)) for n in range(1, 20)), row(100.0, **later)]
-    total = {"modality": "image", "model": "tiny-sd", "owner": "", "requests": 20, "units": {"pixel_steps": 640}}
+    total = {"modality": "image", "model": "tiny-sd", "owner": "", "requests": 2000, "failures": 100}
+    total["units"] = {"pixel_steps": 640}
     times = {"queue_seconds": 1.0, "run_seconds": 290.0}
     busy = {"num_waiting": 3, "num_active": 2, "batch_size": 2, "price": 0.5}
     gateway.answers["GET", "/v1/models"] = {"data": [model("image", "tiny-sd", **busy)]}
@@ -47,8 +48,8 @@ def test_requests_failures_times_units_and_cost_are_shown(used: Gateway, visit: 
     page = visit("usage")
 
     assert {each.label: each.value for each in page.metric} == {
-        "Requests": "20",
-        "Failed": "1 (5%)",
+        "Requests": "2,000",
+        "Failed": "100 (5%)",
         "First byte, median": "20 ms",
         "Whole answer, p95": "500 ms",
         "Model's work, median": "10.5 s",
@@ -67,7 +68,8 @@ def test_what_goes_on_now_is_shown(used: Gateway, visit: Visit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("drawn", "values"), [("Requests", [19, 1]), ("Failures", [0, 1]), ("Model's work, median (s)", [10, 100])]
+    ("drawn", "values"),
+    [("Requests", [2000]), ("Pixel steps", [640]), ("Tokens", [0]), ("Model's work, median (s)", [10, 100])],
 )
 def test_what_is_drawn_over_time_is_chosen(used: Gateway, visit: Visit, drawn: str, values: list[float]) -> None:
     page = visit("usage")
