@@ -39,7 +39,7 @@ def player(url: str) -> Callable[[Request], Awaitable[Response]]:
 
     async def play(request: Request) -> Response:
         key = request.cookies.get(COOKIE, "")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
         if "range" in request.headers:
             headers["range"] = request.headers["range"]
         path = f"/v1/jobs/{quote(request.path_params['job_id'], safe='')}/sound"
