@@ -20,10 +20,10 @@ def card(job: Mapping[str, Any]) -> None:
     """Show a job."""
     with st.container(border=True, key=f"card-{job['id']}"):
         st.text(job["prompt"] or "From a picture")
-        if job["kind"] == "audio" and job["status"] in (*OPEN, "completed"):
+        if job["kind"] == "audio" and job["status"] in ("in_progress", "completed"):
             listen(job)  # one player throughout, so that it does not stop when the speech is whole
         if job["status"] in OPEN:
-            under_way(job["id"])
+            under_way(job["id"], job["status"])
             return
         st.caption(facts(job))
         if job["status"] == "completed" and job["kind"] != "audio":
@@ -43,12 +43,12 @@ def listen(job: Mapping[str, Any]) -> None:
 
 
 @st.fragment(run_every=LOOK_SECONDS)
-def under_way(job_id: str) -> None:
+def under_way(job_id: str, status: str) -> None:
     """Show how far a job is; it looks by itself, and the rest of the page stays as it is."""
     with told():
         asked = client()
         job = asked.job(job_id)
-        if job["status"] not in OPEN:
+        if job["status"] != status:
             st.rerun()
         st.progress(job["progress"] / 100, text=progress_of(job))
         if not job["step_progress"]:
