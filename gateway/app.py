@@ -113,6 +113,7 @@ ROUTERS = (
     summary.router,
     internal.router,
     keys.router,
+    keys.budgets,
     health.router,
 )
 ERRORS: dict[int | str, dict[str, Any]] = {

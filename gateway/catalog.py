@@ -13,7 +13,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from gateway.balance import Replica, Replicas, State
-from gateway.errors import GatewayError, NoProvider, NotServed, UnknownModel, WorkerUnreachable
+from gateway.errors import NoProvider, NotServed, UnknownModel, WorkerUnreachable
 from gateway.providers import Provider
 from gateway.refusals import refusal
 from services.registry import Model, Task
@@ -56,12 +56,35 @@ class Seen(BaseModel):
         failure: why it is not in memory, in a sentence.
         num_bytes: of its weights; None: it has not been in memory yet.
         progress: of one that is loading; None: it waits for its turn.
+        num_waiting: requests in the queues of its workers; None: nobody knows.
+        num_active: requests in progress.
+        batch_size: how many of those shared the latest forward, of one worker at most.
     """
 
     state: ModelState
     failure: str | None = None
     num_bytes: int | None = None
     progress: Progress | None = None
+    num_waiting: int | None = None
+    num_active: int | None = None
+    batch_size: int | None = None
+
+    def beside(self, other: "Seen") -> Self:
+        """Return how a model is that another worker serves as well: as here, with the work of both."""
+        return self.model_copy(
+            update={
+                "num_waiting": added(self.num_waiting, other.num_waiting),
+                "num_active": added(self.num_active, other.num_active),
+                "batch_size": max(
+                    (each for each in (self.batch_size, other.batch_size) if each is not None), default=None
+                ),
+            }
+        )
+
+
+def added(one: int | None, other: int | None) -> int | None:
+    """Add what is known."""
+    return other if one is None else one + (other or 0)
 
 
 UNKNOWN_THERE = Seen(state="failed", failure="the worker that is to serve it does not know this model")
@@ -253,12 +276,20 @@ class Catalog:
         return {model: state for states in found for model, state in states.items()}
 
     async def _states_at(self, place: Replicas, models: Sequence[str]) -> dict[str, Seen]:
+        told: dict[str, Seen] = {}
+        answers = await asyncio.gather(*map(self._listed, place.in_order()))
+        for listed in reversed(answers):  # the first one's word counts
+            told |= {each.id: each.beside(told[each.id]) if each.id in told else each for each in listed or ()}
+        others = UNKNOWN_THERE if any(listed is not None for listed in answers) else Seen(state="unreachable")
+        return {model: told.get(model, others) for model in models}
+
+    async def _listed(self, replica: Replica) -> list[ListedModel] | None:
+        """What a replica says of its models; None: it does not answer."""
         try:
-            listed = Listed.model_validate_json(await self._ask(place, "/v1/models", {})).data
-        except (GatewayError, ValidationError):
-            return dict.fromkeys(models, Seen(state="unreachable"))
-        told = {each.id: each for each in listed}
-        return {model: told.get(model, UNKNOWN_THERE) for model in models}
+            answer = await self._http.get(f"{replica.url}/v1/models", timeout=ASK_SECONDS)
+            return Listed.model_validate_json(answer.content).data if answer.is_success else None
+        except (httpx.RequestError, ValidationError):
+            return None
 
     async def health(self) -> dict[Task, Health]:
         """Ask all replicas at once; who asks meanwhile hears what comes of it too."""

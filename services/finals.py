@@ -2,7 +2,8 @@
 
 Who asks with `Accept: text/event-stream; final=1` gets, before `done`, for each file `output` events (`variant`,
 `media_type`, `b64`: pieces of at most `PIECE` bytes, decoded one by one and put together in order), and then
-a `file` event (`variant`, `media_type`, `bytes`, `sha256`).
+a `file` event (`variant`, `media_type`, `bytes`, `sha256`). What can be heard before comes twice: at once as `sound`
+events (`media_type`, `b64`), which are the beginning of the file but for the lengths in its head.
 """
 
 import os
@@ -41,8 +42,8 @@ class File:
 class Files(Protocol):
     """Takes outputs as they come; one thread at a time is in it."""
 
-    def add(self, data: Any) -> None:
-        """Take an output."""
+    def add(self, data: Any) -> tuple[str, bytes] | None:
+        """Take an output; return the media type and the bytes of what can be heard already, if there is such."""
 
     def close(self, done: Done) -> Iterator[File]:
         """Yield the files, each to be read before the next."""
@@ -63,9 +64,8 @@ class FinalEvents(Telling):
     def add(self, data: Any) -> bytes:
         """Take an output."""
         with self._lock:
-            if not self._is_over:
-                self._files.add(data)
-        return b""
+            heard = None if self._is_over else self._files.add(data)
+        return b"" if heard is None else server_sent("sound", media_type=heard[0], b64=text_of(heard[1]))
 
     def rest(self, done: Done) -> Iterator[bytes]:
         """Yield the files, and `done`."""
@@ -253,9 +253,11 @@ class SoundFiles:
         self._encoder = encoder
         self._file = Scratch()
 
-    def add(self, data: Sound) -> None:
+    def add(self, data: Sound) -> tuple[str, bytes]:
         """Take the next sound."""
-        self._file.write(self._encoder.add(data))
+        piece = self._encoder.add(data)
+        self._file.write(piece)
+        return self._encoder.media_type, piece
 
     def close(self, done: Done) -> Iterator[File]:
         """Yield the sound, if there was any."""

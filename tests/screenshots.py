@@ -10,7 +10,7 @@ from tests.live.browsing import LONG, Visitor, chromium
 
 FOLDER = Path(__file__).parents[1] / "docs" / "images"
 URL = "http://127.0.0.1:8501"
-WIDE, NARROW = {"width": 1200, "height": 800}, {"width": 390, "height": 800}
+WIDE, TALL, NARROW = ({"width": 1200, "height": 800}, {"width": 1200, "height": 1300}, {"width": 390, "height": 800})
 SETTLED = 1500.0  # milliseconds after which nothing moves any more
 
 
@@ -26,8 +26,10 @@ def main(url: str) -> None:
             made(browser, url, modality, words, shown)
         take(made(browser, url, "3D", "A chair", "canvas", color_scheme="dark"), "studio-3d")
         take(opened(browser, url, "/gallery"), "gallery")
-        take(opened(browser, url, "/usage", color_scheme="dark"), "usage")
         take(written(browser, url), "studio-narrow")
+        usage = opened(browser, url, "/usage", color_scheme="dark", viewport=TALL)
+        expect(usage.page.get_by_role("heading", name="Budgets")).to_be_visible(timeout=LONG)
+        take(usage, "usage")
 
 
 def made(browser: Browser, url: str, modality: str, words: str, shown: str, **options: object) -> Visitor:

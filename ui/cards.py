@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urljoin
 
 import streamlit as st
 
-from ui import making, media
+from ui import making, media, options, sound
 from ui.models import TASKS
 from ui.session import client, told
 
@@ -19,27 +20,35 @@ def card(job: Mapping[str, Any]) -> None:
     """Show a job."""
     with st.container(border=True, key=f"card-{job['id']}"):
         st.text(job["prompt"] or "From a picture")
+        if job["kind"] == "audio" and job["status"] in ("in_progress", "completed"):
+            listen(job)  # one player throughout, so that it does not stop when the speech is whole
         if job["status"] in OPEN:
-            under_way(job["id"])
+            under_way(job["id"], job["status"])
             return
         st.caption(facts(job))
-        if job["status"] == "completed":
+        if job["status"] == "completed" and job["kind"] != "audio":
             with told():
                 media.show(job, making.file)
         elif job["status"] == "cancelled":
             st.info("Cancelled.", icon=":material/cancel:")
-        else:
+        elif job["status"] == "failed":
             st.error(reason_of(job), icon=":material/error:")
         actions(job)
 
 
+def listen(job: Mapping[str, Any]) -> None:
+    """Play a speech, also while it is made; by itself where it was begun here."""
+    url = urljoin(st.context.url or "", sound.PATH.format(job_id=job["id"]))
+    st.audio(url, autoplay=job["id"] in making.kept(making.BEGUN), alt=f"Speech: {job['prompt']}")
+
+
 @st.fragment(run_every=LOOK_SECONDS)
-def under_way(job_id: str) -> None:
+def under_way(job_id: str, status: str) -> None:
     """Show how far a job is; it looks by itself, and the rest of the page stays as it is."""
     with told():
         asked = client()
         job = asked.job(job_id)
-        if job["status"] not in OPEN:
+        if job["status"] != status:
             st.rerun()
         st.progress(job["progress"] / 100, text=progress_of(job))
         if not job["step_progress"]:
@@ -67,6 +76,8 @@ def actions(job: Mapping[str, Any]) -> None:
         for output in job["outputs"] if is_done else ():
             download(job, output)
         can_repeat = making.can_repeat(job)
+        if is_done and can_repeat:
+            other_formats(job)
         st.button(
             "Again with another seed",
             key=f"again-{job_id}",
@@ -84,6 +95,19 @@ def actions(job: Mapping[str, Any]) -> None:
         with st.popover("Parameters", key=f"parameters-{job_id}"):
             st.json({**job["asked"], "model": job["model"], "seed": job["seed"], "usage": job["usage"]})
         st.button("Delete", key=f"delete-{job_id}", on_click=making.delete, args=(job_id,), icon=":material/delete:")
+
+
+def other_formats(job: Mapping[str, Any]) -> None:
+    """Offer the other kinds of file that its route makes."""
+    field, words = options.formats_of(job["kind"])
+    there = {media.extension_of(output) for output in job["outputs"]}
+    others = [word for word in words if media.EXTENSIONS.get(f"image/{word}", word) not in there]
+    if not others:
+        return
+    with st.popover("Other formats", key=f"formats-{job['id']}", help="Made once more, with the same seed"):
+        for word in others:
+            key = f"{word}-{job['id']}"
+            st.button(word.upper(), key=key, on_click=making.in_format, args=(job, field, word))
 
 
 def download(job: Mapping[str, Any], output: Mapping[str, Any]) -> None:

@@ -1,16 +1,22 @@
-"""Text as it is written; the conversation lives as long as the page, for the gateway keeps none."""
+"""Text as it is written; the studio's server keeps the conversation for the browser, for the gateway keeps none."""
 
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from random import randrange
 from typing import Any
 
 import streamlit as st
 
+from ui import options
 from ui.errors import Problem
+from ui.key import COOKIE as KEY
+from ui.making import MAX_SEED
 from ui.session import client, told
+from ui.visitors import COOKIE as VISITOR
+from ui.visitors import Conversations
 
-CHAT, AGAIN = "chat", "said_again"  # in the session's state
+CHAT, NEXT = "chat", "said_next"  # in the session's state; what comes next: words and the fields of the request
 
 
 @dataclass
@@ -62,14 +68,14 @@ def tools() -> None:
             st.download_button("Text", text, "conversation.txt", on_click="ignore", icon=":material/download:")
             st.button("Again with another seed", on_click=take_back, icon=":material/casino:")
             st.button("Begin anew", on_click=conversation().clear, icon=":material/restart_alt:")
-    st.caption("A conversation is not kept: it is gone when the page is loaded again. All else stays.")
+    st.caption("A conversation stays in this browser alone, until it is closed or the studio is started anew.")
 
 
 def take_back() -> None:
     """Forget the last answer, and what was said before it, which is said again."""
     *_, question, _ = conversation()
     del conversation()[-2:]
-    st.session_state[AGAIN] = question["content"]
+    st.session_state[NEXT] = question["content"], {**options.chosen("text"), "seed": randrange(MAX_SEED)}
 
 
 def ask(prompt: str, fields: Mapping[str, Any]) -> None:
@@ -101,6 +107,15 @@ def write(answer: Answer, fields: Mapping[str, Any]) -> None:
 
 
 def conversation() -> list[dict[str, str]]:
-    """What was said so far."""
+    """What was said so far; a page that came without our cookie keeps it for itself."""
+    visitor = str(st.context.cookies.get(VISITOR, ""))
+    if visitor:
+        return conversations().of(visitor, str(st.context.cookies.get(KEY, "")))
     found: list[dict[str, str]] = st.session_state.setdefault(CHAT, [])
     return found
+
+
+@st.cache_resource
+def conversations() -> Conversations:
+    """All that are kept."""
+    return Conversations()

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 
-from ui.bodies import CHAT, Picture, route_of, wrapped
+from ui.bodies import CHAT, ROUTES, Picture, route_of, wrapped
 from ui.errors import Problem, TooSlow, check, no_answer, sentence
 from ui.events import events_of
 
 PATIENCE = httpx.Timeout(10, read=60)  # seconds
+MAX_KEYS = 100
 PREVIEW_PATIENCE = httpx.Timeout(2, read=0.2)  # what is not there yet is not waited for
 
 
@@ -104,8 +105,22 @@ class Client:
     # --- usage ---
 
     def usage(self, since: str, limit: int = 1000) -> list[dict[str, Any]]:
-        """The newest requests since an instant."""
-        return list(self._json("GET", "/v1/usage", params={"since": since, "limit": limit})["data"])
+        """The newest requests for something to be made since an instant."""
+        asked = {"since": since, "limit": limit, "modality": ",".join(ROUTES) + ",text"}
+        return list(self._json("GET", "/v1/usage", params=asked)["data"])
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """The budgets of the key, and how far they are used."""
+        return list(self._json("GET", "/v1/budgets")["data"])
+
+    def budgets_of_all(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the budgets of all keys with their owners; for admins."""
+        for key in self._json("GET", "/v1/keys", params={"limit": MAX_KEYS})["data"]:
+            if key["budgets"] and not key["revoked_at"]:
+                used = self._json("GET", f"/v1/keys/{key['id']}")["used"]
+                for period, limits in key["budgets"].items():
+                    for unit, limit in limits.items():
+                        yield key["owner"], {"period": period, "unit": unit, "limit": limit, "used": used[period][unit]}
 
     def totals(self, since: str, width: str, groups: str) -> list[dict[str, Any]]:
         """What the requests come to, in buckets of time."""

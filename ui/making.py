@@ -13,6 +13,7 @@ from ui.session import client
 MAX_SEED = 2**53
 # In the session's state; CHANGED: something is no longer as the page shows it.
 TASK, PROBLEM, PICTURES, FILES, GO, CHANGED = "task", "problem", "pictures", "files", "go", "changed"
+BEGUN = "begun"  # the jobs that were begun here
 MAX_FILES = 60
 
 
@@ -21,6 +22,7 @@ def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) 
 
     def make() -> None:
         job_id = client().begin(task, fields, picture)
+        kept(BEGUN)[job_id] = True
         if picture is not None:
             kept(PICTURES)[job_id] = picture
 
@@ -36,6 +38,12 @@ def lead(task: str) -> None:
 def again(job: Mapping[str, Any]) -> None:
     """Have it made again with another seed."""
     begin(job["kind"], {**job["asked"], "seed": randrange(MAX_SEED)}, kept(PICTURES).get(job["id"]))
+    lead(job["kind"])
+
+
+def in_format(job: Mapping[str, Any], field: str, word: str) -> None:
+    """Have the same made once more as another kind of file."""
+    begin(job["kind"], {**job["asked"], "seed": job["seed"], field: word}, kept(PICTURES).get(job["id"]))
     lead(job["kind"])
 
 

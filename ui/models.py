@@ -16,6 +16,7 @@ STATES = {
     "unreachable": "its worker does not answer",
     "external": "at a provider",
 }
+BY_WHAT_IS_GIVEN = "chosen by what you give"
 AWAY = {
     "failed": "The operator has to look: the reason is in the worker's log.",
     "unreachable": "It may be starting. What is asked of it now waits until it is back.",
@@ -49,20 +50,25 @@ def row_of(model: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def choose(there: Sequence[Mapping[str, Any]], task: str) -> Mapping[str, Any] | None:
-    """Let one of a task's models be chosen; None: the gateway chooses by what it is given, words or a picture."""
+def choose(there: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | None:
+    """Let one of a task's models be chosen; None: the gateway chooses by what it is given, words or a picture.
+
+    The list has ids alone: a choice would be forgotten with each change of its words.
+    """
+    models = {model["id"]: model for model in there}
     automatic = [None] if len(there) > 1 else []
-    model = st.selectbox("Model", [*automatic, *there], format_func=title_of, key=f"model-{task}")
-    for each in there if model is None else [model]:
+    name = st.selectbox("Model", [*automatic, *models], format_func=lambda name: name or BY_WHAT_IS_GIVEN, key=key)
+    for each in there if name is None else [models[name]]:
         st.caption(terms_of(each))
-    return model
+    return None if name is None else models[name]
 
 
 def terms_of(model: Mapping[str, Any]) -> str:
-    """Under which licence a model may be used."""
+    """How a model is, and under which licence it may be used."""
     licence = model["licence"] or "the provider's terms"
     terms = f"[{licence}]({model['licence_url']})" if model["licence_url"] else licence
-    return f"{model['id']}: {terms}{', no commercial use' if model['commercial_use'] is False else ''}"
+    commercial = ", no commercial use" if model["commercial_use"] is False else ""
+    return f"{model['id']}: {STATES[model['state']]}; {terms}{commercial}"
 
 
 def warn(models: Iterable[Mapping[str, Any]]) -> None:
@@ -70,8 +76,3 @@ def warn(models: Iterable[Mapping[str, Any]]) -> None:
     for model in models:
         if model["state"] in AWAY:
             st.warning(f"{model['id']}: {STATES[model['state']]}. {AWAY[model['state']]}", icon=":material/hourglass:")
-
-
-def title_of(model: Mapping[str, Any] | None) -> str:
-    """A model in a list."""
-    return "chosen by what you give" if model is None else f"{model['id']} · {STATES[model['state']]}"

@@ -19,10 +19,10 @@ class Number:
     high: float
     step: float = 1
 
-    def ask(self, key: str, default: object) -> object:
+    def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
         ends = (self.low, self.high) if isinstance(self.step, float) else (int(self.low), int(self.high))
-        return st.number_input(self.label, *ends, None, self.step, key=key, placeholder=placeholder(default))
+        st.number_input(self.label, *ends, None, self.step, key=key, placeholder=placeholder(default))
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Choice:
     label: str
     words: tuple[str, ...]
 
-    def ask(self, key: str, default: object) -> object:
+    def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
-        return st.selectbox(self.label, self.words, None, key=key, placeholder=placeholder(default))
+        st.selectbox(self.label, self.words, None, key=key, placeholder=placeholder(default))
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,16 @@ class Words:
 
     label: str
 
-    def ask(self, key: str, default: object) -> object:
+    def ask(self, key: str, default: object) -> None:
         """Let it be written."""
-        return st.text_input(self.label, key=key, placeholder=placeholder(default)).strip() or None
+        st.text_input(self.label, key=key, placeholder=placeholder(default))
 
 
 STEPS = Number("Denoising steps", 1, 200)
 GUIDANCE = Number("Guidance: how close to the words", 0.0, 50.0, 0.5)
 SEED = Number("Seed: the same one gives the same result", 0, 2**53 - 1)
 SIZES = Choice("Size", ("64x64", "256x256", "512x512", "768x512", "512x768", "1024x576", "832x480"))
+VOICE = "audio-voice"
 FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
     "text": {
         "max_tokens": Number("Tokens at most", 1, 4096),
@@ -89,18 +90,36 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
 }
 
 
-def choose(asked: Client, task: str, model: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Let the fields of a request be chosen; return those that were."""
+def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
+    """Let the fields of a request be chosen."""
     defaults = model["defaults"] or {} if model else {}
-    columns = st.columns(2)
-    chosen: dict[str, Any] = {}
-    for number, (name, field) in enumerate(FIELDS[task].items()):
-        with columns[number % 2]:
-            chosen[name] = field.ask(f"{task}-{name}", defaults.get(name))
+    for name, field in FIELDS[task].items():
+        field.ask(f"{task}-{name}", defaults.get(name))
     if task == "audio":
         with told():
-            chosen["voice"] = st.selectbox("Voice", asked.voices(), None, placeholder=placeholder(None))
-    return {name: value for name, value in chosen.items() if value is not None}
+            st.selectbox("Voice", asked.voices(), None, key=VOICE, placeholder=placeholder(None))
+
+
+def chosen(task: str) -> dict[str, Any]:
+    """Return the fields that were, and the model."""
+    keys = {name: f"{task}-{name}" for name in FIELDS[task]} | {"model": model_key(task)}
+    keys |= {"voice": VOICE} if task == "audio" else {}
+    values = {name: st.session_state.get(key) for name, key in keys.items()}
+    said = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
+    return {name: value for name, value in said.items() if value not in (None, "")}
+
+
+def formats_of(task: str) -> tuple[str, tuple[str, ...]]:
+    """Return the field that chooses the file's format, and what it may say; nothing where all files come at once."""
+    for name, field in FIELDS[task].items():
+        if isinstance(field, Choice) and name.endswith("format"):
+            return name, field.words
+    return "", ()
+
+
+def model_key(task: str) -> str:
+    """Under which the session has the id of the model."""
+    return f"model-{task}"
 
 
 def placeholder(default: object) -> str:

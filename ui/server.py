@@ -1,19 +1,24 @@
-"""The process around the pages: Streamlit with its settings, and the page for the key; knows no page's content."""
+"""The process around the pages: Streamlit with its settings, the page for the key, and what a player asks for."""
 
 from pathlib import Path
 
+from starlette.middleware import Middleware
 from starlette.routing import Route
 from streamlit.starlette import App
 
 from ui.key import PATH, forget_key, keep_key, show_form
 from ui.settings import Settings
+from ui.sound import PATH as PLAYER
+from ui.sound import player
+from ui.visitors import Visitors
 
 SCRIPT = Path(__file__).with_name("app.py")
 
 
 def serve(settings: Settings) -> None:
     """Serve on loopback until told to stop."""
-    App(SCRIPT, routes=key_routes()).run(
+    routes = [*key_routes(), Route(PLAYER, player(settings.url))]
+    App(SCRIPT, routes=routes, middleware=[Middleware(Visitors)]).run(
         config={
             "server.address": "127.0.0.1",
             "server.port": settings.ui_port,

@@ -1,7 +1,5 @@
 """The studio: choose a modality and a model, say or attach something, and see it made."""
 
-from collections.abc import Mapping
-from random import randrange
 from typing import Any
 
 import streamlit as st
@@ -47,41 +45,52 @@ def show() -> None:
         if not there:
             st.warning("Nothing serves this here, or your key is not for it.", icon=":material/block:")
             return
-        with st.expander("Model and options", icon=":material/tune:"):
-            model = models.choose(there, task)
-            fields = options.choose(asked, task, model or (there[0] if len(there) == 1 else None))
+        with st.sidebar:  # a list that is open closes when what it lies in moves: nothing that is made moves this
+            st.header("Model and options")
+            model = models.choose(there, options.model_key(task))
+            options.show(asked, task, model)
         models.warn(there if model is None else [model])
-        said = st.chat_input(
-            PLACEHOLDERS[task],
-            key=f"said-{task}",
-            accept_file=task in ("image", "video", "mesh"),
-            file_type=PICTURES,
-        )
-        if model is not None:
-            fields["model"] = model["id"]
         if task == "text":
-            converse(said, fields)
+            field_for(task)
+            converse()
         else:
-            make(asked, task, said, fields)
+            with st.container():  # above what was made, newest first: at the bottom, the page would follow its end
+                field_for(task)
+            newest(asked, task)
 
 
-def converse(said: object, fields: Mapping[str, Any]) -> None:
+def field_for(task: str) -> None:
+    """Let something be said, and perhaps a picture attached."""
+    st.chat_input(
+        PLACEHOLDERS[task],
+        key=f"said-{task}",
+        accept_file=task in ("image", "video", "mesh"),
+        file_type=PICTURES,
+        on_submit=send,
+        args=(task,),
+    )
+
+
+def send(task: str) -> None:
+    """Ask for what was just said, with the options as they were then: nothing comes between the two."""
+    words, picture = read(st.session_state[f"said-{task}"])
+    fields = options.chosen(task)
+    if task == "text":
+        st.session_state[chat.NEXT] = words, fields
+    else:
+        making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture)
+
+
+def converse() -> None:
     """Show the conversation, and go on with it."""
     chat.show()
-    again = st.session_state.pop(chat.AGAIN, None)
-    if again is not None:
-        chat.ask(again, {**fields, "seed": randrange(making.MAX_SEED)})
-    elif isinstance(said, str):
-        chat.ask(said, fields)
+    if chat.NEXT in st.session_state:
+        chat.ask(*st.session_state.pop(chat.NEXT))
     chat.tools()
 
 
-def make(asked: Client, task: str, said: Any, fields: Mapping[str, Any]) -> None:
-    """Have made what was asked for, and show the newest of the modality."""
-    if said:
-        words, picture = read(said)
-        making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture)
-        st.rerun()
+def newest(asked: Client, task: str) -> None:
+    """Show the newest of a modality."""
     jobs = asked.jobs(task, NUM_JOBS)["data"]
     if not jobs:
         st.caption("Nothing was made yet. What is made stays here, and in the gallery.")

@@ -96,10 +96,8 @@ async def follow(relay: Relay, upstream: httpx.Response, files: "Files", live: L
                 case "started":
                     started = time.monotonic()
                     live.progress = {}
-                case "progress":
-                    live.progress = data
-                case "preview":
-                    live.preview = data
+                case "progress" | "preview" | "sound":
+                    live.note(name, data)
                 case "output":
                     await files.add(data)
                 case "error":

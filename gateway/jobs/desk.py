@@ -20,9 +20,10 @@ from gateway.artefacts.store import Artefacts
 from gateway.bodies import read_object
 from gateway.budgets.budgets import Budgets
 from gateway.callers import Caller
+from gateway.errors import WorkerDied
 from gateway.jobs.books import reservation
 from gateway.jobs.calls import kept_whole
-from gateway.jobs.errors import IdempotencyMismatch, JobsUnavailable, NoSuchJob, NotRetriable
+from gateway.jobs.errors import IdempotencyMismatch, JobsUnavailable, NoSuchJob, NotDone, NotRetriable
 from gateway.jobs.foreman import Foreman
 from gateway.jobs.schema import ENDED, NOBODY, Change, Job, Step
 from gateway.jobs.store import AWAY, Query, Store
@@ -303,6 +304,35 @@ class Desk:
                     yield Seen(job, live.progress, live.preview, version)
                 else:
                     await live.wait(LOOK_SECONDS)
+
+    async def listen(self, request: Request, job: Job) -> AsyncGenerator[tuple[str, bytes]]:
+        """Yield media type and pieces of the sound that a job makes, as it is made here or else once it is done.
+
+        Raises:
+            NotDone: there is nothing to be heard, and will not be.
+            WorkerDied: what was heard so far is not the beginning of what is made now.
+        """
+        num_heard = 0
+        while not job.has_ended:
+            live = self._foreman.live.get(job.id)
+            while live is not None and not (live.is_over and len(live.sound) == num_heard):
+                if len(live.sound) > num_heard:
+                    piece = bytes(live.sound[num_heard:])
+                    num_heard += len(piece)
+                    yield live.sound_type, piece
+                else:
+                    await live.wait(LOOK_SECONDS)
+            job = await self.get(request, job.id)
+            if num_heard and not job.has_ended:
+                raise WorkerDied("the worker broke off while it spoke; the job begins again")
+            if not job.has_ended:
+                await self._change(job, LOOK_SECONDS)
+                job = await self.get(request, job.id)
+        spoken = job.output(None, len(job.steps) - 1)
+        if spoken is None:
+            raise NotDone(f"the job is {job.state}, and there is nothing to be heard")
+        async for piece in await self.artefacts.read(spoken.artefact, range(num_heard, spoken.artefact.num_bytes)):
+            yield spoken.artefact.media_type, piece
 
     async def _change(self, job: Job, seconds: float) -> None:
         live = self._foreman.live.get(job.id)

@@ -1,6 +1,7 @@
-"""The latest of what is under way here: progress and previews, in memory alone."""
+"""The latest of what is under way here: progress, previews and what can be heard already, in memory alone."""
 
 import asyncio
+from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,24 @@ class Live:
     progress: dict[str, Any] = field(default_factory=dict)
     """`step` of `steps`, `eta_seconds`, `position` in the worker's queue, as far as they are known."""
     preview: dict[str, Any] | None = None
+    sound: bytearray = field(default_factory=bytearray)
+    """The beginning of the file that is being made."""
+    sound_type: str = ""
     version: int = 0
     is_over: bool = False
     """Whether nobody works here on it any more: what has become of it is in the table."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self, name: str, data: dict[str, Any]) -> None:
+        """Take what a worker says of its work."""
+        match name:
+            case "progress":
+                self.progress = data
+            case "preview":
+                self.preview = data
+            case "sound":
+                self.sound_type = data["media_type"]
+                self.sound += b64decode(data["b64"])
 
     def tell(self) -> None:
         """Let those who wait look again."""

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from gateway.admission import begin, check_offers, pass_ours
-from gateway.artefacts.download import download
+from gateway.artefacts.download import Download, download
 from gateway.bodies import checked, read_object
 from gateway.events import END, Events, event
 from gateway.fitting import FILM_OF, NewVideo, film, mesh_model
@@ -25,6 +25,7 @@ from gateway.jobs.views import Deleted, JobPage, JobView
 from gateway.pictures import File, is_link
 from gateway.preference import applied, seconds_to_wait
 from gateway.state import State, StateOf, wired
+from gateway.waiting import Patience, departure
 from services.audio.schema import SpeechRequest
 from services.image.schema import EditRequest, ImageRequest
 from services.mesh.schema import MeshRequest
@@ -288,6 +289,29 @@ async def get_content(
 ) -> Response:
     """Download a file of a job; with `Range` a part of it."""
     return await content_of(request, state, await state.jobs.get(request, job_id), query)
+
+
+@router.get("/{job_id}/sound", response_class=Response, responses={200: {"content": {"audio/mpeg": {}}}})
+async def hear_job(job_id: JobId, request: Request, state: StateOf) -> Response:
+    """Hear what a job says while it says it, from its beginning; of one that is done, the file."""
+    job = await state.jobs.get(request, job_id)
+    if job.steps[-1].task != "audio":
+        raise NoSuchOutput("this job makes nothing that is to be heard")
+    if job.state == "completed":
+        return await content_of(request, state, job, ContentQuery(variant="audio"))
+    sound = state.jobs.listen(request, job)
+    async with Patience() as patience:
+        patience.unless(departure(request))
+        media_type, first = await anext(sound)
+    return Download(joined(first, sound), 200, {"content-type": media_type, "cache-control": "no-store"})
+
+
+async def joined(first: bytes, others: AsyncGenerator[tuple[str, bytes]]) -> AsyncGenerator[bytes, None]:
+    """Yield pieces, the first of which is there already; closes where they come from."""
+    async with aclosing(others):
+        yield first
+        async for _, piece in others:
+            yield piece
 
 
 async def content_of(request: Request, state: State, job: Job, query: ContentQuery) -> Response:

@@ -23,6 +23,7 @@ MAX_LIMIT = 1e12  # of a budget; in millionths it is what a database adds up exa
 Limit = Annotated[int, Field(ge=1, le=1_000_000)]
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[Depends(only_admins)])
+budgets = APIRouter(tags=["keys"])
 
 
 def check_is_to_come(instant: datetime) -> datetime:
@@ -176,6 +177,33 @@ class KeyQuery(Body):
 
     limit: Annotated[int, Field(ge=1, le=1000)] = PAGE_KEYS
     after: Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")] | None = None
+
+
+class BudgetView(BaseModel):
+    """What may be used in a day or a month, and how far it is."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    period: Period
+    unit: Counted
+    limit: float
+    used: float
+    """Spent, and what requests under way may still use."""
+
+
+class BudgetList(BaseModel):
+    """The budgets of a key."""
+
+    object: Literal["list"] = "list"
+    data: list[BudgetView]
+
+
+@budgets.get("/v1/budgets")
+async def list_budgets(request: Request, state: StateOf) -> BudgetList:
+    """Show the caller's own budgets, and how far they are used; none: as much as there is."""
+    caller = request.scope["caller"]
+    pairs = zip(caller.budgets, await state.budgets.used(caller), strict=True)
+    return BudgetList(data=[BudgetView(**{**vars(budget), "used": used.limit}) for budget, used in pairs])
 
 
 @router.post("", status_code=201)

@@ -43,6 +43,14 @@ class ModelAnswer(BaseModel):
     """Of its weights in memory, as was measured when it was last loaded."""
     progress: Progress | None = None
     """Of one that is loading: `downloading`, with bytes, `building` or `reading`; null while it waits for its turn."""
+    num_waiting: int | None = None
+    """Requests in its workers' queues now."""
+    num_active: int | None = None
+    """Requests in progress now."""
+    batch_size: int | None = None
+    """How many of those shared the latest forward."""
+    price: float
+    """Of a unit (token, pixel step, second, frame, mesh), as the operator's file has it now; 0 where it names none."""
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool | None = None
@@ -117,7 +125,8 @@ def usable(caller: Caller, state: State) -> Iterator[tuple[Task, str]]:
 def answer(model_id: str, task: Task, state: State, states: Mapping[str, Seen]) -> ModelAnswer:
     """Say what is known of a model."""
     ours = {each.id: each for each in models_of(task, state.models)}
-    common: dict[str, Any] = {"id": model_id, "created": state.catalog.created, "task": task}
+    price = state.prices.of(task, model_id)
+    common: dict[str, Any] = {"id": model_id, "created": state.catalog.created, "task": task, "price": price}
     if model_id not in ours or model_id not in states:
         return ModelAnswer(**common, owned_by="provider", state="external", is_default=False)
     described = of_ours(ours[model_id], state)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from gateway.routes.usage import Instant, inert, visible_caller, wants_csv
+from gateway.routes.usage import Instant, inert, split_commas, visible_caller, wants_csv
 from gateway.usage.log import UsageLog
 from gateway.usage.summary import NUMBERS, Bucket, Group, Question, Total, Width
 from services.registry import Task
@@ -20,11 +20,6 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 DEFAULT_HOURS, MAX_HOURS = 24, 168  # which are counted row by row
 
 router = APIRouter(tags=["usage"])
-
-
-def split_commas(values: object) -> object:
-    """Read `a,b` as two values, as one that is given twice."""
-    return [part for value in values for part in str(value).split(",")] if isinstance(values, list) else values
 
 
 def check_year(instant: datetime) -> datetime:

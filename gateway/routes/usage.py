@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
 from gateway.callers import Caller
 from gateway.usage.log import UsageLog
 from gateway.usage.queries import Window
 from gateway.usage.schema import Entry
+from services.registry import Task
 from services.schema import UNITS
 
 PAGE_ROWS, MAX_PAGE_ROWS = 100, 1000
@@ -49,6 +50,11 @@ def _in_utc(instant: datetime) -> datetime:
 Instant = Annotated[datetime, AfterValidator(_in_utc)]
 
 
+def split_commas(values: object) -> object:
+    """Read `a,b` as two values, as one that is given twice."""
+    return [part for value in values for part in str(value).split(",")] if isinstance(values, list) else values
+
+
 class UsageQuery(BaseModel):
     """Which entries, and how."""
 
@@ -62,12 +68,14 @@ class UsageQuery(BaseModel):
     """Entries at most. JSON: 100 where not given, 1000 at most. CSV: all where not given."""
     after: int | None = Field(default=None, ge=0, lt=2**63)
     """The `id` of the last entry of the page before this one."""
+    modality: Annotated[list[Task], BeforeValidator(split_commas)] = []
+    """Only requests of these modalities, with commas; all where not given, and those that no model works on."""
     format: Literal["json", "csv"] | None = None
     """Goes before the `Accept` header."""
 
     def window(self, caller: str | None) -> Window:
         """The part of the log that is asked for, as far as `caller` may see it; None: all."""
-        return Window(since=self.since, until=self.until, after=self.after, caller=caller)
+        return Window(since=self.since, until=self.until, after=self.after, caller=caller, modalities=self.modality)
 
 
 class UsagePage(BaseModel):

@@ -25,12 +25,14 @@ class Window:
         until: the end of the time, itself not included.
         after: the id of an entry; only what comes after it, newest first, is read.
         caller: whose requests; None: everybody's.
+        modalities: of what; empty: of everything, and what no model works on.
     """
 
     since: datetime | None = None
     until: datetime | None = None
     after: int | None = None
     caller: str | None = None
+    modalities: Sequence[str] = ()
 
 
 async def page(engine: AsyncEngine, window: Window, num_rows: int) -> list[Entry]:
@@ -92,6 +94,8 @@ def _conditions(window: Window) -> list[ColumnElement[bool]]:
         conditions.append(Usage.started_at < window.until)
     if window.caller is not None:
         conditions.append(Usage.caller == window.caller)
+    if window.modalities:
+        conditions.append(Usage.modality.in_(window.modalities))
     if window.after is not None:
         started_at = select(Usage.started_at).where(Usage.id == window.after).scalar_subquery()
         conditions.append(tuple_(Usage.started_at, Usage.id) < tuple_(started_at, window.after))

@@ -85,12 +85,18 @@ class Look:
         failure: why it is not in memory, in a sentence; of one that is cold, why it was not loaded when last asked for.
         num_bytes: of its weights; None: it has not been in memory yet.
         progress: how far one that is loading is; None: it waits for its turn.
+        num_waiting: requests in the queue.
+        num_active: requests in progress.
+        batch_size: how many of those shared the latest forward.
     """
 
     state: ModelState
     failure: str | None
     num_bytes: int | None
     progress: Progress | None
+    num_waiting: int = 0
+    num_active: int = 0
+    batch_size: int = 0
 
 
 class Engine:
@@ -115,6 +121,7 @@ class Engine:
         self._last_forwards: dict[Hashable, int] = {}  # by kind: when it had its turn
         self._last_turns: dict[str, int] = {}  # by caller: when one of its requests had its turn
         self._num_forwards = 0
+        self._batches: dict[str, int] = {}  # by model: how many shared the latest forward
         self._sizers: dict[Hashable, BatchSizer] = {}
         self._memory_bytes = 0.0
         self._is_memory_stale = False  # what is free was measured while requests were in progress
@@ -182,8 +189,14 @@ class Engine:
         Raises:
             UnknownModel: no such model here.
         """
-        slot = self._find(model)[1]
-        return Look(slot.state, slot.reason or slot.setback, slot.num_bytes, slot.progress)
+        name, slot = self._find(model)
+        with self._wake:
+            num_waiting = sum(each.model == name for each in self._queue.in_order())
+            num_active = sum(active.generation.model == name for active in self._active)
+            batch_size = self._batches.get(name, 0) if num_active else 0
+        return Look(
+            slot.state, slot.reason or slot.setback, slot.num_bytes, slot.progress, num_waiting, num_active, batch_size
+        )
 
     def load(self, model: str) -> None:
         """Have a model brought into memory, also one that failed; others may leave for it.
@@ -649,6 +662,7 @@ class Engine:
         for active in batch:
             active.generation.begin(started, is_timed=active is batch[0])
         self._metrics[batch[0].generation.model].batch_size.observe(len(batch))
+        self._batches[batch[0].generation.model] = len(batch)
         rows: Sequence[Any] | None = None
         is_short = False
         try:

@@ -315,3 +315,21 @@ class TestBalance:
             assert sum(replica.num_outstanding for replica in replicas.all) == len(under_way)
 
         asyncio.run(run())
+
+
+def test_the_work_of_all_replicas_is_added_up(start: Start, workers: Workers) -> None:
+    hosts = Hosts(workers)
+    gateway = start(image_url=BOTH)
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if error := hosts.errors.get(request.url.host):
+            raise error
+        busy = {"num_waiting": 3, "num_active": 2, "batch_size": {"a.test": 2, "b.test": 1}[request.url.host]}
+        return httpx.Response(200, json={"data": [{"id": "tiny-sd", "state": "ready", **busy}]})
+
+    workers.answer = answer
+    found = gateway.client.get("/v1/models/tiny-sd").json()
+    assert (found["num_waiting"], found["num_active"], found["batch_size"]) == (6, 4, 2)
+    hosts.errors["b.test"] = httpx.ConnectError("refused")
+    found = gateway.client.get("/v1/models/tiny-sd").json()
+    assert (found["state"], found["num_waiting"], found["batch_size"]) == ("ready", 3, 2)

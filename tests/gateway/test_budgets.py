@@ -71,6 +71,19 @@ def settle(folder: Path, request_id: str, units: float) -> bool:
     return asyncio.run(sent())
 
 
+def test_who_has_a_budget_sees_it(gateway: Gateway, workers: Workers, admin: str) -> None:
+    owner = Owner(gateway, admin, day={"pixel_steps": 2.5 * STEPS}, month={"money": 3})
+    assert owner.asks().is_success
+    assert owner.used["day"]["pixel_steps"] == STEPS
+
+    spent, money = {"limit": 2.5 * STEPS, "used": STEPS}, {"limit": 3, "used": 0}
+    assert owner.asks("/v1/budgets").json()["data"] == [
+        {"period": "day", "unit": "pixel_steps", **spent},
+        {"period": "month", "unit": "money", **money},
+    ]
+    assert gateway.client.get("/v1/budgets", headers=bearer(admin)).json()["data"] == []
+
+
 class TestReserving:
     def test_what_does_not_fit_is_refused_until_the_period_ends(
         self, gateway: Gateway, workers: Workers, admin: str
@@ -222,6 +235,8 @@ class TestMoney:
         refused = owner.asks("/generate/text?prompt=hello")
         assert error_of(refused)["param"] == "budgets.month.money"
         assert owner.asks("/generate/audio?prompt=hello").status_code == 200  # has no price
+        listed = owner.asks("/v1/models").json()["data"]
+        assert {model["price"] for model in listed if model["id"] in ("tiny-sd", "bark-small")} == {1e-5, 0}
 
     @pytest.mark.parametrize(
         "wrong", ["[models]\na = -1", "[tasks]\nvideos = 1", "models = 3", "[tasks", "[tasks]\ntext = nan"]

@@ -366,6 +366,62 @@ def test_a_silent_stream_says_that_it_is_still_there(
     assert (names.count("status"), names[-1]) == (3, "[DONE]")
 
 
+SPEECH = "/v1/audio/speech"
+LATER = {"prefer": "respond-async"}
+SAID = {"input": "Good evening. And good night."}
+
+
+def speaks(workers: Workers, gate: Future[None], *then: bytes | Exception) -> None:
+    """Say a beginning, and the rest once the gate is open."""
+    heard = sent("sound", media_type="audio/wav", b64=base64.b64encode(b"RI").decode())
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return workers.stream(sent("started") + heard, opened(gate), *then, x_seed="5", x_model="a-model")
+
+    workers.answer = answer
+
+
+def test_speech_is_heard_while_it_is_made_and_ends_as_the_file_does(gateway: Gateway, workers: Workers) -> None:
+    gate: Future[None] = Future()
+    speaks(workers, gate, a_file("audio", "audio/wav", b"RIFF, and all of it") + sent("done"))
+    job_id = create(gateway.client, SPEECH, SAID, LATER)["id"]
+
+    with gateway.client.stream("GET", f"/v1/jobs/{job_id}/sound") as stream:
+        pieces = stream.iter_raw()
+        assert next(pieces) == b"RI"
+        assert gateway.client.get(f"/v1/jobs/{job_id}").json()["status"] == "in_progress"
+        gate.set_result(None)
+        assert b"".join(pieces) == b"FF, and all of it"
+        assert stream.headers["content-type"] == "audio/wav"
+    again = gateway.client.get(f"/v1/jobs/{job_id}/sound", headers={"range": "bytes=0-3"})
+    assert (again.status_code, again.content) == (206, b"RIFF")
+
+
+def test_speech_that_breaks_off_does_not_end_as_if_it_were_whole(gateway: Gateway, workers: Workers) -> None:
+    gate: Future[None] = Future()
+    speaks(workers, gate, httpx.ReadError("gone"))
+    job_id = create(gateway.client, SPEECH, SAID, LATER)["id"]
+
+    with gateway.client.stream("GET", f"/v1/jobs/{job_id}/sound") as stream:
+        pieces = stream.iter_raw()
+        assert next(pieces) == b"RI"
+        gate.set_result(None)
+        with pytest.raises(httpx.RemoteProtocolError):
+            list(pieces)
+
+
+def test_there_is_nothing_to_hear_of_a_mesh_or_of_what_was_cancelled(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    mesh_id = create(gateway.client)["id"]
+    assert error_of(gateway.client.get(f"/v1/jobs/{mesh_id}/sound"))["code"] == "output_not_found"
+    gate: Future[None] = Future()
+    works(workers, gate)
+    job_id = create(gateway.client, SPEECH, SAID, LATER)["id"]
+    gateway.client.post(f"/v1/jobs/{job_id}/cancel")
+    gate.set_result(None)
+    assert error_of(gateway.client.get(f"/v1/jobs/{job_id}/sound"))["code"] == "job_not_completed"
+
+
 def test_who_follows_what_is_deleted_sees_its_end(
     gateway: Gateway, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,7 +155,8 @@ def test_a_providers_model_gets_what_came_under_its_own_name(run: Start, first: 
 
 
 def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> None:
-    listed = [{"id": "tiny-sd", "state": "ready", "num_bytes": 7}, {"id": "nobody's", "state": "ready"}]
+    busy = {"num_waiting": 3, "num_active": 2, "batch_size": 2}
+    listed = [{"id": "tiny-sd", "state": "ready", "num_bytes": 7, **busy}, {"id": "nobody's", "state": "ready"}]
     second.chunks = (json.dumps({"data": listed}).encode(),)
     gateway = run()
     admin = create(gateway, scopes=["admin"])["key"]
@@ -169,7 +170,8 @@ def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> N
     assert models(image) == {"tiny-sd": "ready"}
     assert models(named) == {"gpt": "external"}
     assert set(models(admin)) == {*(model.id for model in load_models()), "gpt", "other"}
-    assert gateway.client.get("/v1/models/tiny-sd", headers=bearer(image)).json()["num_bytes"] == 7
+    described = gateway.client.get("/v1/models/tiny-sd", headers=bearer(image)).json()
+    assert {**described, "num_bytes": 7, **busy} == described
     hidden = gateway.client.get("/v1/models/tiny-sd", headers=bearer(named))
     assert (hidden.status_code, error_of(hidden)["code"]) == (404, "model_not_found")
     assert gateway.client.get("/v1/models/gpt", headers=bearer(named)).json()["owned_by"] == "provider"

@@ -89,6 +89,16 @@ async def test_hours_come_in_pages_and_only_to_those_who_may_see_them(tmp_path: 
         assert len((await client.get(PATH, params={"bucket_width": "1h"})).json()["data"]) == 24
 
 
+async def test_the_log_is_read_by_modality(tmp_path: Path) -> None:
+    async with asked_by(ANYBODY, tmp_path) as client:
+        found = [
+            (await client.get("/v1/usage", params={"modality": names})).json() for names in ("audio", "audio,image")
+        ]
+        assert [len(page["data"]) for page in found] == [4, 8]
+        assert {entry["modality"] for entry in found[0]["data"]} == {"audio"}
+        assert (await client.get("/v1/usage", params={"modality": "smell"})).status_code == 422
+
+
 async def test_everything_in_one_says_all_that_is_counted(tmp_path: Path) -> None:
     found = await answer(tmp_path, bucket_width="all")
 

@@ -450,6 +450,7 @@ class TestJson:
             "until",
             "limit",
             "after",
+            "modality",
             "format",
         }
         entry = document["components"]["schemas"]["Entry"]

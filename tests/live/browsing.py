@@ -61,11 +61,8 @@ class Visitor:
         self.settle()
 
     def set(self, label: str, value: str) -> None:
-        """Fill an option in; the options are shown for that."""
+        """Fill an option in."""
         field = self.page.get_by_label(label, exact=True)
-        if not field.is_visible():
-            self.page.get_by_text("Model and options").click()
-        self.settle()
         field.fill(value)
         field.press("Enter")
         expect(field).to_have_value(value)

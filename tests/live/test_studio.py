@@ -1,17 +1,21 @@
 """The studio in a real browser: every modality made and downloaded, and what goes wrong said."""
 
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.live.browsing import LONG, Visitor, chromium
+from tests.live.browsing import INVITATIONS, LONG, Visitor, chromium
 from tests.live.conftest import TASKS, System, free_ports, started
 from tests.live.pictures import png
+from tests.live.test_crash import serving_process
 
 Visit = Callable[[System], Visitor]
 NUMBERS = count(1)
@@ -78,6 +82,22 @@ def test_options_are_what_is_asked_for(system: System, visit: Visit, client: htt
     assert job["asked"]["num_inference_steps"] == 7
 
 
+def test_a_list_stays_open_while_jobs_end(system: System, visit: Visit, client: httpx.Client) -> None:
+    visitor = visit(system)
+    asked = begun_slowly(client, visitor)
+    size = visitor.page.get_by_label("Size", exact=True)
+    size.click()
+    wanted = visitor.page.get_by_role("option", name="256x256", exact=True)
+    expect(wanted).to_be_visible()
+    job = next(job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked)
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    expect(visitor.card(asked)).to_contain_text("Cancelled.", timeout=LONG)
+    visitor.settle()
+
+    wanted.click()
+    expect(size).to_have_value("256x256")
+
+
 def test_text_is_written_and_downloaded(system: System, visit: Visit) -> None:
     visitor = visit(system)
     visitor.open()
@@ -90,6 +110,21 @@ def test_text_is_written_and_downloaded(system: System, visit: Visit) -> None:
     text = visitor.download(visitor.page.locator("body"), "Text").decode()
     assert text.startswith("user: Tell me a story\n\nassistant: ")
     assert answer.split()[0] in text
+
+
+def test_a_conversation_outlives_the_page_and_no_other_browser_sees_it(system: System, visit: Visit) -> None:
+    visitors = {words("Tell me a story"): visit(system) for _ in range(2)}
+    for visitor in visitors.values():
+        visitor.open()
+    for asked, visitor in visitors.items():  # both are written at the same time
+        visitor.say(asked)
+    for asked, visitor in visitors.items():
+        expect(visitor.page.get_by_text(re.compile(r"\d+ tokens"))).to_be_visible(timeout=LONG)
+        visitor.open()
+        expect(visitor.page.get_by_text(re.compile(r"\d+ tokens"))).to_be_visible(timeout=LONG)
+        expect(visitor.page.get_by_test_id("stChatMessage")).to_have_count(2)
+        expect(visitor.page.get_by_test_id("stChatMessage").first).to_contain_text(asked)
+        assert urlsplit(visitor.page.url).query == ""
 
 
 @pytest.mark.parametrize(
@@ -119,6 +154,25 @@ def test_a_modality_is_made_shown_and_downloaded(
     expect(card).to_contain_text(re.compile(r"seed \d+ · \d+\.\d s"))
     for button, part in files.items():
         assert part in visitor.download(card, button), button
+
+
+def test_speech_plays_while_it_is_made_and_goes_on_when_it_is_whole(
+    system: System, visit: Visit, client: httpx.Client
+) -> None:
+    visitor = visit(system)
+    asked = words("a tale") + "." + " It goes on and on." * 40
+    visitor.open()
+    visitor.choose("Speech")
+    visitor.say(asked)
+    player = visitor.card(asked).locator("audio")
+    expect(player).to_be_visible(timeout=LONG)
+    player.evaluate("player => new Promise(heard => player.addEventListener('timeupdate', heard))")
+    [job] = [job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked]
+    assert job["status"] == "in_progress"
+
+    begun = player.element_handle()
+    expect(visitor.card(asked).get_by_role("button", name="MP3")).to_be_visible(timeout=LONG)
+    assert player.evaluate("(player, begun) => player === begun && !player.error", begun)
 
 
 def test_a_mesh_turns_under_the_mouse_and_the_keys(system: System, visit: Visit) -> None:
@@ -192,6 +246,60 @@ def test_the_page_is_not_frozen_while_something_is_made(system: System, visit: V
     visitor.choose("Image")
     visitor.card(asked).get_by_role("button", name="Cancel").dispatch_event("click")
     expect(visitor.card(asked)).to_contain_text("Cancelled.", timeout=LONG)
+
+
+def test_a_worker_that_is_killed_is_said_to_be_away_and_the_work_goes_on_when_it_is_back(
+    system: System, visit: Visit, client: httpx.Client
+) -> None:
+    visitor = visit(system)
+    asked = begun_slowly(client, visitor, "256x256", 40, 1)
+    os.kill(serving_process(system, "image").pid, signal.SIGKILL)
+
+    card = visitor.card(asked)
+    expect(card).to_contain_text("The job waits until it is back; nothing is lost.", timeout=LONG)
+    expect(card.get_by_role("button", name="PNG")).to_be_visible(timeout=3 * LONG)
+
+
+def test_all_can_be_done_with_the_keyboard(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    keyboard, asked = visitor.page.keyboard, words("a boat")
+    reach(visitor, "Text")
+    keyboard.press("ArrowRight")
+    if not visitor.page.get_by_label(re.compile("^Describe a picture")).is_visible():
+        keyboard.press("Enter")
+    expect(visitor.page.get_by_label(re.compile("^Describe a picture"))).to_be_visible(timeout=LONG)
+    visitor.settle()
+    reach(visitor, "Describe a picture, or attach one and say what becomes of it")
+    keyboard.type(asked)
+    keyboard.press("Enter")
+
+    expect(visitor.card(asked).get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
+
+
+def reach(visitor: Visitor, name: str) -> None:
+    """Press Tab until what has that name has the focus."""
+    for _ in range(100):
+        visitor.page.keyboard.press("Tab")
+        if visitor.page.evaluate("document.activeElement.ariaLabel || document.activeElement.innerText") == name:
+            return
+    raise AssertionError(f"{name} cannot be reached")
+
+
+@pytest.mark.parametrize("path", ["/", "/gallery", "/usage", "/models", "/access", "/key"])
+def test_whatever_can_be_used_has_a_name_for_screen_readers(system: System, visit: Visit, path: str) -> None:
+    visitor = visit(system)
+    visitor.open(path)
+    for modality in INVITATIONS if path == "/" else [""]:
+        if modality:
+            visitor.choose(modality)
+        else:
+            visitor.page.wait_for_load_state("networkidle")
+        tree = visitor.page.locator("body").aria_snapshot()
+        states = r"(?: \[[^\]]*\])*"
+        fields = rf"^ *- (?:button|link|textbox|combobox|spinbutton|radio|progressbar|searchbox){states}(?::.*)?$"
+        pictures = rf"^ *- img{states}$"  # a chart is told by its words, and named around them
+        assert re.findall(f"{fields}|{pictures}", tree, re.MULTILINE) == [], tree
 
 
 def test_the_gallery_finds_shows_and_deletes(system: System, visit: Visit, client: httpx.Client) -> None:

@@ -420,6 +420,8 @@ async def test_the_queue_length_is_exact(bench: Bench) -> None:
     assert bench.queue_length == 3
     waiting[1].cancel()
     assert bench.queue_length == 2
+    seen = bench.engine.look("model")
+    assert (seen.num_waiting, seen.num_active, seen.batch_size) == (2, 1, 1)
 
     gate.opened.set()
     for generation in (running, waiting[0], waiting[2]):

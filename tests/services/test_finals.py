@@ -32,6 +32,7 @@ from services.responses import chosen, negotiated, wants_final
 from services.schema import FINAL_EVENTS
 from tests.services.encoding import PROVENANCE, png_encoder, wav_encoder
 
+MAX_LENGTHS = 32  # bytes in the head of a sound, which are not known while it is made
 DONE = Done({"frames": 3.0})
 SILENCE = Sound(np.zeros(24_000, np.float32), 24_000)
 
@@ -52,7 +53,10 @@ def sent(files: Files, *outputs: Any) -> dict[str, tuple[str, bytes]]:
     found: dict[str, tuple[str, bytes]] = {}
     content = b""
     *told, last = events(stream)
+    heard = b"".join(base64.b64decode(data["b64"]) for name, data in told if name == "sound")
     for name, data in told:
+        if name == "sound":
+            continue
         if name == "output":
             piece = base64.b64decode(data["b64"], validate=True)
             assert 0 < len(piece) <= PIECE
@@ -64,6 +68,9 @@ def sent(files: Files, *outputs: Any) -> dict[str, tuple[str, bytes]]:
             found[data["variant"]] = (data["media_type"], content)
             content = b""
     assert content == b""
+    for _, file in found.values() if heard else ():
+        assert len(heard) <= len(file)
+        assert sum(a != b for a, b in zip(heard, file, strict=False)) <= MAX_LENGTHS
     assert last == ("done", {"finish_reason": "stop", "usage": {"frames": 3.0}})
     return found
 

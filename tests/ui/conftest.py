@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from streamlit.runtime.context import ContextProxy
 from streamlit.testing.v1 import AppTest
 
 from tests.ui.gateway import Gateway, serving
@@ -15,6 +16,7 @@ LONG = 30  # seconds
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     with serving() as playing:
         monkeypatch.setenv("ATELIER_URL", playing.url)
+        monkeypatch.setattr(ContextProxy, "cookies", {})  # AppTest has mocks there, others at each run
         yield playing
 
 

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 from streamlit.testing.v1 import AppTest
 
+from tests.live.pictures import png
 from tests.ui.conftest import job, model, page_of
 from tests.ui.gateway import Gateway, refusal
 
@@ -80,6 +82,18 @@ def test_again_is_the_same_with_another_seed(serving: Gateway, visit: Visit) -> 
     [body] = bodies(serving, "/v1/images/generations")
     assert body["prompt"] == "a boat"
     assert body["seed"] != 5
+
+
+def test_another_format_is_the_same_with_the_same_seed(serving: Gateway, visit: Visit) -> None:
+    picture = {"variant": "image", "media_type": "image/png", "url": "/v1/jobs/job_1/content"}
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", asked={"prompt": "a boat"}, outputs=[picture]))
+    serving.answers["GET", "/v1/jobs/job_1/content"] = Response(png(), media_type="image/png")
+    serving.answers["POST", "/v1/images/generations"] = {"id": "job_2"}
+    page = visit(task="image")
+    assert {button.label for button in page.button} >= {"WEBP", "JPEG"}
+    labelled(page, "WEBP").click().run()
+
+    assert bodies(serving, "/v1/images/generations") == [{"prompt": "a boat", "seed": 5, "output_format": "webp"}]
 
 
 def test_what_was_made_of_a_picture_that_is_not_here_cannot_be_made_again(serving: Gateway, visit: Visit) -> None:
