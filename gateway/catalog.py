@@ -227,10 +227,7 @@ class Catalog:
             WorkerUnreachable: none answers.
             WorkerRefused: the one that does says anything but a success.
         """
-        return await self._ask(self._ours(task, model).replicas, path, query)
-
-    async def _ask(self, replicas: Replicas, path: str, query: Mapping[str, str]) -> bytes:
-        for replica in replicas.in_order():
+        for replica in self._ours(task, model).replicas.in_order():
             question = self._http.build_request("GET", f"{replica.url}{path}", params=query, timeout=ASK_SECONDS)
             with suppress(httpx.RequestError):
                 answer = await self._http.send(question, stream=True)
