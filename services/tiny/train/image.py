@@ -42,7 +42,7 @@ PLAN = Plan(
     num_scenes=40_000,
     codec=Course("codec", num_steps=2000, rate=2e-3, seed=SEED),
     finish=Course("finish", num_steps=1000, rate=6e-4, seed=SEED + 1),
-    painter=Course("painter", num_steps=5000, rate=1e-3, seed=SEED + 2),
+    painter=Course("painter", num_steps=10_000, rate=1e-3, seed=SEED + 2),
 )
 
 
