@@ -1,14 +1,20 @@
-"""The recipes by name, and `ensure`, which builds one that is absent or stale; loads torch only to build."""
+"""The recipes by name, and `ensure`, which builds one that is absent or stale; loads torch only to build.
+
+Weights that were trained and are part of this package take the place of random ones.
+"""
 
 import hashlib
 import logging
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from services.tiny import folder
+
+TRAINED = Path(__file__).parent / "trained"
 
 
 def _text(target: Path) -> None:
@@ -78,8 +84,8 @@ RECIPES: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def ensure(recipe: str, root: Path) -> Path:
-    """Return `root/recipe`, built when it is absent or stale.
+def ensure(recipe: str, root: Path, trained: Path = TRAINED) -> Path:
+    """Return `root/recipe`: a copy of `trained/recipe` where that exists, else built; both when absent or stale.
 
     Safe in several processes at once. The caller's random state stays as it was.
 
@@ -94,12 +100,24 @@ def ensure(recipe: str, root: Path) -> Path:
         with _without_torchvision_hint(), _with_os_errors():
             write(target)
 
-    return folder.fill(root / recipe, stamp(recipe), write_quietly)
+    def copy(target: Path) -> None:
+        shutil.copytree(trained / recipe, target, dirs_exist_ok=True)
+
+    is_trained = (trained / recipe).is_dir()
+    return folder.fill(root / recipe, stamp(recipe, trained), copy if is_trained else write_quietly)
 
 
-def stamp(recipe: str) -> str:
-    """Return a hash over all that the recipe's bytes depend on: this package and the libraries' versions."""
+def stamp(recipe: str, trained: Path = TRAINED) -> str:
+    """Return a hash over all that the recipe's bytes depend on.
+
+    Those are the files of what was trained; of what is random, this package and the libraries' versions.
+    """
     digest = hashlib.sha256()
+    if (trained / recipe).is_dir():
+        for file in sorted(path for path in (trained / recipe).rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(trained)}\n{file.stat().st_size}\n".encode())
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     for library in _libraries(recipe):

@@ -1,11 +1,16 @@
 """The four tokenizers, each of its architecture's own kind; each knows its whole alphabet and few words or none."""
 
+import json
+from collections.abc import Iterable
+from typing import Any
+
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 MAX_CONTEXT = 2048  # tokens of a chat
 MAX_SPEECH = 256  # tokens of a text to speak
 MAX_PROMPT = 77  # tokens of a prompt to draw
+MAX_CAPTION = 32  # tokens of what is said about a picture of shapes
 MAX_SCENE = 512  # tokens of a prompt to film
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
@@ -57,6 +62,22 @@ def prompt_tokenizer() -> CLIPTokenizer:
     letters = _byte_letters()
     pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab=_numbered(pieces), merges=[], model_max_length=MAX_PROMPT)
+
+
+def caption_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
+    """Return CLIP's byte-level BPE with a token for each of these words; others are spelt."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
+    )  # it ends earlier: when there is nothing left to join
+    bpe.train_from_iterator(sorted(set(words)), trainer)
+    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    letters = _byte_letters()
+    joined = ["".join(pair) for pair in merges]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *joined, "<|startoftext|>", "<|endoftext|>"]
+    made: Any = CLIPTokenizer  # its own hints say that merges are texts; it takes pairs
+    tokenizer: CLIPTokenizer = made(vocab=_numbered(pieces), merges=merges, model_max_length=MAX_CAPTION)
+    return tokenizer
 
 
 def film_tokenizer() -> T5Tokenizer:

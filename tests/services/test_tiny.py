@@ -183,6 +183,27 @@ def test_of_two_builds_at_once_one_writes_and_both_end_well(tmp_path: Path) -> N
     assert len(written) == 1
 
 
+# --- trained weights ---
+
+
+def test_trained_weights_take_the_place_of_random_ones(tmp_path: Path) -> None:
+    weights = tmp_path / "trained" / "mesh" / "prior" / "weights"
+    weights.parent.mkdir(parents=True)
+    for words in ("learned", "learned more"):
+        weights.write_text(words)
+        checkpoint = ensure("mesh", tmp_path / "tiny", tmp_path / "trained")
+        assert (checkpoint / "prior" / "weights").read_text() == words
+        assert names(checkpoint) == {"prior", folder.STAMP}
+
+
+def test_what_is_not_trained_is_random(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "trained" / "mesh").mkdir(parents=True)
+
+    ensure("mesh_image", tmp_path, tmp_path / "trained")
+
+    assert digests(tmp_path / "mesh_image") == digests(root / "mesh_image")
+
+
 # --- the command ---
 
 

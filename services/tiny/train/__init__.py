@@ -1,0 +1,1 @@
+"""Recipes that train the tiny checkpoints on what this package makes up itself."""

@@ -1,0 +1,55 @@
+"""`python -m services.tiny.train MODALITY`: trains a tiny checkpoint, and goes on where it stopped."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from services.tiny.build import TRAINED
+
+
+def _image(scratch: Path) -> Any:
+    from services.tiny.train import image
+
+    return image.train(scratch, image.PLAN)
+
+
+RECIPES: Mapping[str, Callable[[Path], Any]] = {"image": _image}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what was asked for, and write its weights."""
+    options = _parser().parse_args(arguments)
+    scratch = options.scratch / options.modality
+    scratch.mkdir(parents=True, exist_ok=True)
+    trained = RECIPES[options.modality](scratch)
+    folder = TRAINED / options.modality
+    trained.save_pretrained(folder)
+    _halve(folder)
+    return 0
+
+
+def _halve(folder: Path) -> None:
+    """Store the weights in half precision; their configurations still say that they are loaded in single."""
+    for file in folder.rglob("*.safetensors"):
+        weights = {name: tensor.half() for name, tensor in load_file(file).items()}
+        save_file(weights, file, {"format": "pt"})
+        file.chmod(0o644)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m services.tiny.train", description=__doc__)
+    data_dir = Path(os.environ.get("ATELIER_DATA_DIR") or ".atelier")
+    parser.add_argument(
+        "--scratch", type=Path, default=data_dir / "train", help="where it goes on from (default: %(default)s)"
+    )
+    parser.add_argument("modality", choices=RECIPES)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

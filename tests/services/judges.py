@@ -1,0 +1,123 @@
+"""Judges of what a trained tiny checkpoint makes: plain measurements, which know nothing of its training."""
+
+import colorsys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+HUES = (("red", 15), ("orange", 42), ("yellow", 70), ("green", 175), ("blue", 252), ("purple", 325), ("red", 361))
+DARK = 80  # of 255: where all channels are darker, it is black
+GREY = 0.3  # of the brightest channel: where all are as near to it, it is black or white
+NUM_SPECKS = 16  # pixels: what is smaller is no shape
+RIM = 0.25  # of a patch's pixels: where fewer are surrounded by others, it is no shape either
+LARGE = 17.0  # pixels: the root of a large shape's area is larger, a small one's is smaller
+SQUARE, TRIANGLE = 0.89, 0.655  # how much of its bounding box a shape fills, at least and at most
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A patch of one colour: its middle and size in parts of the picture's height."""
+
+    colour: str
+    kind: str
+    x: float
+    y: float
+    num_pixels: int
+
+    @property
+    def size(self) -> str:
+        """Small or large, in a picture of 64 pixels."""
+        return "large" if self.num_pixels**0.5 > LARGE else "small"
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is to be seen in a picture."""
+
+    background: str
+    shapes: tuple[Shape, ...]  # the largest first
+
+    def find(self, colour: str, kind: str, size: str = "") -> Shape | None:
+        """The largest shape of this colour, if it is of this kind, and of this size where one is named."""
+        shape = next((shape for shape in self.shapes if shape.colour == colour), None)
+        is_meant = shape is not None and shape.kind == kind and size in ("", shape.size)
+        return shape if is_meant else None
+
+
+RELATIONS: dict[str, Callable[[Shape, Shape], bool]] = {
+    "above": lambda one, other: one.y < other.y,
+    "below": lambda one, other: one.y > other.y,
+    "to the left of": lambda one, other: one.x < other.x,
+    "to the right of": lambda one, other: one.x > other.x,
+}
+PLACES: dict[str, Callable[[Shape], bool]] = {
+    "": lambda shape: True,
+    "at the top": lambda shape: shape.y < 0.45,
+    "at the bottom": lambda shape: shape.y > 0.55,
+    "on the left": lambda shape: shape.x < 0.45,
+    "on the right": lambda shape: shape.x > 0.55,
+}
+
+
+def look(picture: NDArray[np.uint8]) -> Sight:
+    """Name the colour along the edges, and every patch of another colour."""
+    names = np.array([[_colour(*pixel) for pixel in row] for row in picture.tolist()])
+    edges = np.concatenate([names[0], names[-1], names[:, 0], names[:, -1]])
+    found, counts = np.unique(edges, return_counts=True)
+    background = str(found[counts.argmax()])
+    shapes = [
+        _shape(colour, patch, len(names))
+        for colour in sorted(set(names.flatten().tolist()) - {background})
+        for patch in _patches(names == colour)
+    ]
+    return Sight(background, tuple(sorted(shapes, key=lambda shape: -shape.num_pixels)))
+
+
+def luck(num_passed: int, num_asked: int, chance: float) -> float:
+    """How likely at least so many pass where each passes by chance."""
+    outcomes = range(num_passed, num_asked + 1)
+    return sum(comb(num_asked, n) * chance**n * (1 - chance) ** (num_asked - n) for n in outcomes)
+
+
+def _colour(red: int, green: int, blue: int) -> str:
+    hue, saturation, brightest = colorsys.rgb_to_hsv(red, green, blue)
+    if brightest < DARK or saturation < GREY:
+        return "black" if brightest < 128 else "white"
+    return next(name for name, end in HUES if 360 * hue < end)
+
+
+def _patches(mask: NDArray[np.bool_]) -> Sequence[NDArray[np.intp]]:
+    """List the connected patches, each as (pixels, 2): rows and columns."""
+    left = set(zip(*(axis.tolist() for axis in mask.nonzero()), strict=True))
+    patches = []
+    while left:
+        patch = [left.pop()]
+        for row, column in patch:  # grows while it is gone through
+            for near in _neighbours(row, column):
+                if near in left:
+                    left.remove(near)
+                    patch.append(near)
+        if len(patch) >= NUM_SPECKS and not _is_rim(patch):
+            patches.append(np.array(patch))
+    return patches
+
+
+def _is_rim(patch: Sequence[tuple[int, int]]) -> bool:
+    """Whether the patch is a line, as where two colours blend into a third."""
+    pixels = set(patch)
+    num_inner = sum(pixels.issuperset(_neighbours(*pixel)) for pixel in pixels)
+    return num_inner < RIM * len(pixels)
+
+
+def _neighbours(row: int, column: int) -> Sequence[tuple[int, int]]:
+    return (row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)
+
+
+def _shape(colour: str, patch: NDArray[np.intp], height: int) -> Shape:
+    y, x = (patch.mean(axis=0) + 0.5) / height
+    fill = len(patch) / np.prod(np.ptp(patch, axis=0) + 1)
+    kind = "square" if fill > SQUARE else "triangle" if fill < TRIANGLE else "circle"
+    return Shape(colour, kind, float(x), float(y), len(patch))
