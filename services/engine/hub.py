@@ -15,8 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import httpx
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+import httpx2
+from huggingface_hub import constants, get_cached_repo_tree, get_session, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -65,9 +65,19 @@ def fetch(model_id: str, hub: HubFiles, tell: Tell | None = None, *, checks_all:
             if constants.is_offline_mode():
                 raise
             _check_room(model_id, hub, before)
+            _knock()
             folder = _snapshot(hub, tqdm_class=_bar(tell) if tell else tqdm)
         _check(model_id, folder, _blobs(hub).keys() - (() if checks_all else before.keys()))
     return folder
+
+
+def _knock() -> None:
+    """Find out at once whether anybody is there: the library would try for half a minute, and other models wait.
+
+    Raises:
+        httpx2.TransportError: nobody is.
+    """
+    get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _snapshot(hub: HubFiles, **options: Any) -> Path:
@@ -84,7 +94,7 @@ def _in_a_sentence(model_id: str, hub: HubFiles) -> Iterator[None]:
     except IncompleteSnapshotError as error:
         missing = ", ".join(_missing(Path(error.snapshot_path), hub)) or "some of its files"
         raise ModelUnavailable(f"model '{model_id}' ({where}) lacks {missing}; {hint}", retry_after=30) from error
-    except OSError as error:  # the hub's own errors are OSErrors too
+    except (OSError, httpx2.TransportError) as error:  # the hub's own errors are OSErrors too
         said = f"model '{model_id}' could not be fetched from the hub ({where})"
         if lasting := _lasting(error):
             raise ModelUnavailable(f"{said}: {lasting}") from error
@@ -94,7 +104,7 @@ def _in_a_sentence(model_id: str, hub: HubFiles) -> Iterator[None]:
         raise ModelUnavailable(f"{said}: {because}; {hint}", retry_after=30) from error
 
 
-def _lasting(error: OSError) -> str | None:
+def _lasting(error: Exception) -> str | None:
     """Say what the operator has to do something about, if that is why."""
     for each in chain(error):
         match each:
@@ -109,14 +119,14 @@ def _lasting(error: OSError) -> str | None:
     return system_reason(error)
 
 
-def _passing(error: OSError) -> str:
+def _passing(error: Exception) -> str:
     for each in chain(error):
         match each:
             case HfHubHTTPError():
                 return f"it answers {each.response.status_code}"
-            case httpx.TransportError():
+            case httpx2.TransportError():
                 return "it cannot be reached"
-    said = error.strerror or str(error)
+    said = getattr(error, "strerror", None) or str(error)
     if UNREACHED.search(said):
         return "it cannot be reached"
     return said.strip().partition("\n")[0].rstrip(".") or type(error).__name__

@@ -8,6 +8,7 @@ import pytest
 from tests.services.hubs import REVISION, Hub, entry, files_of, run_steps, serving
 
 MODEL = "model.safetensors"
+UNREACHED = "it cannot be reached; 'atelier models pull tiny' fetches it where there is a network"
 FETCHED_AT_ONCE = f"/test/tiny/resolve/{REVISION}/"
 
 
@@ -65,6 +66,17 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path, changes: dict[str,
 def test_what_the_hub_does_not_give(hub: Hub, tmp_path: Path, refusal: tuple[int, str], sentence: str) -> None:
     hub.refusal = refusal
     assert opened(tmp_path, hub).endswith(f": {sentence}")
+
+
+def test_whoever_does_not_answer_is_asked_once(hub: Hub, tmp_path: Path) -> None:
+    hub.hangs_up = True
+    said = opened(tmp_path, hub)
+    with serving(Hub({})) as gone:
+        pass
+
+    assert said.endswith(f" GB): {UNREACHED}")
+    assert hub.asked == []  # for what the library would have tried again and again
+    assert opened(tmp_path, gone) == said
 
 
 def test_a_disk_that_is_full_while_files_come(hub: Hub, tmp_path: Path) -> None:
