@@ -12,7 +12,7 @@ from services.engine import default_type, memory
 from services.engine.engine import Engine, Limits
 from services.engine.failures import in_a_sentence
 from services.engine.hub import address
-from services.engine.libraries import let_them_log_as_we_do
+from services.engine.libraries import draw_no_bars, let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.slots import Room, Slot
 from services.engine.stepper import Stepper
@@ -90,6 +90,7 @@ def weigh(stepper: Stepper[Any]) -> int:
 
 def load(make: Make, model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its libraries are imported here."""
+    draw_no_bars(model.task)
     if settings.log_format == "json":
         let_them_log_as_we_do(model.task)
     from services.engine.weights import find_folder, wants_safetensors  # needs torch, which a model imports anyway
