@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 from huggingface_hub import constants, get_cached_repo_tree, get_session, snapshot_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     IncompleteSnapshotError,
@@ -66,7 +67,7 @@ def fetch(model_id: str, hub: HubFiles, tell: Tell | None = None, *, checks_all:
                 raise
             _check_room(model_id, hub, before)
             _knock()
-            folder = _snapshot(hub, tqdm_class=_bar(tell) if tell else tqdm)
+            folder = _snapshot(hub, tqdm_class=_bar(tell, hub) if tell else tqdm)
         _check(model_id, folder, _blobs(hub).keys() - (() if checks_all else before.keys()))
     return folder
 
@@ -133,14 +134,25 @@ def _passing(error: Exception) -> str:
 
 
 def _missing(folder: Path, hub: HubFiles) -> list[str]:
-    listed = [file.path for file in get_cached_repo_tree(hub.repository, revision=hub.revision)]
-    wanted = [path for path in listed if any(fnmatch(path, pattern) for pattern in hub.files)]
-    return [path for path in wanted if not (folder / path).is_file()]
+    return [path for path in _sizes(hub) if not (folder / path).is_file()]
+
+
+def _sizes(hub: HubFiles) -> dict[str, int]:
+    """Map its files to how many bytes each has, by the hub's list; empty where no list has been kept."""
+    try:
+        listed = get_cached_repo_tree(hub.repository, revision=hub.revision)
+    except CachedRepoTreeNotFoundError:
+        return {}
+    return {file.path: file.size for file in listed if any(fnmatch(file.path, pattern) for pattern in hub.files)}
+
+
+def _cache(hub: HubFiles) -> Path:
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{hub.repository.replace('/', '--')}"
 
 
 def _blobs(hub: HubFiles) -> dict[str, int]:
     """The names of what is here of a repository, and how many bytes each has."""
-    folder = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{hub.repository.replace('/', '--')}" / "blobs"
+    folder = _cache(hub) / "blobs"
     if not folder.is_dir():
         return {}
     return {blob.name: blob.stat().st_size for blob in folder.iterdir() if blob.suffix != ".incomplete"}
@@ -181,18 +193,27 @@ def _digest(blob: Path) -> str:
     return digest.hexdigest()
 
 
-def _bar(tell: Tell) -> type[tqdm]:
-    """Make a bar that nobody sees, and that tells of the bytes on the disk."""
+def _bar(tell: Tell, hub: HubFiles) -> type[tqdm]:
+    """Make a bar that nobody sees, and that tells of the bytes on the disk.
+
+    The library's own total has only the files that it has begun with.
+    """
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._is_told = "Reconstructing" in (kwargs.get("desc") or "")  # not of those on their way as well
             super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
+            if self._is_told:
+                sizes = _sizes(hub)
+                self._num_wanted = sum(sizes.values())
+                missing = _missing(_cache(hub) / "snapshots" / hub.revision, hub)
+                self._num_before = self._num_wanted - sum(sizes[path] for path in missing)
+                tell(self._num_before, self._num_wanted)
 
         def update(self, n: float | None = 1) -> bool | None:
             shown: bool | None = super().update(n)
             if self._is_told:
-                tell(int(self.n), int(self.total or 0))
+                tell(self._num_before + int(self.n), self._num_wanted)
             return shown
 
     return Bar
