@@ -15,9 +15,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import httpx
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+import httpx2
+from huggingface_hub import constants, get_cached_repo_tree, get_session, snapshot_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     IncompleteSnapshotError,
@@ -65,9 +66,19 @@ def fetch(model_id: str, hub: HubFiles, tell: Tell | None = None, *, checks_all:
             if constants.is_offline_mode():
                 raise
             _check_room(model_id, hub, before)
-            folder = _snapshot(hub, tqdm_class=_bar(tell) if tell else tqdm)
+            _knock()
+            folder = _snapshot(hub, tqdm_class=_bar(tell, hub) if tell else tqdm)
         _check(model_id, folder, _blobs(hub).keys() - (() if checks_all else before.keys()))
     return folder
+
+
+def _knock() -> None:
+    """Find out at once whether anybody is there: the library would try for half a minute, and other models wait.
+
+    Raises:
+        httpx2.TransportError: nobody is.
+    """
+    get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _snapshot(hub: HubFiles, **options: Any) -> Path:
@@ -84,7 +95,7 @@ def _in_a_sentence(model_id: str, hub: HubFiles) -> Iterator[None]:
     except IncompleteSnapshotError as error:
         missing = ", ".join(_missing(Path(error.snapshot_path), hub)) or "some of its files"
         raise ModelUnavailable(f"model '{model_id}' ({where}) lacks {missing}; {hint}", retry_after=30) from error
-    except OSError as error:  # the hub's own errors are OSErrors too
+    except (OSError, httpx2.TransportError) as error:  # the hub's own errors are OSErrors too
         said = f"model '{model_id}' could not be fetched from the hub ({where})"
         if lasting := _lasting(error):
             raise ModelUnavailable(f"{said}: {lasting}") from error
@@ -94,7 +105,7 @@ def _in_a_sentence(model_id: str, hub: HubFiles) -> Iterator[None]:
         raise ModelUnavailable(f"{said}: {because}; {hint}", retry_after=30) from error
 
 
-def _lasting(error: OSError) -> str | None:
+def _lasting(error: Exception) -> str | None:
     """Say what the operator has to do something about, if that is why."""
     for each in chain(error):
         match each:
@@ -109,28 +120,39 @@ def _lasting(error: OSError) -> str | None:
     return system_reason(error)
 
 
-def _passing(error: OSError) -> str:
+def _passing(error: Exception) -> str:
     for each in chain(error):
         match each:
             case HfHubHTTPError():
                 return f"it answers {each.response.status_code}"
-            case httpx.TransportError():
+            case httpx2.TransportError():
                 return "it cannot be reached"
-    said = error.strerror or str(error)
+    said = getattr(error, "strerror", None) or str(error)
     if UNREACHED.search(said):
         return "it cannot be reached"
     return said.strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _missing(folder: Path, hub: HubFiles) -> list[str]:
-    listed = [file.path for file in get_cached_repo_tree(hub.repository, revision=hub.revision)]
-    wanted = [path for path in listed if any(fnmatch(path, pattern) for pattern in hub.files)]
-    return [path for path in wanted if not (folder / path).is_file()]
+    return [path for path in _sizes(hub) if not (folder / path).is_file()]
+
+
+def _sizes(hub: HubFiles) -> dict[str, int]:
+    """Map its files to how many bytes each has, by the hub's list; empty where no list has been kept."""
+    try:
+        listed = get_cached_repo_tree(hub.repository, revision=hub.revision)
+    except CachedRepoTreeNotFoundError:
+        return {}
+    return {file.path: file.size for file in listed if any(fnmatch(file.path, pattern) for pattern in hub.files)}
+
+
+def _cache(hub: HubFiles) -> Path:
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{hub.repository.replace('/', '--')}"
 
 
 def _blobs(hub: HubFiles) -> dict[str, int]:
     """The names of what is here of a repository, and how many bytes each has."""
-    folder = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{hub.repository.replace('/', '--')}" / "blobs"
+    folder = _cache(hub) / "blobs"
     if not folder.is_dir():
         return {}
     return {blob.name: blob.stat().st_size for blob in folder.iterdir() if blob.suffix != ".incomplete"}
@@ -171,18 +193,27 @@ def _digest(blob: Path) -> str:
     return digest.hexdigest()
 
 
-def _bar(tell: Tell) -> type[tqdm]:
-    """Make a bar that nobody sees, and that tells of the bytes on the disk."""
+def _bar(tell: Tell, hub: HubFiles) -> type[tqdm]:
+    """Make a bar that nobody sees, and that tells of the bytes on the disk.
+
+    The library's own total has only the files that it has begun with.
+    """
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._is_told = "Reconstructing" in (kwargs.get("desc") or "")  # not of those on their way as well
             super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
+            if self._is_told:
+                sizes = _sizes(hub)
+                self._num_wanted = sum(sizes.values())
+                missing = _missing(_cache(hub) / "snapshots" / hub.revision, hub)
+                self._num_before = self._num_wanted - sum(sizes[path] for path in missing)
+                tell(self._num_before, self._num_wanted)
 
         def update(self, n: float | None = 1) -> bool | None:
             shown: bool | None = super().update(n)
             if self._is_told:
-                tell(int(self.n), int(self.total or 0))
+                tell(self._num_before + int(self.n), self._num_wanted)
             return shown
 
     return Bar

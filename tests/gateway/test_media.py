@@ -156,7 +156,11 @@ def test_a_providers_model_gets_what_came_under_its_own_name(run: Start, first: 
 
 def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> None:
     busy = {"num_waiting": 3, "num_active": 2, "batch_size": 2}
-    listed = [{"id": "tiny-sd", "state": "ready", "num_bytes": 7, **busy}, {"id": "nobody's", "state": "ready"}]
+    progress = {"phase": "downloading", "num_bytes": 1, "total_bytes": 3}
+    listed = [
+        {"id": "tiny-sd", "state": "loading", "num_bytes": 7, "progress": progress, **busy},
+        {"id": "nobody's", "state": "ready"},
+    ]
     second.chunks = (json.dumps({"data": listed}).encode(),)
     gateway = run()
     admin = create(gateway, scopes=["admin"])["key"]
@@ -167,11 +171,11 @@ def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> N
         found = gateway.client.get("/v1/models", headers=bearer(key)).json()["data"]
         return {model["id"]: model["state"] for model in found}
 
-    assert models(image) == {"tiny-sd": "ready"}
+    assert models(image) == {"tiny-sd": "loading"}
     assert models(named) == {"gpt": "external"}
     assert set(models(admin)) == {*(model.id for model in load_models()), "gpt", "other"}
     described = gateway.client.get("/v1/models/tiny-sd", headers=bearer(image)).json()
-    assert {**described, "num_bytes": 7, **busy} == described
+    assert {**described, "num_bytes": 7, "progress": progress, **busy} == described
     hidden = gateway.client.get("/v1/models/tiny-sd", headers=bearer(named))
     assert (hidden.status_code, error_of(hidden)["code"]) == (404, "model_not_found")
     assert gateway.client.get("/v1/models/gpt", headers=bearer(named)).json()["owned_by"] == "provider"

@@ -64,6 +64,8 @@ class Hub:
         self.files = files
         self.damaged: set[str] = set()  # of these, one byte comes otherwise
         self.withheld: set[str] = set()  # these are not to be had for now
+        self.paused: dict[str, threading.Event] = {}  # of these, the second half waits
+        self.hangs_up = False  # whatever it is asked for
         self.refusal: tuple[int, str] | None = None  # of everything: status, and the hub's code
         self.asked: list[str] = []
         self._repository, self._revision = repository, revision
@@ -88,6 +90,8 @@ class Hub:
             self.asked.append(path)
         tree = f"/api/models/{self._repository}/tree/{self._revision}"
         name = path.removeprefix(f"/{self._repository}/resolve/{self._revision}/")
+        if self.hangs_up:
+            return
         if self.refusal is not None:
             self.refuse(handler, *self.refusal)
         elif path.rstrip("/") == tree:
@@ -97,12 +101,19 @@ class Hub:
         elif name in self.files:
             body = self.files[name]
             sent = body[:-1] + bytes([body[-1] ^ 1]) if name in self.damaged else body
-            self.send(handler, sent, "application/octet-stream", digest_of(name, body))
+            self.send(handler, sent, "application/octet-stream", digest_of(name, body), self.paused.get(name))
         else:
             is_known = path.startswith((f"/{self._repository}/", f"/api/models/{self._repository}/"))
             self.refuse(handler, 404, "RevisionNotFound" if is_known else "RepoNotFound")
 
-    def send(self, handler: BaseHTTPRequestHandler, body: bytes, kind: str, digest: str = "") -> None:
+    def send(
+        self,
+        handler: BaseHTTPRequestHandler,
+        body: bytes,
+        kind: str,
+        digest: str = "",
+        gate: threading.Event | None = None,
+    ) -> None:
         handler.send_response(200)
         handler.send_header("content-type", kind)
         handler.send_header("content-length", str(len(body)))
@@ -110,7 +121,10 @@ class Hub:
         handler.send_header("x-repo-commit", self._revision)
         handler.end_headers()
         if handler.command == "GET":
-            handler.wfile.write(body)
+            handler.wfile.write(body[: len(body) // 2])
+            if gate is not None:
+                gate.wait(LONG)
+            handler.wfile.write(body[len(body) // 2 :])
 
     def refuse(self, handler: BaseHTTPRequestHandler, status: int, code: str = "") -> None:
         handler.send_response(status)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from services.engine import progress
 from services.engine.engine import Engine, Look
 from services.engine.events import Done, Event, Output, Progress, Queued, Started
 from services.engine.generation import Generation, Pace, Run, Terms
@@ -484,6 +485,26 @@ async def test_while_a_preloaded_model_loads_it_says_when_to_come_back(make_benc
     await bench.serve(model="other")  # behind the loading
     assert is_ready(bench)
     assert isinstance((await bench.serve())[-1], Done)
+
+
+async def test_how_far_a_load_is_shows_and_is_said(make_bench: MakeBench) -> None:
+    gate, a_third = Gate(), progress.Progress("downloading", 1_000_000, 3_000_000)
+
+    def make() -> Scripted:
+        progress.listener.get()(a_third)
+        gate()
+        return Scripted()
+
+    bench = make_bench({"model": Slot(make, is_preloaded=True), "other": on_demand()})
+    await reach(gate.reached)
+
+    assert bench.engine.look("model").progress == a_third
+    with pytest.raises(ModelLoading, match=r"^model 'model' is loading \(downloading, 1 of 3 MB\); try again"):
+        bench.submit()
+
+    gate.opened.set()
+    await bench.serve(model="other")  # behind the loading
+    assert bench.engine.look("model") == Look("ready", None, 0, None)
 
 
 async def test_a_model_on_demand_loads_with_its_first_request_and_once(make_bench: MakeBench) -> None:

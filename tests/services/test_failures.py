@@ -262,7 +262,9 @@ LOADS: list[tuple[str, str, Damage, str]] = [
 
 
 def own(task: str, folder: Path, **fields: Any) -> Model:
-    return Model.model_validate({"id": "own", "task": task, "folder": {"path": folder, **fields}})
+    made_for = {"video": ["image"], "mesh": ["text"]}.get(task, [])
+    source = {"path": folder, **fields}
+    return Model.model_validate({"id": "own", "task": task, "input_modalities": made_for, "folder": source})
 
 
 def refusal_of(model: Model, settings: Settings) -> str:

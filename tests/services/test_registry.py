@@ -301,7 +301,7 @@ def test_the_hubs_weights_may_be_an_entry_without_a_tiny_checkpoint(tmp_path: Pa
         (OWN + OWN, "a model id appears twice"),
         (ADAPTED + ADAPTED.partition("folder")[2].partition("\n")[2], "'ours/sd': adapters: a name appears twice"),
         (ADAPTED.replace('folder = { path = "adapters/ink" }', ""), "adapters.0: an adapter has its weights from one"),
-        (ADAPTED.replace('"image"', '"mesh"'), "adapters: models of this task take none; those for image and text do"),
+        (ADAPTED.replace('"image"', '"audio"'), "adapters: models of this task take none; those for image and text do"),
         (
             OWN.replace("[models.f", 'quantisation = "int4"\n[models.f'),
             "quantisation: models of this task are kept in int8",

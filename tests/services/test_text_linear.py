@@ -32,13 +32,16 @@ def plain() -> nn.Linear:
     return nn.Linear(WIDTH, NEW_WIDTH)
 
 
-def test_packed_weights_are_weighed(packing: Packing) -> None:
+@pytest.mark.parametrize(
+    ("change", "packing"), [(pack, "float16"), (pack, "int8"), (pack, "int4"), (shrink, "int8"), (shrink, "int4")]
+)
+def test_weights_are_weighed_once(change: Callable[[nn.Module, Packing], None], packing: Packing) -> None:
     layers = nn.Sequential(nn.Linear(512, 1024, bias=False), nn.Linear(1024, 512, bias=False))
-    unpacked = weigh(layers)
-    pack(layers, packing)
-    share = {"float16": 1 / 2, "int8": 1 / 4}[packing]
+    whole = weigh(layers)
+    change(layers, packing)
+    share = {"float16": 1 / 2, "int8": 1 / 4, "int4": 5 / 32}[packing]  # of 4 bits: scale and offset for each 32
 
-    assert share * unpacked <= weigh(layers) < 1.05 * share * unpacked
+    assert share * whole <= weigh(layers) < 1.05 * share * whole
 
 
 def packed(layer: nn.Module, packing: Packing) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.utils import logging as diffusers_logging
 from prometheus_client import CollectorRegistry
+from transformers.utils import logging as transformers_logging
 
 from services.engine import default_type
 from services.engine.adapters import open_adapter
@@ -66,7 +68,8 @@ def test_a_licence_that_is_accepted_lets_the_load_go_on(worker_settings: Setting
     model, file = MODELS["stable-video-diffusion-img2vid"], tmp_path / "models.toml"
     folder = worker_settings.data_dir / "tiny" / "video"
     file.write_text(
-        f"[[models]]\nid = '{model.id}'\ntask = 'video'\n[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
+        f"[[models]]\nid = '{model.id}'\ntask = 'video'\ninput_modalities = ['image']\n"
+        f"[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
         encoding="utf-8",
     )
     settings = worker_settings.model_copy(update={"models_file": file})
@@ -198,6 +201,14 @@ def test_weights_are_weighed(worker_settings: Settings, model: str, dtype: str) 
     assert expected <= weighed < expected + 60_000  # of the scheduler's tables
     another = load_pipeline(MODELS["shap-e-img2img"], worker_settings)
     assert weigh(pipeline) == weighed < weigh([pipeline, another, pipeline])
+
+
+def test_a_load_draws_no_bars(worker_settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+    for library in (diffusers_logging, transformers_logging):
+        library.enable_progress_bar()
+    load(make_film, MODELS["stable-video-diffusion-img2vid"], worker_settings)
+
+    assert "%|" not in capfd.readouterr().err
 
 
 def test_a_load_changes_no_type_under_a_forward(worker_settings: Settings) -> None:
