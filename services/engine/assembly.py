@@ -11,7 +11,6 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from services.engine import default_type, memory
 from services.engine.engine import Engine, Limits
 from services.engine.failures import in_a_sentence
-from services.engine.hub import address
 from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.slots import Room, Slot
@@ -57,6 +56,8 @@ def provenance_of(model: Model, settings: Settings) -> str:
     source = model.source
     if model.tiny is not None and model.is_tiny_in(settings.profile):
         return f"built here by the recipe '{model.tiny.recipe}'; stands for weights under {terms_of(source)}"
+    from services.engine.hub import address  # needs the hub's library, which BentoML's parent process does without
+
     where = source.path if isinstance(source, FolderSource) else address(source)
     barred = licence_refusal(model, settings)
     return f"{where}, under {terms_of(source)}{f'; barred: {barred}' if barred is not None else ''}"
