@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request
@@ -22,7 +23,9 @@ from services.units import UNITS, most, most_outside
 Estimate = Callable[[], Iterable[tuple[str, float]]]  # each model that may answer, and the units it can use at most
 
 
-async def admit(request: Request, state: State, task: Task, body: GenerationRequest, model: str | None = None) -> None:
+async def admit(
+    request: Request, state: State, task: Task, body: GenerationRequest, names: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Let the caller of `request` begin, or say why not: scope, limits, model, content, budgets, in this order.
 
     What is taken here ends with the request: it is entered into its leases.
@@ -32,12 +35,13 @@ async def admit(request: Request, state: State, task: Task, body: GenerationRequ
         state: of the application.
         task: what is asked for.
         body: what the worker will be asked for.
-        model: that will be used where the body names none; None: the task's default.
+        names: of the body's fields, where its caller has others for them.
 
     Raises:
         InsufficientScope: the key is not for this task.
         ModelNotAllowed: nor for this model.
         RateLimited: the key has asked for enough for the moment.
+        RequestValidationError: the model does not have what the body names.
         ContentRefused: the operator's policy does not allow the prompt.
         InsufficientQuota: the key has used enough for the day or the month.
         LimitsUnavailable: nobody can say whether it has.
@@ -45,7 +49,8 @@ async def admit(request: Request, state: State, task: Task, body: GenerationRequ
         BudgetsUnavailable: likewise.
     """
     await begin(request, state, task)
-    await pass_ours(request, state, task, body, model)
+    check_offers(request, state, task, None, body, names)
+    await pass_ours(request, state, task, body)
 
 
 async def begin(request: Request, state: State, task: Task) -> None:
@@ -171,8 +176,15 @@ def allowed(caller: Caller, targets: Sequence[Target]) -> tuple[Target, ...]:
     return (first, *(other for other in others if caller.models is None or other.id in caller.models))
 
 
-def check_offers(request: Request, state: State, task: Task, model: str | None, body: GenerationRequest) -> None:
-    """Refuse a voice or a scheduler that a model of ours does not have, before anybody waits for it.
+def check_offers(
+    request: Request,
+    state: State,
+    task: Task,
+    model: str | None,
+    body: GenerationRequest,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Refuse a voice, a scheduler or an adapter that a model of ours does not have, before anybody waits for it.
 
     Raises:
         ModelNotAllowed: the key is not for this model.
@@ -184,8 +196,8 @@ def check_offers(request: Request, state: State, task: Task, model: str | None, 
         return
     check_model(request.scope["caller"], asked_for.id)
     if refused := asked_for.refusal_of(state.profile, choices_of(body)):
-        error = {"type": "value_error", "loc": ("body", refused[0]), "msg": refused[1], "input": None}
-        raise RequestValidationError([error])
+        place = "body", names.get(refused.field, refused.field)
+        raise RequestValidationError([{"type": refused.code, "loc": place, "msg": refused.message, "input": None}])
 
 
 def check_model(caller: Caller, model: str) -> None:

@@ -412,7 +412,9 @@ async def render_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 def code_of(kind: str) -> str:
-    """OpenAI's code for one of pydantic's kinds of error."""
+    """OpenAI's code for one of pydantic's kinds of error; what a model does not have comes with a code."""
+    if kind == "unknown_adapter":
+        return kind
     if kind == "extra_forbidden":
         return "unknown_parameter"
     return "invalid_type" if kind.endswith("_type") or kind == "int_from_float" else "invalid_value"

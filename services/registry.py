@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -214,6 +214,14 @@ INPUTS: Mapping[Task, tuple[Modality, ...]] = MappingProxyType(  # where all mod
 )
 
 
+class Refusal(NamedTuple):
+    """Why a model does not do what a request asks for: the field, a sentence, and a code for programs."""
+
+    field: str
+    message: str
+    code: str
+
+
 class Model(BaseModel):
     """One entry of `models.toml`."""
 
@@ -294,13 +302,13 @@ class Model(BaseModel):
 
     @model_validator(mode="after")
     def check_choices(self) -> Self:
-        """Refuse voices and schedulers where there are none, and defaults that are not among them."""
+        """Refuse voices and schedulers where there are none, and defaults that are not among what there is."""
         for name, task in (("voices", "audio"), ("schedulers", "image")):
             if getattr(self, name) is not None and self.task != task:
                 raise ValueError(f"{name}: models for {self.task} have none")
         for profile in get_args(Profile):
-            if said := self.refusal_of(profile, self.defaults_in(profile)):
-                raise ValueError(f"defaults.{said[0]}: {said[1]}")
+            if refused := self.refusal_of(profile, self.defaults_in(profile)):
+                raise ValueError(f"defaults.{refused.field}: {refused.message}")
         return self
 
     @property
@@ -372,14 +380,24 @@ class Model(BaseModel):
             return None
         return get_args(SchedulerName) if self.schedulers is None else self.schedulers
 
-    def refusal_of(self, profile: Profile, fields: Mapping[str, Any]) -> tuple[str, str] | None:
-        """Say which field of a request names a voice or a scheduler that this model does not have, and what it has."""
-        offered = {"voice": self.voices_in(profile), "scheduler": self.offered_schedulers}
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """What a request's `adapter` may say."""
+        return tuple(adapter.name for adapter in self.adapters)
+
+    def refusal_of(self, profile: Profile, fields: Mapping[str, Any]) -> Refusal | None:
+        """Say which field of a request names what this model does not have, and what it has."""
+        offered = {
+            "voice": self.voices_in(profile),
+            "scheduler": self.offered_schedulers,
+            "adapter": self.adapter_names,
+        }
         for field, choices in offered.items():
             chosen = fields.get(field)
             if chosen is not None and choices is not None and chosen not in choices:
                 there_are = f"choose one of: {', '.join(choices)}" if choices else "leave it out"
-                return field, f"there is no {field} '{chosen}' for model '{self.id}'; {there_are}"
+                code = "unknown_adapter" if field == "adapter" else "invalid_value"
+                return Refusal(field, f"there is no {field} '{chosen}' for model '{self.id}'; {there_are}", code)
         return None
 
 
@@ -459,7 +477,7 @@ def _begun_at(folder: Path, owner: Owner) -> Owner:
 
 def choices_of(request: BaseModel) -> dict[str, Any]:
     """What of a request a model has to offer by name."""
-    return {field: getattr(request, field, None) for field in ("voice", "scheduler")}
+    return {field: getattr(request, field, None) for field in ("voice", "scheduler", "adapter")}
 
 
 def local_models_of(task: Task, models: tuple[Model, ...]) -> tuple[Model, ...]:

@@ -28,7 +28,7 @@ from services.provenance import Provenance
 from services.receipts import Receipts
 from services.registry import Modality, Model, Task, choices_of, first_for, load_models, local_models_of
 from services.responses import rendered, respond, terms_of
-from services.schema import MAX_SEED, AdaptedRequest, GenerationRequest, Job, MediaRequest, complete, envelope
+from services.schema import MAX_SEED, GenerationRequest, Job, MediaRequest, complete, envelope
 from services.settings import Settings
 from services.templates import worded
 from services.tracing import open_provider
@@ -62,7 +62,7 @@ def described(worker: "Worker", model: str) -> dict[str, Any]:
     return {
         "id": model,
         "object": "model",
-        "adapters": worker.adapters[model],
+        "adapters": worker.models[model].adapter_names,
         **asdict(worker.engine.look(model)),
     }
 
@@ -119,7 +119,6 @@ class Worker:
         self.models: Mapping[str, Model] = {model.id: model for model in models}
         self.templates = {model.id: model.template for model in models}
         self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}
-        self.adapters = {model.id: [adapter.name for adapter in model.adapters] for model in models}
         self.receipts = Receipts(task, self.settings)
 
     @bentoml.on_deployment
@@ -210,7 +209,6 @@ class Worker:
                 defaults = {**self.engine.defaults(body.model), "seed": seed}
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
                 self.check_offers(self.models[defaults["model"]], job)
-                self.check_adapter(job)
                 work, encoder = await prepare(job)
                 cost = await self._estimate(work, body.model, terms)
                 left = max(terms.deadline - (time.monotonic() - began), 0.001)
@@ -222,13 +220,13 @@ class Worker:
         return await respond(request, start)
 
     def check_offers(self, model: Model, job: GenerationRequest) -> None:
-        """Refuse a voice or a scheduler that the model does not have.
+        """Refuse a voice, a scheduler or an adapter that the model does not have.
 
         Raises:
             InvalidRequest: it names those that there are.
         """
         if refused := model.refusal_of(self.settings.profile, choices_of(job)):
-            raise InvalidRequest(refused[1], param=refused[0])
+            raise InvalidRequest(refused.message, param=refused.field, code=refused.code)
 
     def model_for(self, modality: Modality) -> str | None:
         """The model that makes something of a text, or of a picture, where a request names none; there may be none."""
@@ -247,20 +245,6 @@ class Worker:
             InvalidRequest: a header is not what it should be; it is named.
         """
         return terms_of(request, self.longest, tell)
-
-    def check_adapter(self, job: GenerationRequest) -> None:
-        """Refuse an adapter that the model does not have.
-
-        Raises:
-            InvalidRequest: it names those that there are.
-        """
-        if not isinstance(job, AdaptedRequest) or job.adapter is None or job.model is None:
-            return
-        known = self.adapters[job.model]
-        if job.adapter not in known:
-            others = f"choose one of: {', '.join(known)}" if known else "it has none; leave this out"
-            message = f"adapter: model '{job.model}' has no adapter '{job.adapter}'; {others}"
-            raise InvalidRequest(message, param="adapter", code="unknown_adapter")
 
     def submit(self, work: Any, job: GenerationRequest, terms: Terms, cost: int | None) -> Followed:
         """Hand `work` to the engine.

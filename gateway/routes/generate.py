@@ -144,10 +144,10 @@ async def text(query: Annotated[TextQuery, Query()], request: Request, state: St
 async def audio(query: Annotated[AudioQuery, Query()], request: Request, state: StateOf) -> Response:
     """Say a text."""
     body = SpeechRequest(input=query.prompt, voice=query.preset, seed=query.seed, response_format="wav")
-    await admit(request, state, "audio", body)
+    renamed = {"input": "prompt", "voice": "preset"}
+    await admit(request, state, "audio", body, renamed)
     worker = state.catalog.worker("audio")
     path = "/v1/audio/speech"
-    renamed = {"input": "prompt", "voice": "preset"}
     return await state.relay.send(request, worker, path, accept="audio/wav", content=wire(body), renamed=renamed)
 
 

@@ -149,5 +149,5 @@ def of_ours(model: Model, state: State) -> dict[str, Any]:
         "defaults": model.defaults_in(state.profile),
         "voices": None if voices is None else tuple(voices),
         "schedulers": model.offered_schedulers,
-        "adapters": [adapter.name for adapter in model.adapters],
+        "adapters": model.adapter_names,
     }

@@ -52,6 +52,7 @@ id = "near"
 task = "image"
 schedulers = ["ddim", "euler"]
 defaults = {{ size = "64x64" }}
+adapters = [{{ name = "ink", folder = {{ path = "ink" }} }}]
 [models.folder]
 path = "near"
 strategy = "swap"
@@ -276,8 +277,10 @@ class TestKinds:
         assert (refused.status_code, error_of(refused)["code"]) == (404, "model_not_found")
 
 
+NAMED = {("voice", "invalid_value"), ("scheduler", "invalid_value"), ("adapter", "unknown_adapter")}
 SPEECH = {"input": "Hi.", "voice": "echo"}
 SOLVED = {"prompt": "a", "scheduler": "pndm"}
+INKED = {"prompt": "a", "adapter": "oil"}
 
 
 @pytest.mark.parametrize(
@@ -286,6 +289,9 @@ SOLVED = {"prompt": "a", "scheduler": "pndm"}
         ("/v1/audio/speech", {**SPEECH, "model": "far-bark"}, "'echo' for model 'far-bark'; choose one of: alloy"),
         ("/v1/audio/speech", SPEECH, "no voice 'echo' for model 'bark-small'; choose one of: v2/en_speaker_0, "),
         ("/v1/images/generations", {**SOLVED, "model": "near"}, "'pndm' for model 'near'; choose one of: ddim, euler"),
+        ("/v1/images/generations", {**INKED, "model": "near"}, "no adapter 'oil' for model 'near'; choose one of: ink"),
+        ("/v1/images/generations", INKED, "no adapter 'oil' for model 'tiny-sd'; leave it out"),
+        ("/v1/completions", INKED, "no adapter 'oil' for model 'tinyllama-1.1b-chat'; leave it out"),
     ],
 )  # fmt: skip
 def test_what_a_model_does_not_offer_is_refused_before_anybody_waits(
@@ -297,6 +303,18 @@ def test_what_a_model_does_not_offer_is_refused_before_anybody_waits(
     for each in refused:
         assert each.status_code == 400
         assert said in error_of(each)["message"]
-        assert error_of(each)["param"] in ("voice", "scheduler")
+        assert (error_of(each)["param"], error_of(each)["code"]) in NAMED
     assert workers.requests == []
     assert client.post("/v1/images/generations", json={**SOLVED, "model": "tiny-sd"}).status_code == 200
+
+
+@pytest.mark.parametrize(("kind", "field"), [("audio", "preset"), ("image", "adapter"), ("text", "adapter")])
+@pytest.mark.parametrize("headers", [{}, {"prefer": "respond-async"}])
+def test_the_books_routes_refuse_it_by_the_names_that_they_have(
+    begin: Start, workers: Workers, kind: str, field: str, headers: dict[str, str]
+) -> None:
+    query = {"prompt": "Hi.", field: "echo"}
+    refused = begin().client.get(f"/generate/{kind}", params=query, headers=headers)
+
+    assert (refused.status_code, error_of(refused)["param"]) == (400, field)
+    assert workers.requests == []

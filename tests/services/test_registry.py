@@ -16,6 +16,7 @@ from services.registry import (
     WORKERS,
     Model,
     Profile,
+    Refusal,
     Task,
     Template,
     first_for,
@@ -270,7 +271,8 @@ def test_voices_may_have_names_of_the_operators(tmp_path: Path) -> None:
     assert bark.voices_in("hub") == {"alloy": "v2/en_speaker_6"}
     assert set(bark.voices_in("tiny") or ()) == set(VOICES)
     refused = bark.refusal_of("hub", {"voice": "v2/en_speaker_6"})
-    assert refused == ("voice", "there is no voice 'v2/en_speaker_6' for model 'bark-small'; choose one of: alloy")
+    said = "there is no voice 'v2/en_speaker_6' for model 'bark-small'; choose one of: alloy"
+    assert refused == Refusal("voice", said, "invalid_value")
 
 
 def test_the_hubs_weights_may_be_an_entry_without_a_tiny_checkpoint(tmp_path: Path) -> None:
