@@ -21,7 +21,7 @@ SERVICES = ("gateway", "ui", "text", "audio", "image", "video", "mesh", "postgre
 WORKERS = ("text", "audio", "image", "video", "mesh")
 CHAT, SD = "tinyllama-1.1b-chat", "tiny-sd"
 DRAWN = {"prompt": "a tree", "num_inference_steps": 2}
-FILM = {"num_frames": "3", "num_inference_steps": "2"}
+FRAMES = {"num_frames": "3"}
 SCULPTED = {"prompt": "a chair", "num_inference_steps": 2}
 TEXT = "/generate/text?prompt=Hello"
 PACKAGES = "import importlib.metadata as m; print(*(d.metadata['Name'].lower() for d in m.distributions()))"
@@ -141,7 +141,7 @@ def generate(call: Recorder) -> None:
     call("GET", "/generate/audio", params={"prompt": "Hello."})
     picture = call("GET", "/generate/image", params=DRAWN).content
     call("GET", "/generate/bentoml/image", params=DRAWN)
-    assert call("POST", "/generate/video", files={"image": ("a.png", picture)}, data=FILM).content[4:8] == b"ftyp"
+    assert call("POST", "/generate/video", files={"image": ("a.png", picture)}, data=FRAMES).content[4:8] == b"ftyp"
     call("GET", "/generate/3d", params=SCULPTED)
     call("GET", "/generate/openai/text", 503, params={"prompt": "Hello"})  # there is no provider
 
@@ -155,7 +155,12 @@ def speak_openai(call: Recorder) -> None:
     drawn = {**DRAWN, "response_format": "url"}
     link = call("POST", "/v1/images/generations", json=drawn).json()["data"][0]["url"]
     assert httpx.get(link).content[:4] == b"\x89PNG"
-    call("POST", "/v1/images/edits", files={"image": ("a.png", png())}, data={k: str(v) for k, v in DRAWN.items()})
+    call(
+        "POST",
+        "/v1/images/edits",
+        files={"image": ("a.png", png())},
+        data={name: str(value) for name, value in DRAWN.items()},
+    )
     call("POST", "/v1/audio/speech", json={"input": "Hello."})
     call("GET", "/v1/audio/voices")
 
@@ -178,12 +183,12 @@ def work_on_jobs(call: Recorder, composed: Composed) -> None:
     job = slow.json()["id"]
     call("POST", f"/v1/jobs/{job}/cancel")
     assert ended(call, composed, f"/v1/jobs/{job}")["status"] == "cancelled"
-    call("POST", f"/v1/jobs/{job}/retry")
+    call("POST", f"/v1/jobs/{job}/retry", 202)
     call("DELETE", f"/v1/jobs/{job}")
 
 
 def film_and_sculpt(call: Recorder, composed: Composed) -> None:
-    film = call("POST", "/v1/videos", data={"prompt": "a tree", **FILM}).json()["id"]
+    film = call("POST", "/v1/videos", json={**DRAWN, "num_frames": 3}).json()["id"]
     mesh = call("POST", "/v1/3d/generations", 202, json=SCULPTED).json()["id"]
     for path in (f"/v1/videos/{film}", f"/v1/3d/{mesh}"):
         assert ended(call, composed, path)["status"] == "completed"
@@ -202,7 +207,7 @@ def operate(call: Recorder) -> None:
     call("GET", "/v1/usage/summary")
     call("GET", "/v1/webhooks/secret")
     call("POST", "/v1/signed_urls", json={"path": TEXT})
-    key = call("POST", "/v1/keys", json={"owner": "ada", "requests_per_minute": 60}).json()["id"]
+    key = call("POST", "/v1/keys", 201, json={"owner": "ada", "requests_per_minute": 60}).json()["id"]
     call("GET", "/v1/keys")
     call("GET", f"/v1/keys/{key}")
     call("PATCH", f"/v1/keys/{key}", json={"owner": "eve"})
