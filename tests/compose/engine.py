@@ -113,15 +113,8 @@ def make_base(engine: Engine) -> None:
     """Make what `FROM` names, of Debian's packages."""
     hooks = [f"--customize-hook={hook}" for hook in HOOKS]
     changes = [part for name, value in VARIABLES.items() for part in ("--change", f"ENV {name}={value}")]
-    bootstrap = subprocess.Popen(
-        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", *hooks, "bookworm", "-"],  # noqa: S607
-        stdout=subprocess.PIPE,
-    )
-    subprocess.run(
-        ["docker", "import", *changes, "-", BASE],  # noqa: S607
-        stdin=bootstrap.stdout,
-        env=engine.environment,
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
-    assert bootstrap.wait() == 0
+    debian = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", *hooks, "bookworm", "-"]
+    taken = ["docker", "import", *changes, "-", BASE]
+    with subprocess.Popen(debian, stdout=subprocess.PIPE) as made:
+        subprocess.run(taken, stdin=made.stdout, env=engine.environment, stdout=subprocess.DEVNULL, check=True)
+    assert made.returncode == 0

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -32,7 +32,7 @@ class Recorder:
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
-        self.paths = client.get("/openapi.json").json()["paths"]
+        self.paths: dict[str, dict[str, Any]] = client.get("/openapi.json").json()["paths"]
         self.answered: set[tuple[str, str]] = set()
 
     def __call__(self, method: str, path: str, status: int = 200, **options: Any) -> httpx.Response:
@@ -132,7 +132,7 @@ def ended(call: Recorder, composed: Composed, path: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def call(client: httpx.Client) -> Iterator[Recorder]:
+def call(client: httpx.Client) -> Recorder:
     return Recorder(client)
 
 
@@ -188,7 +188,7 @@ def work_on_jobs(call: Recorder, composed: Composed) -> None:
 
 
 def film_and_sculpt(call: Recorder, composed: Composed) -> None:
-    film = call("POST", "/v1/videos", json={**DRAWN, "num_frames": 3}).json()["id"]
+    film = call("POST", "/v1/videos", json={**DRAWN, "num_frames": 5}).json()["id"]
     mesh = call("POST", "/v1/3d/generations", 202, json=SCULPTED).json()["id"]
     for path in (f"/v1/videos/{film}", f"/v1/3d/{mesh}"):
         assert ended(call, composed, path)["status"] == "completed"
