@@ -52,6 +52,7 @@ bench: install ## measure the start, the scheduler, batching against two peers, 
 	@$(BIN)/python -m benchmarks.text
 	@$(BIN)/python -m benchmarks.text --latency
 	@$(BIN)/python -m benchmarks.exactness
+	@$(BIN)/python -m benchmarks.forwards
 	@$(BIN)/python -m benchmarks.media
 	@$(BIN)/python -m benchmarks.memory
 	@$(BIN)/python -m benchmarks.gateway

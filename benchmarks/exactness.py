@@ -17,6 +17,7 @@ KINDS: dict[str, tuple[torch.dtype, Packing]] = {
     "bfloat16, plain": (torch.bfloat16, "none"),
     "float16 packed": (torch.float32, "float16"),
     "int8 packed": (torch.float32, "int8"),
+    "int4 packed": (torch.float32, "int4"),
 }
 
 

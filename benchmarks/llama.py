@@ -1,5 +1,6 @@
 """A random Llama of TinyLlama's shape, and prompts for it; knows nobody who serves it."""
 
+import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from benchmarks.checkpoints import BENCH
 
 FOLDER = BENCH / "llama" / "tiny" / "text"  # where a worker looks for the tiny one
 VOCABULARY = 32_000
+RANK = 16  # of an adapter
 SHAPE: Mapping[str, int] = MappingProxyType(
     {
         "hidden_size": 2048,
@@ -44,6 +46,34 @@ def build() -> Path:
     from services.tiny.folder import fill
 
     return fill(FOLDER, stamp("text"), _write)
+
+
+def adapter(name: str) -> Path:
+    """Return the folder of a random adapter for it, written if it is missing: of rank 16, to all layers inside."""
+    from services.tiny.build import stamp
+    from services.tiny.folder import fill
+
+    return fill(FOLDER.parents[2] / f"adapter-{name}", stamp("text_lora"), _write_adapter)
+
+
+def _write_adapter(target: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    width, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    keys = width // SHAPE["num_attention_heads"] * SHAPE["num_key_value_heads"]
+    shapes = {f"self_attn.{name}_proj": (width, width) for name in "qo"}
+    shapes |= {f"self_attn.{name}_proj": (keys, width) for name in "kv"}
+    shapes |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
+    weights = {}
+    for layer in range(SHAPE["num_hidden_layers"]):
+        for name, (outputs, inputs) in shapes.items():
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            weights[f"{key}.lora_A.weight"] = torch.randn(RANK, inputs) / inputs**0.5
+            weights[f"{key}.lora_B.weight"] = torch.randn(outputs, RANK) / 100
+    save_file(weights, target / "adapter_model.safetensors")
+    described = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK}
+    (target / "adapter_config.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def _write(target: Path) -> None:

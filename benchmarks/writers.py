@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.llama import FOLDER, SHAPE, build, data_dir
+from benchmarks.llama import FOLDER, SHAPE, adapter, build, data_dir
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "2"))
 
@@ -40,23 +40,38 @@ class Listener:
         """Nobody looks."""
 
 
-def ours(packing: str) -> Write:
-    """Return our loop: the stepper, without engine and server."""
-    from services.registry import load_models
+def ours(packing: str, *, is_mixed: bool = False) -> Write:
+    """Return our loop: the stepper, without engine and server.
+
+    Args:
+        packing: of linear layers; what has no such setting is the model's entry's to say.
+        is_mixed: whether there are two adapters, and prompts ask for one, the other and none in turns.
+    """
+    from services.registry import Model, load_models
     from services.schema import complete
     from services.settings import Settings
     from services.text.engine import TextStepper
     from services.text.schema import CompletionJob, CompletionRequest
 
-    settings = Settings(data_dir=data_dir(), device="cpu", text_packing=packing, prefix_cache_mb=0, max_batch_size=16)  # type: ignore[arg-type]
-    model = next(model for model in load_models() if model.task == "text")
+    settings = Settings(data_dir=data_dir(), device="cpu", prefix_cache_mb=0, max_batch_size=16)
+    if packing == "int4":
+        entry: dict[str, Any] = {"quantisation": packing}
+    else:
+        settings, entry = settings.model_copy(update={"text_packing": packing}), {}
+    names: list[str | None] = [None]
+    if is_mixed:
+        names += ("one", "other")
+        entry["adapters"] = [{"name": name, "folder": {"path": adapter(str(name))}} for name in names[1:]]
+    found = next(model for model in load_models() if model.task == "text")
+    model = Model.model_validate({**found.model_dump(), **entry})
     stepper = TextStepper(model, settings)
 
     def write(prompts: Sequence[Mapping[str, Any]], num_new: int) -> list[list[int]]:
         found: list[list[int]] = []
         waiting = []
-        for prompt in prompts:
-            request = CompletionRequest(prompt=prompt["text"], max_tokens=num_new, temperature=0)
+        for place, prompt in enumerate(prompts, start=1):
+            name = names[place % len(names)]
+            request = CompletionRequest(prompt=prompt["text"], max_tokens=num_new, temperature=0, adapter=name)
             job = complete(CompletionJob, request, {"model": model.id, **model.defaults_in("tiny")})
             waiting.append(stepper.admit(job, 0, Listener()))
             found.append([])
@@ -206,6 +221,9 @@ WRITERS: Mapping[str, Callable[[], Write]] = MappingProxyType(
         "ours-float32": lambda: ours("none"),
         "ours-float16": lambda: ours("float16"),
         "ours-int8": lambda: ours("int8"),
+        "ours-int4": lambda: ours("int4"),
+        "ours-float16-mixed": lambda: ours("float16", is_mixed=True),
+        "ours-int4-mixed": lambda: ours("int4", is_mixed=True),
         "pipeline-bfloat16": lambda: pipeline("bfloat16"),
         "pipeline-float32": lambda: pipeline("float32"),
         "llama.cpp-F16": lambda: llama_cpp("F16"),

@@ -13,7 +13,7 @@ import psutil
 
 from cli.errors import Refused
 from cli.settings import Settings
-from services.registry import HubSource, Model, Task
+from services.registry import HubFiles, Model, Task
 
 LIBRARIES: dict[Task, tuple[str, ...]] = {
     "text": ("bentoml", "torch", "transformers"),
@@ -81,8 +81,8 @@ def no_room_for_weights(models: Sequence[Model], cache: Path) -> Iterator[str]:
 
 def missing_weights(models: Iterable[Model], cache: Path) -> float:
     """Return how many 10⁹ bytes the preloaded of `models` have that were not downloaded yet."""
-    sources = [model.source for model in models if model.is_preloaded_in("hub")]
-    return sum(hub.size_gb for hub in sources if isinstance(hub, HubSource) and not is_cached(hub, cache))
+    wanted = [hub for model in models if model.is_preloaded_in("hub") for hub in model.hub_files.values()]
+    return sum(hub.size_gb for hub in wanted if not is_cached(hub, cache))
 
 
 def hub_cache() -> Path:
@@ -91,7 +91,7 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser().absolute()
 
 
-def is_cached(hub: HubSource, cache: Path) -> bool:
+def is_cached(hub: HubFiles, cache: Path) -> bool:
     """Whether the repository has been downloaded, in part at least."""
     return (cache / f"models--{hub.repository.replace('/', '--')}" / "snapshots" / hub.revision).exists()
 

@@ -11,7 +11,7 @@ from cli.errors import Refused
 from cli.settings import Settings
 from services.engine.hub import fetch
 from services.errors import ModelUnavailable
-from services.registry import HubSource, Model
+from services.registry import HubFiles, Model
 
 
 def pull(ids: Sequence[str], *, every: bool) -> None:
@@ -28,24 +28,30 @@ def pull(ids: Sequence[str], *, every: bool) -> None:
         typer.echo(f"{model}: {num_bytes / 1e9:.2f} GB, checked; {hub.licence}, {hub.licence_url}")
 
 
-def chosen(models: Sequence[Model], ids: Sequence[str], *, every: bool) -> dict[str, HubSource]:
-    """Where the models of these ids are, by id; without any, those that a start loads from the hub, or `every` one.
+def chosen(models: Sequence[Model], ids: Sequence[str], *, every: bool) -> dict[str, HubFiles]:
+    """Where models and adapters are, by name; without any id those that a start loads from the hub, or `every` one.
+
+    Args:
+        models: all that there are.
+        ids: of models, which come with their adapters, or `model:adapter`.
+        every: whether to fetch also what loads on demand.
 
     Raises:
         Refused: there is no such, or the hub does not have it.
     """
-    known = {model.id: model for model in models}
+    known = {name: {name: hub} for model in models for name, hub in model.hub_files.items()}
+    known |= {model.id: model.hub_files for model in models}
     unknown = [each for each in ids if each not in known]
     if unknown:
-        raise Refused(f"there is no model {', '.join(unknown)}; there are: {', '.join(known)}")
-    local = [each for each in ids if known[each].hub is None]
+        raise Refused(f"there is no model {', '.join(unknown)}; there are: {', '.join(model.id for model in models)}")
+    local = [each for each in ids if not known[each]]
     if local:
-        raise Refused(f"{', '.join(local)}: a folder on this machine, and nothing to fetch")
+        raise Refused(f"{', '.join(local)}: none of the hub's, and nothing to fetch")
     wanted = ids or [model.id for model in models if every or model.is_preloaded_in("hub")]
-    return {each: hub for each in wanted if (hub := known[each].hub) is not None}
+    return {name: hub for each in wanted for name, hub in known[each].items()}
 
 
-def _pull(model_id: str, hub: HubSource) -> int:
+def _pull(model_id: str, hub: HubFiles) -> int:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

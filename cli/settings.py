@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cli.errors import Refused
-from services.registry import WORKERS, Model, Profile, Task, load_models
+from services.registry import WORKERS, Model, Profile, Task, load_models, local_models_of
 
 
 class Settings(BaseSettings):
@@ -59,7 +59,11 @@ class Settings(BaseSettings):
 
     @property
     def worker_ports(self) -> dict[Task, int]:
-        """The port of each worker that runs on this machine: one whose `ATELIER_*_URL` is set runs elsewhere."""
+        """The port of each worker that runs on this machine.
+
+        One whose `ATELIER_*_URL` is set runs elsewhere; one whose models others serve has nothing to do.
+        """
+        models = self.models
         ports: dict[Task, int] = {
             "text": self.text_port,
             "audio": self.audio_port,
@@ -67,4 +71,8 @@ class Settings(BaseSettings):
             "video": self.video_port,
             "mesh": self.mesh_port,
         }
-        return {task: port for task, port in ports.items() if f"ATELIER_{task.upper()}_URL" not in os.environ}
+        return {
+            task: port
+            for task, port in ports.items()
+            if f"ATELIER_{task.upper()}_URL" not in os.environ and local_models_of(task, models)
+        }

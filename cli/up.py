@@ -21,7 +21,7 @@ from cli.errors import Refused
 from cli.preflight import check
 from cli.settings import Settings
 from cli.supervisor import Supervisor
-from services.registry import WORKERS, models_of
+from services.registry import WORKERS, local_models_of
 
 FILES = tuple(f"ATELIER_{name}_FILE" for name in ("ADMIN_KEY", "MODELS", "PRICES", "POLICY", "PROVIDERS"))
 UPLOADS = "ATELIER_MAX_UPLOAD_BYTES"
@@ -80,10 +80,13 @@ def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> 
     if "ui" not in failures:
         lines.append(f"  ui     the studio, in a browser          {worker_url(settings.ui_port)}")
     for task, port in settings.worker_ports.items():
-        for model in models_of(task, settings.models):
+        for model in local_models_of(task, settings.models):
             loading = "" if model.is_preloaded_in(settings.profile) else ", loads when first asked for"
             state = ", not ready" if task in failures else loading
             lines.append(f"  {task:<6} {model.id:<32} http://127.0.0.1:{port}{state}")
+    for model in settings.models:
+        if model.external is not None:
+            lines.append(f"  {model.task:<6} {model.id:<32} {model.external.url}, elsewhere")
     lines.extend(f"\n{task} cannot serve: {failure}" for task, failure in failures.items())
     if settings.profile == "tiny":
         lines.append(

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from starlette.types import Scope
 
 from gateway.auth import check_scope
@@ -14,7 +15,7 @@ from gateway.errors import ModelNotAllowed
 from gateway.preference import prefers_job
 from gateway.prompts import Passage, outside_prompts, prompts_of
 from gateway.state import State
-from services.registry import Task, models_of
+from services.registry import Task, choices_of, models_of
 from services.schema import GenerationRequest
 from services.units import UNITS, most, most_outside
 
@@ -168,6 +169,23 @@ def allowed(caller: Caller, targets: Sequence[Target]) -> tuple[Target, ...]:
     """Leave out those among the fallbacks that the caller's key does not name."""
     first, *others = targets
     return (first, *(other for other in others if caller.models is None or other.id in caller.models))
+
+
+def check_offers(request: Request, state: State, task: Task, model: str | None, body: GenerationRequest) -> None:
+    """Refuse a voice or a scheduler that a model of ours does not have, before anybody waits for it.
+
+    Raises:
+        ModelNotAllowed: the key is not for this model.
+        RequestValidationError: so it is; the sentence names those that there are.
+    """
+    known = {each.id: each for each in models_of(task, state.models)}
+    asked_for = known.get(body.model or model or next(iter(known)))
+    if asked_for is None:
+        return
+    check_model(request.scope["caller"], asked_for.id)
+    if refused := asked_for.refusal_of(state.profile, choices_of(body)):
+        error = {"type": "value_error", "loc": ("body", refused[0]), "msg": refused[1], "input": None}
+        raise RequestValidationError([error])
 
 
 def check_model(caller: Caller, model: str) -> None:

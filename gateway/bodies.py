@@ -100,8 +100,11 @@ def with_members(content: bytes, changes: Mapping[str, Any]) -> bytes:
 
 
 def form_with_model(form: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """Name another model in a form, given as httpx takes it."""
-    return {**form, "data": {**form["data"], "model": model}}
+    """Name another model in a form, given as httpx takes it: its fields in `data`, or all parts in `files`."""
+    if "data" in form:
+        return {**form, "data": {**form["data"], "model": model}}
+    others = [(name, part) for name, part in form["files"] if name != "model"]
+    return {**form, "files": [("model", (None, model.encode())), *others]}
 
 
 def members(text: str) -> list[tuple[str, int, int]]:

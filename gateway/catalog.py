@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,17 +41,30 @@ class Ours:
 Target = Ours | Provider
 
 
+class Progress(BaseModel):
+    """How far a model is on its way into memory: fetched from the hub, built, or read from the disk."""
+
+    phase: str
+    num_bytes: int | None = None
+    total_bytes: int | None = None
+
+
 class Seen(BaseModel):
     """How a model is.
 
     Args:
         failure: why it is not in memory, in a sentence.
         num_bytes: of its weights; None: it has not been in memory yet.
+        progress: of one that is loading; None: it waits for its turn.
     """
 
     state: ModelState
     failure: str | None = None
     num_bytes: int | None = None
+    progress: Progress | None = None
+
+
+UNKNOWN_THERE = Seen(state="failed", failure="the worker that is to serve it does not know this model")
 
 
 class ListedModel(Seen):
@@ -91,14 +105,18 @@ class Catalog:
 
         Args:
             workers: base URLs of replicas.
-            models: what our workers serve.
+            models: what our workers serve, or workers elsewhere that their entries name.
             providers: an id that our workers serve as well is theirs.
             fallbacks: of models of ours.
             outside: id of the provider's model that is asked where nobody names one.
             http: to ask workers for their health with.
             interval: how often, in seconds.
         """
-        self._workers = {task: Replicas(urls) for task, urls in workers.items()}
+        local = {model.task for model in models if not model.is_external}
+        self._workers = {task: Replicas(urls) for task, urls in workers.items() if task in local}
+        elsewhere = {model.id: model.external.url.rstrip("/") for model in models if model.external is not None}
+        places = {url: Replicas([url]) for url in elsewhere.values()}  # several models may be at one
+        self._elsewhere = {model: places[url] for model, url in elsewhere.items()}
         self._tasks = {model.id: model.task for model in models}
         self._outside = outside
         self._providers = {provider.id: provider for provider in providers}
@@ -108,15 +126,25 @@ class Catalog:
         self._interval = interval
         self._look: asyncio.Task[None] | None = None
 
-    def worker(self, task: Task) -> tuple[Target, ...]:
-        """Our worker for `task`.
+    def worker(self, task: Task, model: str | None = None) -> tuple[Target, ...]:
+        """The worker for `task` that has `model`, or else the default.
 
         Raises:
             NotServed: the operator has configured none.
         """
-        return (self._ours(task),)
+        return (self._first(task, model),)
+
+    def _first(self, task: Task, model: str | None) -> Ours:
+        """Who is asked for a model of ours; the body names it, unless that is another worker's."""
+        asked_for = model if model is not None else self._default(task)
+        return self._ours(task, asked_for if asked_for in self._elsewhere else None)
+
+    def _default(self, task: Task) -> str:
+        return next((model for model, of in self._tasks.items() if of == task), "")
 
     def _ours(self, task: Task, model: str | None = None) -> Ours:
+        if model in self._elsewhere:
+            return Ours(self._elsewhere[model], model)
         if task not in self._workers:
             raise NotServed(f"no {task} worker is configured; the operator sets ATELIER_{task.upper()}_URL")
         return Ours(self._workers[task], model)
@@ -129,8 +157,7 @@ class Catalog:
             NotServed: our worker does, and there is none.
         """
         if model is None or self._tasks.get(model) == task:
-            asked_for = model or next((ours for ours, of in self._tasks.items() if of == task), "")
-            return (*self.worker(task), *self._instead(task, asked_for))
+            return (self._first(task, model), *self._instead(task, model or self._default(task)))
         provider = self._providers.get(model)
         if provider is None or provider.task != task:
             served = ", ".join(self.models(task))
@@ -141,12 +168,16 @@ class Catalog:
         return tuple(
             self._ours(task, other) if other in self._tasks else self._providers[other]
             for other in self._fallbacks.get(model, ())
-            if other in self._providers or task in self._workers
+            if other in self._providers or other in self._elsewhere or task in self._workers
         )
 
     def models(self, task: Task) -> list[str]:
         """The ids of all models for `task`."""
-        ours = [model for model, of in self._tasks.items() if of == task and task in self._workers]
+        ours = [
+            model
+            for model, of in self._tasks.items()
+            if of == task and (task in self._workers or model in self._elsewhere)
+        ]
         theirs = [provider.id for provider in self._providers.values() if provider.task == task]
         return list(dict.fromkeys(ours + theirs))
 
@@ -165,15 +196,18 @@ class Catalog:
             raise NoProvider("no provider is configured; the operator sets ATELIER_OPENAI_BASE_URL")
         return (self._providers[self._outside],)
 
-    async def ask(self, task: Task, path: str, **query: str) -> bytes:
-        """Return what our worker for `task` says under `path`, which costs it next to nothing.
+    async def ask(self, task: Task, model: str | None, path: str, /, **query: str) -> bytes:
+        """Return what the worker for `task` that has `model` says under `path`, which costs it next to nothing.
 
         Raises:
             NotServed: the operator has configured none.
             WorkerUnreachable: none answers.
             WorkerRefused: the one that does says anything but a success.
         """
-        for replica in self._ours(task).replicas.in_order():
+        return await self._ask(self._ours(task, model).replicas, path, query)
+
+    async def _ask(self, replicas: Replicas, path: str, query: Mapping[str, str]) -> bytes:
+        for replica in replicas.in_order():
             question = self._http.build_request("GET", f"{replica.url}{path}", params=query, timeout=ASK_SECONDS)
             with suppress(httpx.RequestError):
                 answer = await self._http.send(question, stream=True)
@@ -185,8 +219,8 @@ class Catalog:
                     await answer.aclose()
         raise WorkerUnreachable("the worker for this does not answer; it may be starting")
 
-    async def tell(self, task: Task, path: str, headers: Mapping[str, str]) -> None:
-        """Post to all of our workers for `task` that answer.
+    async def tell(self, task: Task, model: str, path: str, headers: Mapping[str, str]) -> None:
+        """Post to all workers for `task` that have `model` and answer.
 
         Raises:
             NotServed: the operator has configured none.
@@ -194,7 +228,7 @@ class Catalog:
             WorkerRefused: one says anything but a success.
         """
         has_answered = False
-        for replica in self._ours(task).replicas.all:
+        for replica in self._ours(task, model).replicas.all:
             url = f"{replica.url}{path}"
             order = self._http.build_request("POST", url, json={}, headers=headers, timeout=ASK_SECONDS)
             with suppress(httpx.RequestError):
@@ -209,17 +243,22 @@ class Catalog:
             raise WorkerUnreachable("the worker for this does not answer; it may be starting")
 
     async def states(self, tasks: Collection[Task]) -> dict[str, Seen]:
-        """How our models for `tasks` are, by id."""
-        served = [task for task in tasks if task in self._workers]
-        found = await asyncio.gather(*map(self._states_of, served))
+        """How our models for `tasks` are, by id; each worker is asked once."""
+        places: dict[Replicas, list[str]] = defaultdict(list)
+        for model, task in self._tasks.items():
+            place = self._elsewhere.get(model, self._workers.get(task))
+            if task in tasks and place is not None:
+                places[place].append(model)
+        found = await asyncio.gather(*(self._states_at(place, models) for place, models in places.items()))
         return {model: state for states in found for model, state in states.items()}
 
-    async def _states_of(self, task: Task) -> dict[str, Seen]:
-        states = {model: Seen(state="unreachable") for model, of in self._tasks.items() if of == task}
-        with suppress(GatewayError, ValidationError):
-            listed = Listed.model_validate_json(await self.ask(task, "/v1/models")).data
-            states.update({each.id: each for each in listed if each.id in states})
-        return states
+    async def _states_at(self, place: Replicas, models: Sequence[str]) -> dict[str, Seen]:
+        try:
+            listed = Listed.model_validate_json(await self._ask(place, "/v1/models", {})).data
+        except (GatewayError, ValidationError):
+            return dict.fromkeys(models, Seen(state="unreachable"))
+        told = {each.id: each for each in listed}
+        return {model: told.get(model, UNKNOWN_THERE) for model in models}
 
     async def health(self) -> dict[Task, Health]:
         """Ask all replicas at once; who asks meanwhile hears what comes of it too."""
@@ -229,7 +268,8 @@ class Catalog:
         return {task: Health(worker.state, worker.num_ready, len(worker.all)) for task, worker in self._workers.items()}
 
     async def _look_at_all(self) -> None:
-        await asyncio.gather(*(self._look_at(replica) for worker in self._workers.values() for replica in worker.all))
+        places = {*self._workers.values(), *self._elsewhere.values()}
+        await asyncio.gather(*(self._look_at(replica) for place in places for replica in place.all))
 
     async def __aenter__(self) -> Self:
         """Look at all replicas again and again from now on."""

@@ -8,14 +8,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator, Field, ValidationError
 
 from gateway.bodies import checked
+from gateway.errors import UnknownModel
 from gateway.state import State
 from services.mesh.schema import MeshRequest
-from services.registry import Model, models_of
+from services.registry import Modality, Model, Task, first_for, models_of
 from services.schema import complete
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
 
 FILM_OF = "input_reference"  # the field of the picture
-BY_PICTURE = "shap-e-img2img"  # makes meshes of pictures
 NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -44,12 +44,12 @@ def film(state: State, body: NewVideo, *, has_picture: bool) -> tuple[str, dict[
         UnknownModel: there is none of that name.
         RequestValidationError: it cannot make that.
     """
-    model = film_model(state, body, has_picture=has_picture)
-    is_text = model.id == text_to_video(state)
+    model = model_for(state, "video", body.model, "image" if has_picture else "text", FILM_OF)
+    is_text = "text" in model.input_modalities
     defaults = {**model.defaults_in(state.profile)}
     fields = {**body.model_dump(exclude_none=True, exclude={"seconds"}), "model": model.id}
     fields.setdefault("fps", defaults.get("fps"))
-    if body.seconds is not None:
+    if body.seconds is not None and fields["fps"] is not None:  # else `check_fits` says that it is missing
         fields["num_frames"] = frames_of(body.seconds, fields["fps"], is_text)
     fields.setdefault("num_frames", defaults.get("num_frames"))
     fields.setdefault("size", defaults.get("size"))
@@ -57,17 +57,35 @@ def film(state: State, body: NewVideo, *, has_picture: bool) -> tuple[str, dict[
     return model.id, fields
 
 
-def film_model(state: State, body: NewVideo, *, has_picture: bool) -> Model:
-    """Choose the model that films this."""
-    known = models_of("video", state.models)
-    films_texts = text_to_video(state)
-    state.catalog.serving("video", body.model)
-    wanted = body.model or (films_texts if not has_picture else next(m.id for m in known if m.id != films_texts))
-    if wanted != films_texts and not has_picture:
-        raise unfit(FILM_OF, f"is required for model '{wanted}': a multipart form with a picture")
-    if wanted == films_texts and has_picture:
-        raise unfit(FILM_OF, f"is of no use: model '{wanted}' films a prompt and takes no picture")
-    return next(model for model in known if model.id == wanted)
+def model_for(state: State, task: Task, named: str | None, modality: Modality, field: str) -> Model:
+    """Choose the model that makes something of a text, or of a picture: the named one, or the first that does.
+
+    Args:
+        state: of the application.
+        task: what is to be made.
+        named: by the caller.
+        modality: what is there to make it from.
+        field: of the picture.
+
+    Raises:
+        UnknownModel: no worker has one of that name.
+        NotServed: the operator has configured no worker for it.
+        RequestValidationError: it makes that of the other, or none does of this.
+    """
+    known = {model.id: model for model in models_of(task, state.models)}
+    if named is not None and named not in known:
+        state.catalog.serving(task, named)  # says what there is, unless it is a provider's
+        raise UnknownModel(f"model '{named}' is a provider's; only workers' are asked here: {', '.join(known)}")
+    model = first_for(modality, known.values()) if named is None else known[named]
+    if model is None:
+        other = "prompts alone" if modality == "image" else "pictures alone"
+        raise unfit(field, f"does not fit: the models here work from {other}")
+    if modality not in model.input_modalities:
+        is_needed = "is required for" if modality == "text" else "is of no use to"
+        source = "a picture" if modality == "text" else "a prompt"
+        raise unfit(field, f"{is_needed} model '{model.id}', which works from {source}")
+    state.catalog.worker(task, model.id)
+    return model
 
 
 def frames_of(seconds: float, fps: int, is_text: bool) -> int:
@@ -85,12 +103,6 @@ def check_fits(contract: type[Any], body: VideoRequest, defaults: Mapping[str, A
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from error
 
 
-def text_to_video(state: State) -> str:
-    """The model that films a prompt: the one whose defaults say how strictly."""
-    models = models_of("video", state.models)
-    return next((model.id for model in models if "guidance_scale" in model.defaults), models[0].id)
-
-
 def mesh_model(state: State, body: MeshRequest) -> str:
     """Return the model that makes this.
 
@@ -98,14 +110,7 @@ def mesh_model(state: State, body: MeshRequest) -> str:
         UnknownModel: there is none of that name.
         RequestValidationError: it makes meshes of the other: of pictures, or of prompts.
     """
-    state.catalog.serving("mesh", body.model)
-    texts = models_of("mesh", state.models)[0].id
-    model = body.model or (texts if body.image is None else BY_PICTURE)
-    if model == texts and body.image is not None:
-        raise unfit("image", f"is of no use: model '{model}' makes meshes of a prompt")
-    if model == BY_PICTURE and body.image is None:
-        raise unfit("image", f"is required for model '{model}'")
-    return model
+    return model_for(state, "mesh", body.model, "text" if body.image is None else "image", "image").id
 
 
 def unfit(field: str, sentence: str) -> RequestValidationError:

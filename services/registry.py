@@ -4,13 +4,14 @@ Source: `models.toml` beside this file, and the operator's own; `docs/models.md`
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -20,10 +21,17 @@ from pydantic import (
     model_validator,
 )
 
+from services.schema import SchedulerName
+
 Task = Literal["text", "audio", "image", "video", "mesh"]
 Profile = Literal["tiny", "hub"]
-Strategy = Literal["preload", "on_demand"]
+Kept = Literal["preload", "on_demand", "swap"]
+Strategy = Literal[Kept, "external"]
+Modality = Literal["text", "image"]
 Dtype = Literal["float16", "bfloat16"]
+Quantisation = Literal["int8", "int4"]
+
+VoiceName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 MODELS_FILE = Path(__file__).with_name("models.toml")
 
@@ -48,6 +56,15 @@ WORKERS: Mapping[Task, Worker] = MappingProxyType(
 )
 
 
+def by_themselves(voices: object) -> object:
+    """Read a list of voices as such that are called what the checkpoint calls them."""
+    return {voice: voice for voice in voices} if isinstance(voices, list) else voices
+
+
+# By the names that callers use: the checkpoint's own of them.
+Voices = Annotated[Mapping[VoiceName, VoiceName], Field(min_length=1), BeforeValidator(by_themselves)]
+
+
 class TinySource(BaseModel):
     """A checkpoint that this repository builds itself."""
 
@@ -55,24 +72,31 @@ class TinySource(BaseModel):
 
     recipe: str
     defaults: Mapping[str, Any] = {}
+    strategy: Kept | None = None  # None: that of the weights it stands for
+    voices: Voices | None = None  # None: those of the weights it stands for
 
 
-class HubSource(BaseModel):
-    """A repository of the Hugging Face hub at a pinned revision, with the terms its weights come under."""
+class HubFiles(BaseModel):
+    """Files of a Hugging Face hub's repository at a pinned revision, with the terms they come under."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     repository: str
     revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+    files: tuple[str, ...] = Field(min_length=1, description="patterns of what is fetched")
     licence: str
     licence_url: str
     commercial_use: bool
-    strategy: Strategy
-    files: tuple[str, ...] = Field(min_length=1, description="patterns of what is fetched")
+    size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
+
+
+class HubSource(HubFiles):
+    """A model's own weights on the hub."""
+
+    strategy: Kept
     variant: str | None = None
     dtype: Dtype = "float16"  # on an accelerator, where the operator says nothing
     safetensors: bool = True
-    size_gb: float = Field(gt=0, description="download, in 10⁹ bytes")
 
 
 class FolderSource(BaseModel):
@@ -84,10 +108,66 @@ class FolderSource(BaseModel):
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool = True
-    strategy: Strategy = "preload"
+    strategy: Kept = "preload"
     variant: str | None = None
     dtype: Dtype = "float16"
     safetensors: bool = True
+
+
+class ExternalSource(BaseModel):
+    """Another worker of ours that serves the model under the same id; its terms are the operator's to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+/?$")]
+    licence: str | None = None
+    licence_url: str | None = None
+    commercial_use: bool = True
+
+
+class AdapterFolder(BaseModel):
+    """A folder of this machine with an adapter; its terms are the operator's to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    licence: str | None = None
+    licence_url: str | None = None
+    commercial_use: bool = True
+
+
+class Adapter(BaseModel):
+    """Weights of low rank (LoRA) that a request may have added to a model's own.
+
+    Args:
+        name: what a request's `adapter` says.
+        scale: what they are multiplied by.
+        tiny: what stands for them beside a tiny checkpoint.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
+    scale: float = 1.0
+    tiny: TinySource | None = None
+    hub: HubFiles | None = None
+    folder: AdapterFolder | None = None
+
+    @model_validator(mode="after")
+    def check_has_one_source(self) -> Self:
+        """Refuse what could not be loaded, or could be loaded from two places."""
+        if (self.hub or self.folder or self.tiny) is None or None not in (self.hub, self.folder):
+            raise ValueError("an adapter has its weights from one place: hub or folder")
+        return self
+
+    @property
+    def source(self) -> HubFiles | AdapterFolder | None:
+        """Where its own weights are; None: there are tiny ones alone."""
+        return self.hub or self.folder
+
+    def is_tiny_in(self, profile: Profile) -> bool:
+        """Whether weights that are built here stand for it under `profile`."""
+        return self.tiny is not None and (profile == "tiny" or self.source is None)
 
 
 class Template(BaseModel):
@@ -123,6 +203,16 @@ TEMPLATES: Mapping[Task, frozenset[str]] = MappingProxyType(  # what the models 
     }
 )
 
+ADAPTED: frozenset[Task] = frozenset({"text", "image"})  # tasks whose models can have adapters
+QUANTISATIONS: Mapping[Task, tuple[Quantisation, ...]] = MappingProxyType(  # what the models of a task can be kept in
+    {"text": ("int8", "int4"), "audio": (), "image": ("int8",), "video": ("int8",), "mesh": ("int8",)}
+)
+
+
+INPUTS: Mapping[Task, tuple[Modality, ...]] = MappingProxyType(  # where all models of a task take the same
+    {"text": ("text",), "audio": ("text",), "image": ("text", "image")}
+)
+
 
 class Model(BaseModel):
     """One entry of `models.toml`."""
@@ -132,11 +222,30 @@ class Model(BaseModel):
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=200)]  # headers carry it
     task: Task
     defaults: Mapping[str, Any] = {}
+    input_modalities: Annotated[tuple[Modality, ...], Field(validate_default=True)] = ()
     template: Template = Template()
+    voices: Voices | None = None  # None: the checkpoint's, which are known when it has been loaded
+    schedulers: tuple[SchedulerName, ...] | None = None  # that requests may name; None: all that its task has
     pinned: bool = False
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None  # on any device; None: as the settings have it
+    quantisation: Quantisation | None = None  # of its weights in memory; None: as the settings have it
+    adapters: tuple[Adapter, ...] = ()
     tiny: TinySource | None = None
     hub: HubSource | None = None
     folder: FolderSource | None = None
+    external: ExternalSource | None = None
+
+    @field_validator("input_modalities")
+    @classmethod
+    def check_inputs(cls, given: tuple[Modality, ...], others: ValidationInfo) -> tuple[Modality, ...]:
+        """Fill in what all models of a task take; a film or a mesh is made from a text or from a picture."""
+        task = others.data.get("task")
+        known = INPUTS.get(task) if task is not None else ("text", "image")
+        if known is None and len(given) != 1:
+            raise ValueError(f"models for {task} are made for texts or for pictures: say ['text'] or ['image']")
+        if known is not None and not set(given) <= set(known):
+            raise ValueError(f"models for {task} take {' and '.join(known)}")
+        return given or known or ()
 
     @field_validator("template")
     @classmethod
@@ -147,20 +256,80 @@ class Model(BaseModel):
             raise ValueError(f"models of this task have no use for: {', '.join(sorted(unfit))}")
         return template
 
+    @field_validator("quantisation")
+    @classmethod
+    def check_quantisation(cls, chosen: Quantisation | None, others: ValidationInfo) -> Quantisation | None:
+        """Refuse what the task's worker cannot do."""
+        known = QUANTISATIONS.get(others.data.get("task", "text"), ())
+        if chosen is not None and chosen not in known:
+            raise ValueError(f"models of this task are kept in {' or '.join(known) or 'floating point alone'}")
+        return chosen
+
+    @field_validator("adapters")
+    @classmethod
+    def check_adapters(cls, adapters: tuple[Adapter, ...], others: ValidationInfo) -> tuple[Adapter, ...]:
+        """Refuse what no request could name, or no worker can add."""
+        if adapters and others.data.get("task", "text") not in ADAPTED:
+            raise ValueError(f"models of this task take none; those for {' and '.join(sorted(ADAPTED))} do")
+        if len({adapter.name for adapter in adapters}) < len(adapters):
+            raise ValueError("a name appears twice")
+        return adapters
+
     @model_validator(mode="after")
     def check_has_one_source(self) -> Self:
         """Refuse what could not be loaded, or could be loaded from two places."""
-        if (self.hub is None) is (self.folder is None):
-            raise ValueError("a model has its weights from one place: hub or folder")
+        if sum(source is not None for source in (self.hub, self.folder, self.external)) != 1:
+            raise ValueError("a model comes from one place: hub, folder or external")
+        return self
+
+    @model_validator(mode="after")
+    def check_fits_source(self) -> Self:
+        """Refuse what the worker that serves it elsewhere would never hear of, and a model that is to stay and go."""
+        elsewhere = {"tiny", "template", "pinned", "quantisation"} & self.model_fields_set
+        if self.is_external and elsewhere:
+            raise ValueError(f"{sorted(elsewhere)[0]}: is for the worker that serves it to know, in its own file")
+        if self.pinned and "swap" in {self.strategy_in(profile) for profile in get_args(Profile)}:
+            raise ValueError("pinned: with strategy 'swap' it makes room for others, and pinned it never does")
+        return self
+
+    @model_validator(mode="after")
+    def check_choices(self) -> Self:
+        """Refuse voices and schedulers where there are none, and defaults that are not among them."""
+        for name, task in (("voices", "audio"), ("schedulers", "image")):
+            if getattr(self, name) is not None and self.task != task:
+                raise ValueError(f"{name}: models for {self.task} have none")
+        for profile in get_args(Profile):
+            if said := self.refusal_of(profile, self.defaults_in(profile)):
+                raise ValueError(f"defaults.{said[0]}: {said[1]}")
         return self
 
     @property
     def source(self) -> HubSource | FolderSource:
-        """Where its own weights are."""
+        """Where its own weights are.
+
+        Raises:
+            TypeError: on another worker.
+        """
         source = self.hub or self.folder
         if source is None:
-            raise TypeError("a model has its weights from somewhere")
+            raise TypeError("a model that another worker serves has no weights here")
         return source
+
+    @property
+    def terms(self) -> HubSource | FolderSource | ExternalSource:
+        """What knows the licence."""
+        return self.external or self.source
+
+    @property
+    def is_external(self) -> bool:
+        """Whether another worker serves it than that of its task."""
+        return self.external is not None
+
+    @property
+    def hub_files(self) -> dict[str, HubFiles]:
+        """What the hub has of it: its own weights by its id, those of adapters by `id:name`."""
+        found = {self.id: self.hub, **{f"{self.id}:{adapter.name}": adapter.hub for adapter in self.adapters}}
+        return {name: hub for name, hub in found.items() if hub is not None}
 
     def is_tiny_in(self, profile: Profile) -> bool:
         """Whether a checkpoint that is built here stands for it under `profile`."""
@@ -180,9 +349,41 @@ class Model(BaseModel):
             return f"folder:{self.source.path.name}"
         return f"{self.source.repository}@{self.source.revision}"
 
+    def strategy_in(self, profile: Profile) -> Strategy:
+        """When it is in memory under `profile`, and for how long."""
+        if self.is_external:
+            return "external"
+        tiny = self.tiny.strategy if self.tiny is not None and profile == "tiny" else None
+        return tiny or self.source.strategy
+
     def is_preloaded_in(self, profile: Profile) -> bool:
         """Whether a worker loads this model when it starts, and not when it is first asked for."""
-        return self.is_tiny_in(profile) or self.source.strategy == "preload"
+        return self.strategy_in(profile) == "preload"
+
+    def voices_in(self, profile: Profile) -> Voices | None:
+        """The voices of what is loaded under `profile`, by their names; None: all of the checkpoint's."""
+        tiny = self.tiny.voices if self.tiny is not None and profile == "tiny" else None
+        return tiny or self.voices
+
+    @property
+    def offered_schedulers(self) -> tuple[SchedulerName, ...] | None:
+        """Those that requests may name; None: models of this task take none."""
+        if self.task != "image":
+            return None
+        return get_args(SchedulerName) if self.schedulers is None else self.schedulers
+
+    def refusal_of(self, profile: Profile, fields: Mapping[str, Any]) -> tuple[str, str] | None:
+        """Say which field of a request names a voice or a scheduler that this model does not have, and what it has."""
+        offered = {"voice": self.voices_in(profile), "scheduler": self.offered_schedulers}
+        for field, choices in offered.items():
+            chosen = fields.get(field)
+            if chosen is not None and choices is not None and chosen not in choices:
+                there_are = f"choose one of: {', '.join(choices)}" if choices else "leave it out"
+                return field, f"there is no {field} '{chosen}' for model '{self.id}'; {there_are}"
+        return None
+
+
+Owner = TypeVar("Owner", Model, Adapter)
 
 
 class Entries(BaseModel):
@@ -244,11 +445,31 @@ def _first_problem(error: ValidationError, entries: Mapping[str, Any]) -> str:
 
 
 def _anchored(model: Model, folder: Path) -> Model:
-    """Let a relative path begin where the file is."""
-    if model.folder is None:
-        return model
-    path = (folder / model.folder.path.expanduser()).absolute()
-    return model.model_copy(update={"folder": model.folder.model_copy(update={"path": path})})
+    """Let relative paths begin where the file is."""
+    adapters = tuple(_begun_at(folder, adapter) for adapter in model.adapters)
+    return _begun_at(folder, model).model_copy(update={"adapters": adapters})
+
+
+def _begun_at(folder: Path, owner: Owner) -> Owner:
+    if owner.folder is None:
+        return owner
+    path = (folder / owner.folder.path.expanduser()).absolute()
+    return owner.model_copy(update={"folder": owner.folder.model_copy(update={"path": path})})
+
+
+def choices_of(request: BaseModel) -> dict[str, Any]:
+    """What of a request a model has to offer by name."""
+    return {field: getattr(request, field, None) for field in ("voice", "scheduler")}
+
+
+def local_models_of(task: Task, models: tuple[Model, ...]) -> tuple[Model, ...]:
+    """Those that the worker of `task` loads itself."""
+    return tuple(model for model in models_of(task, models) if not model.is_external)
+
+
+def first_for(modality: Modality, models: Iterable[Model]) -> Model | None:
+    """The first of `models` that is made for this; it is asked where a request names none."""
+    return next((model for model in models if modality in model.input_modalities), None)
 
 
 def models_of(task: Task, models: tuple[Model, ...]) -> tuple[Model, ...]:

@@ -83,6 +83,12 @@ Size = Annotated[
 Steps = Annotated[int, Field(ge=1, le=200, description="denoising steps; more take longer")]
 Guidance = Annotated[float, Field(ge=0, le=50, description="how strictly the prompt is followed")]
 ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+SchedulerName = Literal["ddim", "dpmpp_2m", "euler", "euler_a", "pndm"]
+AdapterName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=100),
+    Field(description="of those that /v1/models lists of the model"),
+]
 
 
 class Body(BaseModel):
@@ -119,6 +125,12 @@ class GenerationRequest(Body):
 
     model: ModelId | None = None
     seed: Seed | None = None
+
+
+class AdaptedRequest(GenerationRequest):
+    """What every request has to a model that an adapter may be added to, besides."""
+
+    adapter: AdapterName | None = None
 
 
 class MediaRequest(GenerationRequest):

@@ -26,9 +26,9 @@ from services.logs import LogFormat, write_logs
 from services.media import picture
 from services.provenance import Provenance
 from services.receipts import Receipts
-from services.registry import Task, load_models, models_of
+from services.registry import Modality, Model, Task, choices_of, first_for, load_models, local_models_of
 from services.responses import rendered, respond, terms_of
-from services.schema import MAX_SEED, GenerationRequest, Job, MediaRequest, complete, envelope
+from services.schema import MAX_SEED, AdaptedRequest, GenerationRequest, Job, MediaRequest, complete, envelope
 from services.settings import Settings
 from services.templates import worded
 from services.tracing import open_provider
@@ -59,7 +59,12 @@ async def list_models(request: Request) -> JSONResponse:
 
 def described(worker: "Worker", model: str) -> dict[str, Any]:
     """Say how a model is."""
-    return {"id": model, "object": "model", **asdict(worker.engine.look(model))}
+    return {
+        "id": model,
+        "object": "model",
+        "adapters": worker.adapters[model],
+        **asdict(worker.engine.look(model)),
+    }
 
 
 async def load_model(request: Request) -> Response:
@@ -110,9 +115,11 @@ class Worker:
         if provider is not None:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
-        models = models_of(task, load_models(self.settings.models_file))
+        models = local_models_of(task, load_models(self.settings.models_file))
+        self.models: Mapping[str, Model] = {model.id: model for model in models}
         self.templates = {model.id: model.template for model in models}
         self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}
+        self.adapters = {model.id: [adapter.name for adapter in model.adapters] for model in models}
         self.receipts = Receipts(task, self.settings)
 
     @bentoml.on_deployment
@@ -202,6 +209,8 @@ class Worker:
                 seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED + 1)
                 defaults = {**self.engine.defaults(body.model), "seed": seed}
                 job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
+                self.check_offers(self.models[defaults["model"]], job)
+                self.check_adapter(job)
                 work, encoder = await prepare(job)
                 cost = await self._estimate(work, body.model, terms)
                 left = max(terms.deadline - (time.monotonic() - began), 0.001)
@@ -212,6 +221,25 @@ class Worker:
 
         return await respond(request, start)
 
+    def check_offers(self, model: Model, job: GenerationRequest) -> None:
+        """Refuse a voice or a scheduler that the model does not have.
+
+        Raises:
+            InvalidRequest: it names those that there are.
+        """
+        if refused := model.refusal_of(self.settings.profile, choices_of(job)):
+            raise InvalidRequest(refused[1], param=refused[0])
+
+    def model_for(self, modality: Modality) -> str | None:
+        """The model that makes something of a text, or of a picture, where a request names none; there may be none."""
+        model = first_for(modality, self.models.values())
+        return None if model is None else model.id
+
+    def makes_from(self, modality: Modality, model: str | None) -> bool:
+        """Whether a model, or else the default, makes something of texts, or of pictures."""
+        found = self.models.get(model if model is not None else next(iter(self.models)))
+        return found is not None and modality in found.input_modalities
+
     def terms(self, request: Request, body: GenerationRequest, tell: Callable[[Tally], None]) -> Terms:
         """On what terms the caller waits.
 
@@ -219,6 +247,20 @@ class Worker:
             InvalidRequest: a header is not what it should be; it is named.
         """
         return terms_of(request, self.longest, tell)
+
+    def check_adapter(self, job: GenerationRequest) -> None:
+        """Refuse an adapter that the model does not have.
+
+        Raises:
+            InvalidRequest: it names those that there are.
+        """
+        if not isinstance(job, AdaptedRequest) or job.adapter is None or job.model is None:
+            return
+        known = self.adapters[job.model]
+        if job.adapter not in known:
+            others = f"choose one of: {', '.join(known)}" if known else "it has none; leave this out"
+            message = f"adapter: model '{job.model}' has no adapter '{job.adapter}'; {others}"
+            raise InvalidRequest(message, param="adapter", code="unknown_adapter")
 
     def submit(self, work: Any, job: GenerationRequest, terms: Terms, cost: int | None) -> Followed:
         """Hand `work` to the engine.

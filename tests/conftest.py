@@ -34,7 +34,8 @@ def collector() -> "Collector":
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, collector: "Collector") -> Iterator["System"]:
     """The whole system, once for all that ask it."""
-    from tests.live.conftest import started
+    from tests.live.conftest import MODELS_FILE, started
 
     with collector.serve() as traced:
-        yield from started(tmp_path_factory, {"ATELIER_LOG_FORMAT": "json", **traced})
+        settings = {"ATELIER_LOG_FORMAT": "json", "ATELIER_MODELS_FILE": str(MODELS_FILE)}
+        yield from started(tmp_path_factory, {**settings, **traced})

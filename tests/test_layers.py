@@ -52,6 +52,12 @@ ON_THIS_MACHINE = {
         "services.text.schema",
     },
     "benchmarks/exactness.py": {"services.engine.weights", "services.text.linear", "services.text.network"},
+    "benchmarks/forwards.py": {
+        "services.engine.weights",
+        "services.text.adapters",
+        "services.text.linear",
+        "services.text.network",
+    },
     "benchmarks/equality.py": {
         "services.engine.assembly",
         "services.engine.generation",
@@ -190,6 +196,7 @@ PARTS_OF_ENGINES = {
     "services/mesh/surface.py",
     "services/text/network.py",
     "services/text/linear.py",
+    "services/text/adapters.py",
     "services/text/rows.py",
     "services/text/prefixes.py",
     "services/text/rules.py",

@@ -17,7 +17,7 @@ from starlette.types import Message
 from gateway.artefacts.store import Artefact, Artefacts
 from gateway.callers import Caller
 from gateway.catalog import Catalog, Ours
-from gateway.errors import GatewayError, WorkerDied, WorkerRefused, WorkerUnreachable
+from gateway.errors import GatewayError, UnknownModel, WorkerDied, WorkerRefused, WorkerUnreachable
 from gateway.jobs.books import CALLS
 from gateway.jobs.live import Live
 from gateway.jobs.schema import Job, Outcome, Output, Step
@@ -31,17 +31,20 @@ BUSY = frozenset({429, 503})
 
 
 async def call(
-    job: Job, step: Step, body: Mapping[str, Any], relay: Relay, catalog: Catalog, artefacts: Artefacts, live: Live,
-    patience: float,
+    job: Job, step: Step, model: str | None, body: Mapping[str, Any], relay: Relay, catalog: Catalog,
+    artefacts: Artefacts, live: Live, patience: float,
 ) -> Outcome:  # fmt: skip
     """Ask a worker, keep what comes, and say what that was. Cancelled, it closes the call.
 
     Raises:
+        UnknownModel: no worker has the model that the body names.
         GatewayError: nothing came of it, by whose fault it says; files that were whole stay.
     """
     targets = [
-        target for target in catalog.serving(step.task, None) if isinstance(target, Ours)
+        target for target in catalog.serving(step.task, model) if isinstance(target, Ours)
     ]  # of events, providers know nothing
+    if not targets:
+        raise UnknownModel(f"model '{model}' is a provider's, and jobs are made by our own workers alone")
     async with AsyncExitStack() as leases:
         request = stand_in(job, leases, patience)
         began = time.monotonic()

@@ -75,9 +75,9 @@ class Runner:
         try:
             if left <= 0:
                 raise TookTooLong("the job was not done in the time that it had")
-            body = await self._body(job)
+            model, body = await self._body(job)
             outcome = await call(
-                job, job.steps[job.step], body, self._relay, self._catalog, self._artefacts, live, left
+                job, job.steps[job.step], model, body, self._relay, self._catalog, self._artefacts, live, left
             )
         except GatewayError as error:
             await self._after(job, error)
@@ -111,8 +111,8 @@ class Runner:
         if not is_done and not await self._store.exists(job.id):
             await self._artefacts.delete(job.id)  # it was deleted while we were away
 
-    async def _body(self, job: Job) -> dict[str, Any]:
-        """Make what the worker is sent, as httpx takes it."""
+    async def _body(self, job: Job) -> tuple[str | None, dict[str, Any]]:
+        """Make what the worker is sent, as httpx takes it, and say which model that names."""
         step = job.steps[job.step]
         fields: dict[str, Any] = dict(step.fields or {})
         files = [
@@ -131,9 +131,11 @@ class Runner:
             else:
                 body[step.takes] = base64.b64encode(content).decode()
         if step.fields is not None:
-            plain = [(name, (None, str(value).encode())) for name, value in with_model(fields, step).items()]
-            return {"files": [*plain, *files]}  # as a multipart form, also where there is no file
-        return {"content": json.dumps(with_model(body, step)).encode()}
+            named = with_model(fields, step)
+            plain = [(name, (None, str(value).encode())) for name, value in named.items()]
+            return named.get("model"), {"files": [*plain, *files]}  # as a multipart form, also where there is no file
+        named = with_model(body, step)
+        return named.get("model"), {"content": json.dumps(named).encode()}
 
     async def _output_before(self, job: Job) -> tuple[bytes, str]:
         before = [each for each in job.outputs if each.step == job.step - 1]

@@ -42,5 +42,5 @@ async def voices(request: Request, state: StateOf, model: Annotated[str, Query(m
     check_scope(caller, "audio")
     chosen = model or models_of("audio", state.models)[0].id
     check_model(caller, chosen)
-    listed = await state.catalog.ask("audio", "/v1/audio/voices", model=chosen)
+    listed = await state.catalog.ask("audio", chosen, "/v1/audio/voices", model=chosen)
     return Response(listed, media_type="application/json")

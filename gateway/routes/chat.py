@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 
-from gateway.admission import allowed, begin, pass_chain, pass_ours
+from gateway.admission import allowed, begin, check_offers, pass_chain, pass_ours
 from gateway.bodies import checked, read_object
 from gateway.catalog import Ours, Target
 from gateway.direct import DirectRoute, body_of
@@ -77,6 +77,8 @@ async def admitted(
         RequestValidationError: ours is the model that was asked for, and the body is not in its contract.
     """
     targets, ours = fitting(allowed(request.scope["caller"], found), body, contract, is_form=is_form)
+    if ours is not None and isinstance(targets[0], Ours):
+        check_offers(request, state, task, None, ours)
     if ours is not None and all(isinstance(target, Ours) for target in targets):
         await pass_ours(request, state, task, ours)
     else:

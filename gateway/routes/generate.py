@@ -10,16 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from gateway.admission import admit, begin, pass_outside
+from gateway.admission import admit, begin, pass_ours, pass_outside
 from gateway.auth import check_scope
 from gateway.disposition import attachment
+from gateway.fitting import mesh_model, model_for
 from gateway.providers import text_of
 from gateway.state import State, StateOf
 from services.audio.schema import Input, SpeechRequest, Voice
 from services.image.schema import ImageRequest
 from services.mesh.schema import MeshRequest, MeshSteps
 from services.registry import Task
-from services.schema import Body, GenerationRequest, Prompt, Seed, Size, Steps
+from services.schema import AdapterName, Body, GenerationRequest, Prompt, Seed, Size, Steps
 from services.text.schema import ChatRequest, Content, Message, Temperature
 from services.video.schema import NumFrames, VideoRequest
 
@@ -63,6 +64,7 @@ class TextQuery(Body):
     prompt: Question
     temperature: Temperature | None = None
     seed: Seed | None = None
+    adapter: AdapterName | None = None
 
 
 class AudioQuery(Body):
@@ -80,6 +82,7 @@ class ImageQuery(Body):
     size: Size | None = None
     num_inference_steps: Steps | None = None
     seed: Seed | None = None
+    adapter: AdapterName | None = None
 
 
 class MeshQuery(Body):
@@ -129,7 +132,7 @@ async def about(kind: Literal["text", "audio", "image", "3d"], request: Request,
 async def text(query: Annotated[TextQuery, Query()], request: Request, state: StateOf) -> Response:
     """Answer a prompt with the chat model."""
     message = Message(role="user", content=query.prompt)
-    body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed)
+    body = ChatRequest(messages=(message,), temperature=query.temperature, seed=query.seed, adapter=query.adapter)
     await admit(request, state, "text", body)
     worker = state.catalog.worker("text")
     path = "/v1/chat/completions"
@@ -183,10 +186,12 @@ async def video(
 ) -> Response:
     """Make a film that starts with a picture."""
     body = VideoRequest(num_frames=form.num_frames, seed=form.seed)
-    await admit(request, state, "video", body)
+    await begin(request, state, "video")
+    model = model_for(state, "video", None, "image", "image").id
+    await pass_ours(request, state, "video", body, model)
     return await state.relay.send(
         request,
-        state.catalog.worker("video"),
+        state.catalog.worker("video", model),
         "/v1/videos",
         accept="video/mp4",
         files={"input_reference": ("image", await form.image.read())},
@@ -199,8 +204,10 @@ async def video(
 async def mesh(query: Annotated[MeshQuery, Query()], request: Request, state: StateOf) -> Response:
     """Make a mesh."""
     body = MeshRequest.model_validate(query.model_dump())
-    await admit(request, state, "mesh", body)
-    worker = state.catalog.worker("mesh")
+    await begin(request, state, "mesh")
+    model = mesh_model(state, body)
+    await pass_ours(request, state, "mesh", body, model)
+    worker = state.catalog.worker("mesh", model)
     path = "/v1/3d/generations"
     headers = {"content-disposition": attachment(query.prompt, "obj")}
     return await state.relay.send(request, worker, path, accept="model/obj", content=wire(body), headers=headers)

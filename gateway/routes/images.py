@@ -102,7 +102,7 @@ async def draw(
     if wants_links and isinstance(targets[0], Ours) and not prefers_job(request.scope):
         body = checked(fields, contract, is_form=is_form)
         _, chosen = request.scope["asked"]
-        size = body.size or defaults_of(state, "image", chosen)["size"]
+        size = body.size or defaults_of(state, "image", chosen).get("size", "auto")
         return await state.keeper.draw(request, targets, body, size, sent)
     accept = request.headers.get("accept", "application/json")
     return await state.relay.send(request, targets, request.scope["path"], accept=accept, **sent)

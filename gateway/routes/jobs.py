@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from gateway.admission import begin, pass_ours
+from gateway.admission import begin, check_offers, pass_ours
 from gateway.artefacts.download import download
 from gateway.bodies import checked, read_object
 from gateway.events import END, Events, event
@@ -146,6 +146,7 @@ async def ordered(request: Request, state: State, body: NewJob) -> list[Order]:
         elif isinstance(parsed, MeshRequest):
             model = mesh_model(state, parsed)
         state.catalog.serving(task, model)
+        check_offers(request, state, task, model, parsed)
         with named(request, number):
             await pass_ours(request, state, task, parsed, model)
         is_form = step.route in FORMS

@@ -1,6 +1,6 @@
 """Which models may be asked for, here and at providers, and which of them are in memory."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 from urllib.parse import quote
 
@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 from gateway.auth import only_admins
 from gateway.callers import Caller
-from gateway.catalog import ModelState, Seen
+from gateway.catalog import ModelState, Progress, Seen
 from gateway.errors import UnknownModel
 from gateway.state import State, StateOf
-from services.registry import HubSource, Model, Task, models_of
+from services.registry import HubSource, Modality, Model, Strategy, Task, models_of
 from services.schema import TOKEN_HEADER
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
@@ -29,18 +29,30 @@ class ModelAnswer(BaseModel):
     created: int
     owned_by: str
     task: Task
+    input_modalities: tuple[Modality, ...] | None = None
+    """What it makes something from."""
+    strategy: Strategy = "external"
+    """When it is in memory; `external`: another worker, or a provider, serves it."""
     state: ModelState
     is_default: bool
-    """Whether it is asked where a request for this task names none."""
+    """Whether it is asked where a request for this task names none, and gives what it makes something from."""
     revision: str | None = None
     failure: str | None = None
     """Why it is not in memory, in a sentence."""
     num_bytes: int | None = None
     """Of its weights in memory, as was measured when it was last loaded."""
+    progress: Progress | None = None
+    """Of one that is loading: `downloading`, with bytes, `building` or `reading`; null while it waits for its turn."""
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool | None = None
     defaults: Mapping[str, Any] | None = None
+    voices: tuple[str, ...] | None = None
+    """Null where its checkpoint alone knows them: `GET /v1/audio/voices` asks it."""
+    schedulers: tuple[str, ...] | None = None
+    """That a request may name; null where it may name none."""
+    adapters: Sequence[str] | None = None
+    """What a request's `adapter` may name."""
 
 
 class ModelList(BaseModel):
@@ -89,7 +101,7 @@ async def told(model_id: str, verb: str, state: State) -> ModelAnswer:
     if model_id not in tasks:
         raise UnknownModel(f"model '{model_id[:200]}' is none of our workers'; choose one of: {', '.join(tasks)}")
     headers = {TOKEN_HEADER: state.internal_token} if state.internal_token else {}
-    await state.catalog.tell(tasks[model_id], f"/v1/models/{quote(model_id)}/{verb}", headers)
+    await state.catalog.tell(tasks[model_id], model_id, f"/v1/models/{quote(model_id)}/{verb}", headers)
     return answer(model_id, tasks[model_id], state, await state.catalog.states([tasks[model_id]]))
 
 
@@ -115,13 +127,18 @@ def answer(model_id: str, task: Task, state: State, states: Mapping[str, Seen]) 
 
 def of_ours(model: Model, state: State) -> dict[str, Any]:
     """Say what the registry knows; a tiny checkpoint is nobody's but ours."""
-    source = model.source
-    owner = source.repository.partition("/")[0] if isinstance(source, HubSource) else "local"
+    terms, voices = model.terms, model.voices_in(state.profile)
+    owner = terms.repository.partition("/")[0] if isinstance(terms, HubSource) else "local"
     return {
         "owned_by": "atelier" if model.is_tiny_in(state.profile) else owner,
-        "revision": model.revision_in(state.profile),
-        "licence": source.licence,
-        "licence_url": source.licence_url,
-        "commercial_use": source.commercial_use,
+        "input_modalities": model.input_modalities,
+        "strategy": model.strategy_in(state.profile),
+        "revision": None if model.is_external else model.revision_in(state.profile),
+        "licence": terms.licence,
+        "licence_url": terms.licence_url,
+        "commercial_use": terms.commercial_use,
         "defaults": model.defaults_in(state.profile),
+        "voices": None if voices is None else tuple(voices),
+        "schedulers": model.offered_schedulers,
+        "adapters": [adapter.name for adapter in model.adapters],
     }

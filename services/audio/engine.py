@@ -4,7 +4,7 @@ Requests take turns between stages, and stop at every token. They do not share f
 the fine stage, which is bound by computation (measured: 1.08 times as fast in batches of four).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -19,14 +19,16 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from services.audio.schema import SpeechRequest
 from services.audio.sentences import split_sentences
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.outputs import Sound, finite
 from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import open_weights
-from services.errors import GenerationFailed, InvalidRequest
-from services.registry import Model
+from services.errors import GenerationFailed, InvalidRequest, ModelUnavailable
+from services.registry import Model, Profile
 from services.settings import Settings
 
+BARK = Kind("Bark", {"bark"})
 History = dict[str, torch.Tensor]
 
 
@@ -77,7 +79,7 @@ class AudioStepper:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring processor, presets and weights into memory."""
-        weights = open_weights(model, settings)
+        weights = open_weights(model, settings, BARK)
         self._processor: Any = BarkProcessor.from_pretrained(weights.folder)
         network: Any = BarkModel.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
         self._network = network.to(weights.device).eval()
@@ -87,7 +89,7 @@ class AudioStepper:
         self._coarse = BarkCoarseGenerationConfig(**stages.coarse_acoustics_config)
         self._fine = BarkFineGenerationConfig(**stages.fine_acoustics_config)
         self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
-        self.voices: Sequence[str] = tuple(self._processor.available_voice_presets)
+        self.voices = self._offered(model, settings.profile)
 
     def cost(self, request: SpeechRequest) -> int:
         """Estimate next to nothing: between two stages a request is its tokens, and one stage runs at a time."""
@@ -175,13 +177,27 @@ class AudioStepper:
             raise GenerationFailed("the model said nothing; try another text or seed")
         return Result()
 
+    def _offered(self, model: Model, profile: Profile) -> Mapping[str, str]:
+        """The checkpoint's presets by the names that requests have for them.
+
+        Raises:
+            ModelUnavailable: the registry names one that there is not.
+        """
+        presets: Sequence[str] = tuple(self._processor.available_voice_presets)
+        named = model.voices_in(profile)
+        missing = set(named.values()).difference(presets) if named is not None else ()
+        if missing:
+            absent, present = ", ".join(sorted(missing)), ", ".join(presets) or "none"
+            raise ModelUnavailable(f"model '{model.id}' has no voice preset {absent}; its checkpoint has: {present}")
+        return named if named is not None else {preset: preset for preset in presets}
+
     def _preset(self, voice: str | None) -> History | None:
         # An unknown name would be opened as a file by the library.
         if voice is None:
             return None
         if voice not in self.voices:
             raise InvalidRequest(f"there is no voice '{voice}'; choose one of: {', '.join(self.voices)}", param="voice")
-        return dict(self._processor("a", voice_preset=voice)["history_prompt"].to(self._network.device))
+        return dict(self._processor("a", voice_preset=self.voices[voice])["history_prompt"].to(self._network.device))
 
     def _spoken(self, state: Speech) -> torch.Tensor:
         semantic = state.made[Stage.SEMANTIC][0]

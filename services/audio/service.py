@@ -13,6 +13,7 @@ from services.audio.schema import Format, SpeechRequest, chosen
 from services.encoders import Encoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
+from services.errors import ModelLoading
 from services.finals import SoundFiles
 from services.registry import WORKERS, Model
 from services.requests import Correlation
@@ -40,11 +41,20 @@ async def list_voices(request: Request) -> Response:
 async def voices_of(model: str | None, worker: Worker) -> Response:
     """Answer in the shape of OpenAI's lists; `voices` has the bare names, as other servers do.
 
+    What the registry does not say, the checkpoint does: it is loaded for that.
+
     Raises:
-        ServiceError: there is no such model, or it is not in memory.
+        ServiceError: there is no such model, or it is only now on its way into memory.
     """
-    names = worker.engine.stepper(model).voices
-    named = model or next(iter(worker.revisions))
+    named = model or next(iter(worker.models))
+    worker.engine.look(named)  # which knows whether it is there
+    names = worker.models[named].voices_in(worker.settings.profile)
+    if names is None:
+        try:
+            names = worker.engine.stepper(named).voices
+        except ModelLoading:
+            worker.engine.load(named)  # one that has failed is not tried again
+            raise
     listed = [{"id": name, "object": "audio.voice", "name": name, "model": named} for name in names]
     return JSONResponse({"object": "list", "data": listed, "voices": list(names)})
 

@@ -1,5 +1,6 @@
 """Puts a worker's engine together from the registry and the settings."""
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,14 +10,17 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from services.engine import default_type, memory
 from services.engine.engine import Engine, Limits
+from services.engine.failures import in_a_sentence
+from services.engine.hub import address
 from services.engine.libraries import let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.slots import Room, Slot
 from services.engine.stepper import Stepper
-from services.registry import FolderSource, HubSource, Model, Task, load_models, models_of
+from services.registry import Adapter, FolderSource, HubSource, Model, Task, load_models, local_models_of
 from services.settings import Settings
 
 Make = Callable[[Model, Settings], Stepper[Any]]
+logger = logging.getLogger("atelier.engine")
 SHARE = 0.8  # of the memory that is free once a model is loaded; the rest is for what no estimate sees
 
 
@@ -30,14 +34,39 @@ def memory_budget(settings: Settings) -> float:
 
 
 def licence_refusal(model: Model, settings: Settings) -> str | None:
-    """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it."""
+    """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it.
+
+    Those of an adapter are accepted as `model:adapter`; until then its model is not loaded either.
+    """
+    owners: dict[str, Model | Adapter] = {model.id: model}
+    owners |= {f"{model.id}:{adapter.name}": adapter for adapter in model.adapters}
+    for name, owner in owners.items():
+        source = None if owner.is_tiny_in(settings.profile) else owner.source
+        if source is not None and not (source.commercial_use or name in settings.accept_licences):
+            terms = (
+                f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
+            )
+            return (
+                f"model '{name}' comes under the {terms}; the operator accepts it with ATELIER_ACCEPT_LICENCES={name}"
+            )
+    return None
+
+
+def provenance_of(model: Model, settings: Settings) -> str:
+    """Say for the log where a model's weights come from, and on what terms."""
     source = model.source
-    if model.is_tiny_in(settings.profile) or source.commercial_use or model.id in settings.accept_licences:
-        return None
-    terms = f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
-    return (
-        f"model '{model.id}' comes under the {terms}; the operator accepts it with ATELIER_ACCEPT_LICENCES={model.id}"
-    )
+    if model.tiny is not None and model.is_tiny_in(settings.profile):
+        return f"built here by the recipe '{model.tiny.recipe}'; stands for weights under {terms_of(source)}"
+    where = source.path if isinstance(source, FolderSource) else address(source)
+    barred = licence_refusal(model, settings)
+    return f"{where}, under {terms_of(source)}{f'; barred: {barred}' if barred is not None else ''}"
+
+
+def terms_of(source: HubSource | FolderSource) -> str:
+    """Name a licence, and where it is to be read."""
+    named = " ".join(filter(None, (source.licence, f"({source.licence_url})" if source.licence_url else None)))
+    use = "commercial use allowed" if source.commercial_use else "no commercial use"
+    return f"{named or 'a licence that its entry does not name'}, {use}"
 
 
 def expected_bytes(model: Model, settings: Settings) -> int:
@@ -63,7 +92,11 @@ def load(make: Make, model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its libraries are imported here."""
     if settings.log_format == "json":
         let_them_log_as_we_do(model.task)
-    with default_type.changed_in_turn():
+    from services.engine.weights import find_folder, wants_safetensors  # needs torch, which a model imports anyway
+
+    find = partial(find_folder, model, settings, checks_all=True)
+    safetensors = wants_safetensors(model, settings)
+    with default_type.changed_in_turn(), in_a_sentence(model.id, find, wants_safetensors=safetensors):
         return make(model, settings)
 
 
@@ -73,7 +106,16 @@ def build_engine(
     settings: Settings,
     registry: CollectorRegistry = REGISTRY,
 ) -> Engine:
-    """Give every model of `task` its slot; nothing is loaded before the engine starts."""
+    """Give every model of `task` its slot; nothing is loaded before the engine starts.
+
+    Raises:
+        ValueError: there is none, as others serve them all.
+    """
+    models = local_models_of(task, load_models(settings.models_file))
+    if not models:
+        raise ValueError(f"this worker has no models: by ATELIER_MODELS_FILE others serve all those for {task}")
+    for model in models:
+        logger.info("model %s: %s", model.id, provenance_of(model, settings))
     slots = {
         model.id: Slot(
             partial(load, make, model, settings),
@@ -81,10 +123,11 @@ def build_engine(
             {"model": model.id, **model.defaults_in(settings.profile)},
             barred=licence_refusal(model, settings),
             is_pinned=model.pinned,
+            is_swapped=model.strategy_in(settings.profile) == "swap",
             expected_bytes=expected_bytes(model, settings),
             weigh=weigh,
         )
-        for model in models_of(task, load_models(settings.models_file))
+        for model in models
     }
     room = Room(
         settings.max_models or math.inf,

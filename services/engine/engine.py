@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from services.engine import default_type, memory
@@ -21,6 +22,7 @@ from services.engine.estimates import Estimates
 from services.engine.generation import Generation, Pace, Terms, restarting
 from services.engine.mail import together
 from services.engine.metrics import EngineMetrics
+from services.engine.progress import Progress
 from services.engine.queue import FairQueue
 from services.engine.slots import RETRY_SECONDS, ModelState, Room, Slot, loading
 from services.engine.stepper import LEFT_OUT, Stepper
@@ -80,13 +82,15 @@ class Look:
     """What there is to see of a model from outside.
 
     Args:
-        failure: why it is not in memory, in a sentence.
+        failure: why it is not in memory, in a sentence; of one that is cold, why it was not loaded when last asked for.
         num_bytes: of its weights; None: it has not been in memory yet.
+        progress: how far one that is loading is; None: it waits for its turn.
     """
 
     state: ModelState
     failure: str | None
     num_bytes: int | None
+    progress: Progress | None
 
 
 class Engine:
@@ -115,6 +119,7 @@ class Engine:
         self._memory_bytes = 0.0
         self._is_memory_stale = False  # what is free was measured while requests were in progress
         self._loader: threading.Thread | None = None
+        self._promised: str | None = None  # the model for which others were told to leave
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -156,7 +161,7 @@ class Engine:
         preloaded = {name: slot for name, slot in self._slots.items() if slot.is_preloaded}
         for name, slot in preloaded.items():
             if slot.state == "loading":
-                raise loading(name)
+                raise loading(name, slot)
         if all(slot.state == "failed" for slot in preloaded.values()):
             for slot in preloaded.values():
                 slot.check()
@@ -178,7 +183,7 @@ class Engine:
             UnknownModel: no such model here.
         """
         slot = self._find(model)[1]
-        return Look(slot.state, slot.reason, slot.num_bytes)
+        return Look(slot.state, slot.reason or slot.setback, slot.num_bytes, slot.progress)
 
     def load(self, model: str) -> None:
         """Have a model brought into memory, also one that failed; others may leave for it.
@@ -192,7 +197,7 @@ class Engine:
             if slot.barred is not None:
                 raise ModelUnavailable(slot.barred)
             if not slot.is_loaded:
-                slot.failure, slot.is_wanted = None, True
+                slot.failure, slot.setback, slot.is_wanted = None, None, True
             self._wake.notify()
 
     def unload(self, model: str) -> None:
@@ -219,7 +224,7 @@ class Engine:
         name, slot = self._find(model)
         slot.check()
         if slot.stepper is None:
-            raise loading(name)
+            raise loading(name, slot)
         return slot.stepper
 
     async def estimate(self, request: Any, model: str | None, terms: Terms) -> int | None:
@@ -269,10 +274,10 @@ class Engine:
         name, slot = self._find(model)
         slot.check()
         if slot.is_awaited:
-            raise loading(name)
+            raise loading(name, slot)
         if not (slot.is_loaded or self._limits.waits_for_models):
             self.load(name)
-            raise loading(name)
+            raise loading(name, slot)
         seed = seed if seed is not None else secrets.randbelow(MAX_SEED + 1)
         generation = Generation(request, name, seed, terms, self._metrics[name], self._paces[name], self._withdraw)
         generation.cost = cost
@@ -397,12 +402,16 @@ class Engine:
         return None if at == math.inf else max(0.0, at - time.monotonic())
 
     def _next_load(self) -> str | None:
-        """Return which model is to be loaded now: one that is due, or else the next that somebody waits for."""
+        """Return which model is to be loaded now: that for which others left, one that is due, or the next awaited."""
         if any(slot.is_loading or slot.drained is not None for slot in self._slots.values()):
             return None
-        due = next((name for name, slot in self._slots.items() if slot.is_due), None)
+        due = (name for name, slot in self._slots.items() if slot.is_due)
         cold = (each.model for each in self._queue.in_order() if not self._slots[each.model].is_loaded)
-        return due or next(cold, None)
+        wanted = chain(due, cold)
+        if self._promised is None:
+            return next(wanted, None)
+        names = list(wanted)
+        return self._promised if self._promised in names else next(iter(names), None)
 
     def _begin_load(self) -> None:
         """Load the next model where there is room for it; else let others leave first."""
@@ -420,10 +429,12 @@ class Engine:
                 slot.is_preloaded = False
                 return
             elif leaving:
+                self._promised = name
                 for other in leaving:
                     self._drain(other)
                 return
             else:
+                self._promised = None
                 slot.is_loading = True
                 self._loader = threading.Thread(target=self._load, args=(name,), name="loader", daemon=True)
                 self._loader.start()
@@ -553,7 +564,7 @@ class Engine:
         generation.check()
         slot = self._slots[generation.model]
         if slot.stepper is None:
-            raise loading(generation.model)
+            raise loading(generation.model, slot)
         slot.last_used, stepper = time.monotonic(), slot.stepper
         if self._is_memory_stale and not self._active:
             self._memory_bytes, self._is_memory_stale = self._limits.memory_bytes(), False

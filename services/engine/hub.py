@@ -6,6 +6,7 @@ is named by its digest, which is what it is checked against.
 
 import hashlib
 import io
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
@@ -14,20 +15,35 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import httpx
 from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
-from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils.tqdm import tqdm
 
+from services.engine.failures import chain, system_reason
 from services.errors import ModelUnavailable
-from services.registry import HubSource
+from services.registry import HubFiles
 
 Tell = Callable[[int, int], None]  # bytes that are here, and bytes in all
 
 CHUNK = 2**20  # bytes that are hashed at once
+UNREACHED = re.compile(r"Got: \w*(Connect|Timeout|Network|Proxy)\w*:")  # where the library leaves the cause out
 SHA1_LENGTH = 40  # hexadecimal digits: git's, of a small file; what is longer is SHA-256
 
 
-def fetch(model_id: str, hub: HubSource, tell: Tell | None = None, *, checks_all: bool = False) -> Path:
+def address(hub: HubFiles) -> str:
+    """Where people find that revision."""
+    return f"{constants.ENDPOINT}/{hub.repository}/tree/{hub.revision}"
+
+
+def fetch(model_id: str, hub: HubFiles, tell: Tell | None = None, *, checks_all: bool = False) -> Path:
     """Bring the files of a pinned revision onto this machine, and return their folder.
 
     Nothing is asked of the hub where all are here. What comes new is checked.
@@ -54,13 +70,13 @@ def fetch(model_id: str, hub: HubSource, tell: Tell | None = None, *, checks_all
     return folder
 
 
-def _snapshot(hub: HubSource, **options: Any) -> Path:
+def _snapshot(hub: HubFiles, **options: Any) -> Path:
     found = snapshot_download(hub.repository, revision=hub.revision, allow_patterns=list(hub.files), **options)
     return Path(found)
 
 
 @contextmanager
-def _in_a_sentence(model_id: str, hub: HubSource) -> Iterator[None]:
+def _in_a_sentence(model_id: str, hub: HubFiles) -> Iterator[None]:
     where = f"{hub.repository} at {hub.revision[:7]}, {hub.size_gb} GB"
     hint = f"'atelier models pull {model_id}' fetches it where there is a network"
     try:
@@ -69,26 +85,50 @@ def _in_a_sentence(model_id: str, hub: HubSource) -> Iterator[None]:
         missing = ", ".join(_missing(Path(error.snapshot_path), hub)) or "some of its files"
         raise ModelUnavailable(f"model '{model_id}' ({where}) lacks {missing}; {hint}", retry_after=30) from error
     except OSError as error:  # the hub's own errors are OSErrors too
-        because = _reason(error)
+        said = f"model '{model_id}' could not be fetched from the hub ({where})"
+        if lasting := _lasting(error):
+            raise ModelUnavailable(f"{said}: {lasting}") from error
+        because = _passing(error)
         if constants.is_offline_mode():
             because = f"{', '.join(hub.files)} are not here, and HF_HUB_OFFLINE is set"
-        raise ModelUnavailable(
-            f"model '{model_id}' could not be fetched from the hub ({where}): {because}; {hint}", retry_after=30
-        ) from error
+        raise ModelUnavailable(f"{said}: {because}; {hint}", retry_after=30) from error
 
 
-def _reason(error: OSError) -> str:
+def _lasting(error: OSError) -> str | None:
+    """Say what the operator has to do something about, if that is why."""
+    for each in chain(error):
+        match each:
+            case GatedRepoError():
+                return "its owners give it to those who accept their terms: do so on its page, then set HF_TOKEN"
+            case RevisionNotFoundError():
+                return "there is no such revision"
+            case RepositoryNotFoundError():
+                return "there is no such repository, or none that is shown without another HF_TOKEN"
+            case HfHubHTTPError() if each.response.status_code in {401, 403}:
+                return f"the hub refuses it ({each.response.status_code}); set HF_TOKEN to one that may read it"
+    return system_reason(error)
+
+
+def _passing(error: OSError) -> str:
+    for each in chain(error):
+        match each:
+            case HfHubHTTPError():
+                return f"it answers {each.response.status_code}"
+            case httpx.TransportError():
+                return "it cannot be reached"
     said = error.strerror or str(error)
+    if UNREACHED.search(said):
+        return "it cannot be reached"
     return said.strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _missing(folder: Path, hub: HubSource) -> list[str]:
+def _missing(folder: Path, hub: HubFiles) -> list[str]:
     listed = [file.path for file in get_cached_repo_tree(hub.repository, revision=hub.revision)]
     wanted = [path for path in listed if any(fnmatch(path, pattern) for pattern in hub.files)]
     return [path for path in wanted if not (folder / path).is_file()]
 
 
-def _blobs(hub: HubSource) -> dict[str, int]:
+def _blobs(hub: HubFiles) -> dict[str, int]:
     """The names of what is here of a repository, and how many bytes each has."""
     folder = Path(constants.HF_HUB_CACHE).expanduser() / f"models--{hub.repository.replace('/', '--')}" / "blobs"
     if not folder.is_dir():
@@ -96,13 +136,13 @@ def _blobs(hub: HubSource) -> dict[str, int]:
     return {blob.name: blob.stat().st_size for blob in folder.iterdir() if blob.suffix != ".incomplete"}
 
 
-def _check_room(model_id: str, hub: HubSource, here: dict[str, int]) -> None:
+def _check_room(model_id: str, hub: HubFiles, here: dict[str, int]) -> None:
     cache = Path(constants.HF_HUB_CACHE).expanduser()
     disk = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free, wanted = shutil.disk_usage(disk).free / 1e9, hub.size_gb - sum(here.values()) / 1e9
     if free < wanted:
         raise ModelUnavailable(
-            f"model '{model_id}' takes {wanted:.1f} GB and {cache} has {free:.1f} GB free; "
+            f"model '{model_id}' takes {wanted:.1f} GB and the hub's cache has {free:.1f} GB free; "
             "make room, or let HF_HOME name another folder"
         )
 

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import sys
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory did not suffice; torch has a class for accelerators, and words for the CPU."""
     name = type(error).__name__
     return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+@cache
+def set_libraries_aside() -> None:
+    """Search what has been imported by now no more for garbage: half a second of nothing else, whenever a model leaves.
+
+    To be called before there is a model: it would never be freed.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def give_back() -> None:

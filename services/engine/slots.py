@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from services.engine.progress import Progress, listener
 from services.engine.stepper import Stepper
 from services.errors import ModelLoading, ModelUnavailable
 
@@ -17,11 +18,6 @@ RETRY_SECONDS = 5  # where nothing better is known
 MAX_LATE = 8  # requests: a batch
 
 logger = logging.getLogger("atelier.engine")
-
-
-def loading(name: str) -> ModelLoading:
-    """What those are told who ask for a model that is on its way into memory."""
-    return ModelLoading(f"model '{name}' is loading; try again in a few seconds", retry_after=RETRY_SECONDS)
 
 
 @contextmanager
@@ -39,6 +35,12 @@ def unknown(stepper: Stepper[Any]) -> int:
     return 0
 
 
+def loading(name: str, slot: "Slot") -> ModelLoading:
+    """What those are told who ask for a model that is on its way into memory."""
+    how_far = f" ({slot.progress})" if slot.progress is not None else ""
+    return ModelLoading(f"model '{name}' is loading{how_far}; try again in a few seconds", retry_after=RETRY_SECONDS)
+
+
 @dataclass
 class Slot:
     """A model's place in the engine.
@@ -50,11 +52,14 @@ class Slot:
     Args:
         barred: why it is not to be loaded at all, in a sentence.
         is_pinned: it leaves for no other.
+        is_swapped: no other such one is in memory beside it.
         expected_bytes: what its weights may take, as long as that has not been measured.
         drained: of a model that leaves, the requests that are still served: those that waited when that was decided,
             and a few more: else they would wait for all the others' turns.
         num_late: how many more that may be.
         is_wanted: whether an operator, or somebody who did not wait, has asked for it.
+        setback: why the last load failed, where the next may well succeed.
+        progress: how far it is on its way into memory.
     """
 
     make: Callable[[], Stepper[Any]]
@@ -68,12 +73,15 @@ class Slot:
     num_bytes: int | None = None  # of its weights; None: it has not been in memory yet
     barred: str | None = None
     is_pinned: bool = False
+    is_swapped: bool = False
     expected_bytes: int = 0
     last_used: float = 0.0
     loaded_at: float = 0.0
     drained: set[object] | None = None
     num_late: int = 0
     is_wanted: bool = False
+    setback: str | None = None
+    progress: Progress | None = None
 
     @property
     def is_loaded(self) -> bool:
@@ -146,12 +154,14 @@ class Slot:
         """
         started = time.monotonic()
         self.retry_at, self.is_wanted = math.inf, False
+        listener.set(self._note)
         try:
             with no_garbage_collection():
                 stepper = self.make()
             self.num_bytes = self.weigh(stepper)
         except ModelUnavailable as error:
-            logger.error("model %s cannot be loaded: %s", name, error, exc_info=error.__cause__)
+            logger.error("model %s is not loaded: %s", name, error)
+            self.setback = error.message
             if self.is_preloaded or error.retry_after is None:
                 self.failure = error.message
             if self.is_preloaded and error.retry_after is not None:
@@ -161,11 +171,16 @@ class Slot:
             logger.exception("model %s failed to load", name)
             self.failure = f"model '{name}' could not be loaded; the worker's log says why"
             raise ModelUnavailable(self.failure) from error
-        self.failure, self.last_used = None, time.monotonic()
-        self.loaded_at = self.last_used
+        finally:
+            self.progress = None
+        self.failure = self.setback = None
+        self.loaded_at = self.last_used = time.monotonic()
         taken = f", {self.num_bytes / 1e6:.0f} MB" if self.num_bytes else ""
         logger.info("model %s is loaded after %.1f s%s", name, time.monotonic() - started, taken)
         return stepper
+
+    def _note(self, progress: Progress) -> None:
+        self.progress = progress
 
 
 @dataclass(frozen=True)
@@ -179,13 +194,15 @@ class Room:
     def leaving(self, slots: Mapping[str, Slot], name: str, busy: Set[str]) -> list[str] | None:
         """Return which models have to leave so that there is room for `name`; None: those that may are not enough.
 
-        Those that nobody uses go first, least recently used; then who has been there longest, so that all take turns.
+        Where it is one of those that share a place, whoever has that leaves in any case. Else those that nobody uses go
+        first, least recently used; then who has been there longest, so that all take turns.
         """
         others = {other: slot for other, slot in slots.items() if slot.is_loaded and other != name}
-        left_over = self.num_bytes - slots[name].size - sum(slot.size for slot in others.values())
+        gone = [other for other, slot in others.items() if slot.is_swapped and slots[name].is_swapped]
+        staying = sum(slot.size for other, slot in others.items() if other not in gone)
+        left_over = self.num_bytes - slots[name].size - staying
         num_over = len(others) + 1 - self.num_models
-        movable = [other for other, slot in others.items() if not slot.is_pinned]
-        gone: list[str] = []
+        movable = [other for other, slot in others.items() if not slot.is_pinned and other not in gone]
         for other in sorted(movable, key=lambda other: others[other].rank(is_busy=other in busy)):
             if num_over <= len(gone) and left_over >= 0:
                 break

@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 
+from services.engine import memory
+from services.engine.checkpoints import Kind, check
+from services.engine.failures import check_is_complete
 from services.engine.hub import fetch
 from services.engine.placement import choose_placement
+from services.engine.progress import Progress, listener
+from services.engine.quantising import quantise
 from services.registry import HubSource, Model
 from services.settings import Settings
 from services.tiny.build import ensure
 
+QUANTISED = {"unet", "transformer", "prior", "text_encoder", "image_encoder"}  # denoisers, and what they attend to
 OTHERS = (type, ModuleType, FunctionType, BuiltinFunctionType)  # what leads from a model to all the rest
 
 
@@ -27,28 +33,59 @@ class Weights:
     dtype: torch.dtype
 
 
-def open_weights(model: Model, settings: Settings) -> Weights:
+def open_weights(model: Model, settings: Settings, kind: Kind | None = None) -> Weights:
     """Bring the weights of `model` onto this machine: build the tiny checkpoint or download the real one.
+
+    Args:
+        model: which one.
+        settings: of the worker.
+        kind: what its checkpoint is to be of; None: whatever it is.
 
     Raises:
         ModelUnavailable: the files cannot be had, or the device cannot be used.
+        Unfit: they are not what is wanted, or plainly lack something.
     """
+    memory.set_libraries_aside()
     source = model.source
-    placement = choose_placement(settings.device, settings.dtype, source.dtype)
-    if model.tiny is not None and settings.profile == "tiny":
-        folder = ensure(model.tiny.recipe, settings.data_dir / "tiny")
-        return Weights(folder, {"use_safetensors": True}, placement.device, placement.dtype)
-    arguments: dict[str, Any] = {"use_safetensors": True if source.safetensors else None}
-    if source.variant is not None:
+    placement = choose_placement(settings.device, model.dtype or settings.dtype, source.dtype)
+    arguments: dict[str, Any] = {"use_safetensors": True if wants_safetensors(model, settings) else None}
+    if source.variant is not None and not model.is_tiny_in(settings.profile):
         arguments["variant"] = source.variant
-    folder = fetch(model.id, source) if isinstance(source, HubSource) else source.path
+    folder = find_folder(model, settings)
+    check(folder, kind)
+    listener.get()(Progress("reading"))
     return Weights(folder, arguments, placement.device, placement.dtype)
+
+
+def find_folder(model: Model, settings: Settings, *, checks_all: bool = False) -> Path:
+    """Bring the files of `model` onto this machine, and return where they are.
+
+    Raises:
+        ModelUnavailable: they cannot be had, or are not what the hub says they are.
+    """
+    tell = listener.get()
+    if model.tiny is not None and settings.profile == "tiny":
+        tell(Progress("building"))
+        return ensure(model.tiny.recipe, settings.data_dir / "tiny")
+    if isinstance(model.source, HubSource):
+
+        def tell_of_bytes(here: int, total: int) -> None:
+            tell(Progress("downloading", here, total))
+
+        return fetch(model.id, model.source, tell_of_bytes, checks_all=checks_all)
+    return model.source.path
+
+
+def wants_safetensors(model: Model, settings: Settings) -> bool:
+    """Whether pickles are passed over."""
+    return model.is_tiny_in(settings.profile) or model.source.safetensors
 
 
 def weigh(stepper: object) -> int:
     """Return how many bytes the tensors take that a loaded model holds, wherever it keeps them.
 
-    What a library has packed cannot be looked into, and is not counted.
+    What a library has packed cannot be looked into: the network that has packed it says what it takes, in
+    `num_packed_bytes`.
     """
     sizes: dict[int, int] = {}
     seen: set[int] = set()
@@ -58,6 +95,8 @@ def weigh(stepper: object) -> int:
         if id(each) in seen or isinstance(each, OTHERS):
             continue
         seen.add(id(each))
+        if isinstance(each, torch.nn.Module):
+            sizes[id(each)] = int(getattr(each, "num_packed_bytes", 0))
         if isinstance(each, torch.Tensor) and each.layout is torch.strided:
             storage = each.untyped_storage()  # several tensors may share one
             sizes[storage.data_ptr()] = storage.nbytes()
@@ -66,11 +105,24 @@ def weigh(stepper: object) -> int:
     return sum(sizes.values())
 
 
-def load_pipeline(model: Model, settings: Settings) -> Any:
-    """Load a diffusers pipeline of whatever class its `model_index.json` names."""
+def load_pipeline(model: Model, settings: Settings, kind: Kind | None = None) -> Any:
+    """Load a diffusers pipeline of whatever class its `model_index.json` names, if that is of `kind`.
+
+    Quantised if the entry says so, but for what decodes: that is where errors are seen, and it is small.
+
+    Raises:
+        Unfit: it is not, or its files do not fit together.
+    """
     from diffusers import DiffusionPipeline  # text and speech do without it
 
-    weights = open_weights(model, settings)
-    pipeline = DiffusionPipeline.from_pretrained(weights.folder, dtype=weights.dtype, **weights.arguments)
+    weights = open_weights(model, settings, kind)
+    pipeline = DiffusionPipeline.from_pretrained(
+        weights.folder, dtype=weights.dtype, trust_remote_code=False, **weights.arguments
+    )
+    for part, network in pipeline.components.items():
+        if isinstance(network, torch.nn.Module):
+            check_is_complete(part, [name for name, each in network.named_parameters() if each.is_meta])
     pipeline.set_progress_bar_config(disable=True)
+    if model.quantisation is not None:
+        quantise(part for name, part in pipeline.components.items() if name in QUANTISED and part is not None)
     return pipeline.to(weights.device)  # `device=` above would be ignored in silence

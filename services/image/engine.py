@@ -26,7 +26,10 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 
+from services.engine.adapters import open_adapter
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
+from services.engine.lora import Adapters
 from services.engine.outputs import pixels
 from services.engine.pipelines import shrunk
 from services.engine.placement import accelerate
@@ -46,6 +49,15 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {  # the class, and what it 
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # as Stable Diffusion has it; else it takes four steps or more
 }
+STABLE_DIFFUSION = Kind(
+    "Stable Diffusion",
+    {
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+    },
+)
 NUM_MAPS = 6  # feature maps of the decoder's widest full-size layer that are alive at once
 
 
@@ -114,12 +126,16 @@ class ImageStepper:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
-        pipeline = load_pipeline(model, settings)
+        pipeline = load_pipeline(model, settings, STABLE_DIFFUSION)
         self._pipeline = pipeline
         self._device: torch.device = pipeline.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = pipeline.unet.dtype
         self._scheduler = pipeline.scheduler  # which the pipelines' own is set to a request's for some of their methods
         self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
+        networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+        self._adapters = Adapters(networks, self._device, self._dtype)
+        for adapter in model.adapters:
+            self._adapters.load(adapter.name, open_adapter(adapter, model, settings), adapter.scale)
         self._unet = accelerate(pipeline.unet, settings)
         self._paints_only = pipeline.unet.config.in_channels != pipeline.vae.config.latent_channels
         parts = {**pipeline.components, "requires_safety_checker": bool(pipeline.config.requires_safety_checker)}
@@ -228,9 +244,10 @@ class ImageStepper:
         prompts = [state.job.prompt for state in states]
         negative_prompts = [state.job.negative_prompt or "" for state in states]
         is_guided = states[0].is_guided
-        positive, negative = self._pipeline.encode_prompt(
-            prompts, self._device, 1, is_guided, negative_prompts if is_guided else None
-        )
+        with self._adapters.added([state.job.adapter for state in states]):
+            positive, negative = self._pipeline.encode_prompt(
+                prompts, self._device, 1, is_guided, negative_prompts if is_guided else None
+            )
         if not is_guided:
             return list(positive.split(1))
         return [torch.cat(pair) for pair in zip(negative.split(1), positive.split(1), strict=True)]
@@ -281,7 +298,7 @@ class ImageStepper:
         state.source = None if self._paints_only else drawn[2]
 
     def _denoise(self, states: Sequence[Drawing]) -> Sequence[torch.Tensor]:
-        inputs, times, contexts, guidances = [], [], [], []
+        inputs, times, contexts, guidances, adapters = [], [], [], [], []
         for state in states:
             time = state.timesteps[state.step]
             scaled = state.scheduler.scale_model_input(state.latents, time)
@@ -291,13 +308,15 @@ class ImageStepper:
             times += [time] * state.num_rows
             guidances += [state.job.guidance_scale - 1] * state.num_rows
             contexts.append(state.context)
-        predicted: torch.Tensor = self._unet(
-            torch.cat(inputs),
-            torch.stack(times).to(self._device, torch.float32, non_blocking=True),
-            encoder_hidden_states=torch.cat(contexts),
-            timestep_cond=self._guidance_embedding(guidances),
-            return_dict=False,
-        )[0]
+            adapters += [state.job.adapter] * state.num_rows
+        with self._adapters.added(adapters):
+            predicted: torch.Tensor = self._unet(
+                torch.cat(inputs),
+                torch.stack(times).to(self._device, torch.float32, non_blocking=True),
+                encoder_hidden_states=torch.cat(contexts),
+                timestep_cond=self._guidance_embedding(guidances),
+                return_dict=False,
+            )[0]
         return list(predicted.split([state.num_rows for state in states]))
 
     def _guidance_embedding(self, guidances: Sequence[float]) -> torch.Tensor | None:

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator
 
-from services.schema import MAX_SEED, Guidance, MediaRequest, Prompt, Size, Steps
+from services.schema import MAX_SEED, AdaptedRequest, Guidance, MediaRequest, Prompt, SchedulerName, Size, Steps
 
 MAX_PICTURES = 10
 MAX_PARTIAL_IMAGES = 3
 
 Scheduler = Annotated[
-    Literal["ddim", "dpmpp_2m", "euler", "euler_a", "pndm"],
+    SchedulerName,
     Field(description="the noise schedule's solver; without it the checkpoint's own"),
 ]
 Strength = Annotated[float, Field(gt=0, le=1, description="how far the picture may be left behind; 1: altogether")]
@@ -32,7 +32,7 @@ def nothing_if_auto(value: object) -> object:
 Auto = BeforeValidator(nothing_if_auto, json_schema_input_type=Size | Literal["auto"])
 
 
-class ImageRequest(MediaRequest):
+class ImageRequest(MediaRequest, AdaptedRequest):
     """Body of `POST /v1/images/generations`; what is left out takes the model's default.
 
     Of `n` pictures the first has the request's seed, and each further one the next number.
@@ -121,7 +121,7 @@ def seed_of(seed: int, number: int) -> int:
 
 def chosen(job: ImageJob) -> dict[str, Any]:
     """Name what the picture was made with, besides model, seed and prompts."""
-    names = {"size", "num_inference_steps", "guidance_scale", "scheduler", "strength"}
+    names = {"size", "num_inference_steps", "guidance_scale", "scheduler", "strength", "adapter"}
     return job.model_dump(include=names, exclude_none=True)
 
 

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from PIL import Image
 
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.outputs import Mesh, finite, overflowed
 from services.engine.placement import accelerate
 from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
-from services.errors import GenerationFailed, InvalidRequest
+from services.errors import GenerationFailed, InvalidRequest, ModelUnavailable
 from services.mesh.schema import MeshJob
 from services.mesh.surface import find_surface
 from services.registry import Model
 from services.settings import Settings
 
+SHAP_E = Kind("Shap-E", {"ShapEPipeline", "ShapEImg2ImgPipeline"})
 BYTES_PER_CELL = 20  # of the grid, while its surface is sought
 BYTES_PER_SQUARE = 8000  # of a side of it: 900 a vertex; smooth shapes have 2 to 3 of them there
 
@@ -83,12 +85,15 @@ class MeshStepper:
         """Bring the pipeline into memory."""
         self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
         self._name = model.id
-        self._pipeline = load_pipeline(model, settings)
+        self._pipeline = load_pipeline(model, settings, SHAP_E)
         self._prior = accelerate(self._pipeline.prior, settings)
         self._device: torch.device = self._prior.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = self._prior.dtype
         self._renderer = self._pipeline.shap_e_renderer
         self._takes_pictures = hasattr(self._pipeline, "image_encoder")
+        if self._takes_pictures != ("image" in model.input_modalities):
+            made_for = "image" if self._takes_pictures else "text"
+            raise ModelUnavailable(f"model '{model.id}' is made for input_modalities ['{made_for}']; its entry differs")
 
     def cost(self, request: tuple[MeshJob, Image.Image | None]) -> int:
         """Estimate the bytes that finding the surface takes, as measured; the rest is little beside."""

@@ -29,7 +29,6 @@ from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_wit
 TIMEOUT = 900  # seconds
 MAX_BODY_BYTES = 34_100_000  # a picture of 25 MB in base64
 FORMS = ObjEncoder, GlbEncoder, PlyEncoder, TurntableEncoder
-IMAGE_MODEL = "shap-e-img2img"  # the default where the source is a picture
 
 
 def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
@@ -76,8 +75,8 @@ class MeshService(Worker):
 
         That may be `model/obj`, `model/gltf-binary`, `model/ply`, or `image/gif`, in which it turns.
         """
-        if body.image is not None and body.model is None:
-            body = body.model_copy(update={"model": IMAGE_MODEL})
+        if body.model is None:
+            body = body.model_copy(update={"model": self.model_for("text" if body.image is None else "image")})
 
         async def prepare(job: MeshJob) -> tuple[tuple[MeshJob, Image | None], Encoder]:
             image = None

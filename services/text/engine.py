@@ -10,14 +10,18 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from services.engine.adapters import open_adapter
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.stepper import LEFT_OUT, Result
 from services.engine.weights import open_weights
 from services.errors import InvalidRequest, ModelUnavailable
-from services.registry import Model
+from services.registry import Model, Quantisation
 from services.schema import MAX_SEED
 from services.settings import Settings
+from services.text.adapters import Delta, UnfitAdapter, read_adapter
 from services.text.calls import CallReader
 from services.text.grammar import Grammars, Guide
 from services.text.linear import Packing, is_supported
@@ -32,6 +36,7 @@ from services.text.sampling import Chosen, Sampler, Sampling, describe
 from services.text.schema import MAX_ANSWERS, CompletionJob, TextJob
 from services.text.writing import Vocabulary, Writer
 
+CHAT = Kind("a chat model", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 MAX_CHATS = 32  # in progress at once, where the operator says nothing
 MOST_SCORED = 128  # tokens of a prompt in a forward that scores each: their scores take memory
 MOST_ALONE = 2**27  # scores of a prompt that cannot be read in parts
@@ -159,14 +164,19 @@ class TextStepper:
         """Bring tokenizer and weights into memory.
 
         Raises:
-            ModelUnavailable: its tokenizer cannot write text token by token.
+            ModelUnavailable: its tokenizer cannot write text token by token, or an adapter is not for it.
         """
-        weights = open_weights(model, settings)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder)
+        weights = open_weights(model, settings, CHAT)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False)
         if not self._tokenizer.is_fast:
             raise ModelUnavailable(f"model '{model.id}' has no fast tokenizer (tokenizer.json), and none can be made")
         self._vocabulary = Vocabulary(self._tokenizer)
-        self._network = Network(weights, choose_packing(settings, weights.device))
+        packing = choose_packing(settings, weights.device, model.quantisation)
+        try:
+            adapters = read_adapters(model, settings)
+            self._network = Network(weights, packing, adapters, must_pack=model.quantisation is not None)
+        except UnfitAdapter as error:
+            raise ModelUnavailable(f"model '{model.id}': {error}") from error
         self._prompts = Prompts(self._tokenizer, self._network.context)
         self._portions = Portions()
         self._prefixes = Prefixes(settings.prefix_cache_mb * 1e6) if self._network.shares else None
@@ -207,11 +217,11 @@ class TextStepper:
             number, prompt = state.waiting.popleft()
             limit = min(state.job.max_tokens, self._network.context - len(prompt))
             if self._prefixes is not None and not state.job.scores_prompt:
-                row: Memory = self._prefixes.begin(prompt)
+                row: Memory = self._prefixes.begin(prompt, state.job.adapter)
             else:
-                row = self._network.new_row()
+                row = self._network.new_row(state.job.adapter)
             state.run.count(prompt_tokens=row.length, cached_tokens=row.length, completion_tokens=0)
-            state.readings.append(Reading(number, prompt, limit, row, tuple(names(prompt[:-1]))))
+            state.readings.append(Reading(number, prompt, limit, row, tuple(names(prompt[:-1], row.adapter))))
 
     def _read(self, job: TextJob) -> Sequence[Sequence[int]]:
         """Return the prompts in tokens.
@@ -318,7 +328,7 @@ class TextStepper:
 
     def _catch_up(self, prefixes: Prefixes, run: Run, reading: Reading) -> None:
         """Take over what others have read of the same prompt meanwhile: to do it twice changes nothing."""
-        row = prefixes.begin(reading.prompt)
+        row = prefixes.begin(reading.prompt, reading.row.adapter)
         num_found = row.length - reading.row.length
         if num_found > 0:
             reading.row = row
@@ -477,12 +487,33 @@ class TextStepper:
         return Token(self._vocabulary.text(token), self._vocabulary.bytes(token), logprob, likeliest)
 
 
-def choose_packing(settings: Settings, device: torch.device) -> Packing:
-    """Say how linear layers are kept: `auto` takes 16 bits on a CPU, unless the operator chose how all is kept.
+def read_adapters(model: Model, settings: Settings) -> dict[str, dict[str, Delta]]:
+    """Bring the adapters of `model` here, and read what each adds.
+
+    Raises:
+        ModelUnavailable: one cannot be had.
+        UnfitAdapter: one is not of a kind that is served.
+    """
+    found = {}
+    for adapter in model.adapters:
+        folder = open_adapter(adapter, model, settings)
+        try:
+            found[adapter.name] = read_adapter(folder, adapter.scale)
+        except UnfitAdapter as error:
+            raise UnfitAdapter(f"adapter '{adapter.name}': {error}") from error
+    return found
+
+
+def choose_packing(settings: Settings, device: torch.device, wanted: Quantisation | None = None) -> Packing:
+    """Say how linear layers are kept: as the model's entry has it, or else by the settings.
+
+    There `auto` takes 16 bits on a CPU, unless the operator chose how all is kept.
 
     Raises:
         ModelUnavailable: layers cannot be packed on the device.
     """
+    if wanted is not None:
+        return wanted
     can_pack = is_supported(device)
     if settings.text_packing == "auto":
         return "float16" if can_pack and settings.dtype == "auto" else "none"

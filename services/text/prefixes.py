@@ -33,21 +33,21 @@ class Prefixes:
         place = length // BLOCK
         return place < len(blocks) and blocks[place] in self._blocks
 
-    def begin(self, prompt: Sequence[int]) -> Row:
+    def begin(self, prompt: Sequence[int], adapter: str | None = None) -> Row:
         """Return a row that begins with as much of `prompt` as is known; the last token is always left to be read."""
         known = []
-        for name in names(prompt[:-1]):
+        for name in names(prompt[:-1], adapter):
             if name not in self._blocks:
                 break
             known.append(name)
         for name in reversed(known):  # what others begin with stays longest
             self._blocks.move_to_end(name)
-        return Row.of([self._blocks[name] for name in known])
+        return Row.of([self._blocks[name] for name in known], adapter)
 
     def keep(self, prompt: Sequence[int], row: Row) -> None:
         """Remember what `row` has of `prompt`, which it has read."""
         added = []
-        for number, name in enumerate(names(prompt)):
+        for number, name in enumerate(names(prompt, row.adapter)):
             if name not in self._blocks:
                 self._blocks[name] = row.cut(number * BLOCK, (number + 1) * BLOCK)
                 self._num_bytes += size_of(self._blocks[name])
@@ -59,9 +59,9 @@ class Prefixes:
             self._num_bytes -= size_of(dropped)
 
 
-def names(prompt: Sequence[int]) -> Iterator[bytes]:
-    """Name each whole block by its tokens and by all before it."""
-    name = b""
+def names(prompt: Sequence[int], adapter: str | None = None) -> Iterator[bytes]:
+    """Name each whole block by its tokens, by all before it and by the adapter that reads it."""
+    name = b"" if adapter is None else adapter.encode()
     for start in range(0, len(prompt) - BLOCK + 1, BLOCK):
         name = hashlib.sha256(name + array("q", prompt[start : start + BLOCK]).tobytes()).digest()
         yield name

@@ -22,10 +22,12 @@ class Row:
 
     Args:
         layers: of each layer keys and values, (heads, capacity, width).
+        adapter: that has made them.
     """
 
     length: int = 0
     layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    adapter: str | None = None
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put those of new tokens, (heads, n, width), behind the others, and return all.
@@ -43,9 +45,9 @@ class Row:
         return all_keys[:, :end], all_values[:, :end]
 
     @classmethod
-    def of(cls, blocks: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]) -> "Row":
-        """Return a row of what others have cut out of theirs, in order."""
-        row = cls()
+    def of(cls, blocks: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]], adapter: str | None = None) -> "Row":
+        """Return a row of what others with the same adapter have cut out of theirs, in order."""
+        row = cls(adapter=adapter)
         for block in blocks:
             for number, (keys, values) in enumerate(block):
                 row.write(number, keys, values)
@@ -59,7 +61,7 @@ class Row:
     def copy(self, length: int) -> "Row":
         """Return another row that begins with the same `length` tokens."""
         layers = [(grown(keys, length, length), grown(values, length, length)) for keys, values in self.layers]
-        return Row(length, layers)
+        return Row(length, layers, self.adapter)
 
 
 def roomy(like: torch.Tensor, length: int) -> torch.Tensor:
@@ -106,6 +108,11 @@ class Feeds:
         """Each token's place in its row."""
         found = [row.length + index for row, tokens in self._feeds for index in range(len(tokens))]
         return found + [0] * self._num_missing
+
+    @property
+    def adapters(self) -> list[str | None]:
+        """Each token's adapter."""
+        return [row.adapter for row, tokens in self._feeds for _ in tokens] + [None] * self._num_missing
 
     @property
     def scored(self) -> list[range]:

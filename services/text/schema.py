@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.schema import BY_TYPE, Body, GenerationRequest, ModelId, check_is_text
+from services.schema import BY_TYPE, AdaptedRequest, Body, GenerationRequest, ModelId, check_is_text
 
 MAX_CHARACTERS = 128_000  # of all messages together, and of all prompts
 MAX_PROMPTS = 256  # of a request
@@ -268,7 +268,7 @@ class HintedRequest(GenerationRequest):
     user: Hint | None = None
 
 
-class TextRequest(HintedRequest):
+class TextRequest(HintedRequest, AdaptedRequest):
     """What both contracts have; what is left out takes the model's default."""
 
     max_tokens: MaxTokens | None = None
@@ -544,7 +544,7 @@ class ResponseStreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseRequest(HintedRequest):
+class ResponseRequest(HintedRequest, AdaptedRequest):
     """Body of `POST /v1/responses`. Nothing is kept: `store` may only be false."""
 
     instructions: Content | None = None
@@ -590,6 +590,7 @@ class ResponseRequest(HintedRequest):
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
+            "adapter": self.adapter,
             "parallel_tool_calls": self.parallel_tool_calls if self.tools else None,
         }
         if self.top_logprobs is not None or self.include:
@@ -622,7 +623,7 @@ def merged(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return chat
 
 
-class TextJob(GenerationRequest):
+class TextJob(AdaptedRequest):
     """A request with the model's defaults in: what the model needs to know, and no more.
 
     Args:

@@ -17,6 +17,12 @@ def _text(target: Path) -> None:
     text.build(target)
 
 
+def _text_lora(target: Path) -> None:
+    from services.tiny import text_lora
+
+    text_lora.build(target)
+
+
 def _audio(target: Path) -> None:
     from services.tiny import audio
 
@@ -27,6 +33,12 @@ def _image(target: Path) -> None:
     from services.tiny import image
 
     image.build(target)
+
+
+def _image_lora(target: Path) -> None:
+    from services.tiny import image_lora
+
+    image_lora.build(target)
 
 
 def _video(target: Path) -> None:
@@ -55,8 +67,10 @@ def _mesh_image(target: Path) -> None:
 
 RECIPES: Mapping[str, Callable[[Path], None]] = {
     "text": _text,
+    "text_lora": _text_lora,
     "audio": _audio,
     "image": _image,
+    "image_lora": _image_lora,
     "video": _video,
     "text_video": _text_video,
     "mesh": _mesh,
@@ -95,7 +109,11 @@ def stamp(recipe: str) -> str:
 
 def _libraries(recipe: str) -> tuple[str, ...]:
     """Name what the recipe needs: a machine for text alone need not have diffusers."""
-    return ("torch", "transformers") if recipe in {"text", "audio"} else ("torch", "transformers", "diffusers")
+    return (
+        ("torch", "transformers")
+        if recipe in {"text", "text_lora", "audio"}
+        else ("torch", "transformers", "diffusers")
+    )
 
 
 @contextmanager

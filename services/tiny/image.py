@@ -15,8 +15,24 @@ WIDTH = 32  # of a token's embedding, which the UNet attends to
 @workbench()
 def build(target: Path) -> None:
     """Write the pipeline into the folder; without a safety checker, as no picture means anything."""
+    encoder = text_encoder()
+    pipeline: Any = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=encoder,
+        tokenizer=prompt_tokenizer(),
+        unet=unet(),
+        scheduler=_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(target)
+
+
+def text_encoder() -> CLIPTextModel:
+    """Return the prompts' encoder, with new weights."""
     tokenizer = prompt_tokenizer()
-    text_encoder = CLIPTextModel(
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,
@@ -30,17 +46,6 @@ def build(target: Path) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    pipeline: Any = StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=_unet(),
-        scheduler=_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(target)
 
 
 def _vae() -> AutoencoderKL:
@@ -56,7 +61,8 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _unet() -> UNet2DConditionModel:
+def unet() -> UNet2DConditionModel:
+    """Return the denoiser, with new weights."""
     return UNet2DConditionModel(
         sample_size=8,  # latents: 64 pixels unless asked otherwise
         in_channels=4,

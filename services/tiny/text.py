@@ -8,6 +8,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from services.tiny.vocabulary import MAX_CONTEXT, chat_tokenizer
 from services.tiny.workbench import workbench
 
+WIDTH, INTERMEDIATE, LAYERS = 64, 176, 2
+KEYS = 32  # the width of a token's keys, and of its values
+
 
 @workbench()
 def build(target: Path) -> None:
@@ -21,9 +24,9 @@ def build(target: Path) -> None:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=176,
-            num_hidden_layers=2,
+            hidden_size=WIDTH,
+            intermediate_size=INTERMEDIATE,
+            num_hidden_layers=LAYERS,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=MAX_CONTEXT,

@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from services.engine.checkpoints import Kind
 from services.engine.generation import Run
 from services.engine.outputs import pixels
 from services.engine.pipelines import PipelineCall, shrunk
@@ -27,6 +28,8 @@ from services.schema import parse_size
 from services.settings import Settings
 from services.video.schema import TextVideoJob, VideoJob
 
+STABLE_VIDEO_DIFFUSION = Kind("Stable Video Diffusion", {"StableVideoDiffusionPipeline"})
+WAN = Kind("Wan", {"WanPipeline"})
 MAX_FILMS = 4  # in progress at once, whatever the operator allows for smaller things
 NOISE = 0.02  # added to the picture; this and the guidance are the library's defaults
 GUIDANCE = 1.0, 3.0  # of the first frame and the last
@@ -95,7 +98,7 @@ class FilmStepper:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
-        self._pipeline = load_pipeline(model, settings)
+        self._pipeline = load_pipeline(model, settings, STABLE_VIDEO_DIFFUSION)
         self._device: torch.device = self._pipeline.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = self._pipeline.unet.dtype
         self.max_active = min(MAX_FILMS, settings.max_batch_size or MAX_BATCH_SIZE)
@@ -254,7 +257,7 @@ class TextFilmGenerator:
 
     def __init__(self, model: Model, settings: Settings) -> None:
         """Bring the pipeline into memory."""
-        pipeline = load_pipeline(model, settings)
+        pipeline = load_pipeline(model, settings, WAN)
         pipeline.vae.float()  # as its authors run it: in half precision its colours shift
         self._pipeline = pipeline
         vae = pipeline.vae

@@ -31,14 +31,13 @@ ENCODERS: dict[Format, type[Mp4Encoder | GifEncoder | WebpEncoder]] = {
     "gif": GifEncoder,
     "webp": WebpEncoder,
 }
-TEXT_MODEL = "wan2.1-t2v-1.3b"  # films prompts, where the others film pictures; the default where no picture comes
 
 
 def make_stepper(model: Model, settings: Settings) -> Stepper[Any]:
     """Load a model; its library is imported here, so that BentoML's parent process does without it."""
     from services.video.engine import FilmStepper, TextFilmGenerator
 
-    if model.id == TEXT_MODEL:
+    if "text" in model.input_modalities:
         return WholeCall(TextFilmGenerator(model, settings))
     return FilmStepper(model, settings)
 
@@ -63,9 +62,10 @@ async def film(request: Request, worker: "VideoService") -> Response:
     data = files.get(FILE_FIELD)
     with naming_the_field():
         body = VideoRequest.model_validate(fields)
-        if body.model is None and data is None and body.prompt is not None:
-            body = body.model_copy(update={"model": TEXT_MODEL})
-        answer = film_prompt if body.model == TEXT_MODEL else film_picture
+        if body.model is None:
+            is_text = data is None and body.prompt is not None
+            body = body.model_copy(update={"model": worker.model_for("text" if is_text else "image")})
+        answer = film_prompt if worker.makes_from("text", body.model) else film_picture
         return await answer(request, worker, body, data)
 
 
@@ -83,8 +83,9 @@ async def film_picture(request: Request, worker: "VideoService", body: VideoRequ
 
     async def prepare(job: VideoJob) -> tuple[tuple[VideoJob, Image], Encoder]:
         if data is None:
-            wanted = f"a file in '{FILE_FIELD}', or with a 'prompt' for model '{TEXT_MODEL}'"
-            raise InvalidRequest(f"send a multipart form with {wanted}", param=FILE_FIELD)
+            other = worker.model_for("text")
+            instead = f", or with a 'prompt' for model '{other}'" if other is not None else ""
+            raise InvalidRequest(f"send a multipart form with a file in '{FILE_FIELD}'{instead}", param=FILE_FIELD)
         picture = await worker.read_picture(data, FILE_FIELD, fitting(job.size))
         return (job, picture), encoder(request, worker, job, body)
 

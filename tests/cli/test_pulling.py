@@ -77,15 +77,32 @@ licence_url = "https://example.org"
 commercial_use = true
 strategy = "preload"
 size_gb = 0.1
+[[models]]
+id = "adapted"
+task = "text"
+folder = {{ path = "here" }}
+[[models.adapters]]
+name = "ink"
+[models.adapters.hub]
+repository = "{HUB.repository}"
+revision = "{HUB.revision}"
+files = ["config.json"]
+licence = "MIT"
+licence_url = "https://example.org"
+commercial_use = true
+size_gb = 0.1
 ''',
         encoding="utf-8",
     )
     pulled = pull(tmp_path, "own", HF_ENDPOINT=hub.url, ATELIER_MODELS_FILE=str(file))
     here = pull(tmp_path, "own", "here", HF_ENDPOINT=hub.url, ATELIER_MODELS_FILE=str(file))
+    adapted = pull(tmp_path, "adapted", HF_ENDPOINT=hub.url, ATELIER_MODELS_FILE=str(file))
+    alone = pull(tmp_path, "adapted:ink", HF_ENDPOINT=hub.url, ATELIER_MODELS_FILE=str(file))
     bad = pull(tmp_path, "own", ATELIER_MODELS_FILE=str(tmp_path))
 
     assert (pulled.stdout, pulled.stderr) == ("own: 0.00 GB, checked; MIT, https://example.org\n", "")
-    assert (here.returncode, here.stderr) == (1, "atelier: here: a folder on this machine, and nothing to fetch\n")
+    assert adapted.stdout == alone.stdout == "adapted:ink: 0.00 GB, checked; MIT, https://example.org\n"
+    assert (here.returncode, here.stderr) == (1, "atelier: here: none of the hub's, and nothing to fetch\n")
     assert (bad.returncode, bad.stderr) == (1, f"atelier: ATELIER_MODELS_FILE: {tmp_path}: is a directory\n")
 
 

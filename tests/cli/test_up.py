@@ -104,7 +104,7 @@ def test_a_registry_that_does_not_fit_is_named_before_anything_starts(tmp_path: 
     file.write_text('[[models]]\nid = "mine"\ntask = "image"\n', encoding="utf-8")
 
     assert refusal(atelier(tmp_path, "up", models_file=file)) == (
-        f"atelier: ATELIER_MODELS_FILE: {file}: 'mine': a model has its weights from one place: hub or folder\n"
+        f"atelier: ATELIER_MODELS_FILE: {file}: 'mine': a model comes from one place: hub, folder or external\n"
     )
     assert not (tmp_path / "logs").exists()
 
@@ -179,6 +179,17 @@ def test_a_worker_that_runs_elsewhere_is_not_started(tmp_path: Path, monkeypatch
     *workers, gateway, _ = programs(Settings(data_dir=tmp_path))
     assert [worker.name for worker in workers] == ["text", "audio", "image", "mesh"]
     assert gateway.environment["ATELIER_VIDEO_URL"] == "http://gpu-2:3004"
+
+
+def test_a_worker_whose_models_others_serve_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "models.toml"
+    elsewhere = '[models.external]\nurl = "http://gpu-2:3003"\n'
+    file.write_text(f'[[models]]\nid = "tiny-sd"\ntask = "image"\n{elsewhere}', encoding="utf-8")
+    settings = Settings(data_dir=tmp_path, models_file=file)
+
+    assert [program.name for program in programs(settings)] == ["text", "audio", "video", "mesh", "gateway", "ui"]
+    [line] = [line for line in summary(settings, seconds=1, failures={}).splitlines() if "tiny-sd" in line]
+    assert line.split() == ["image", "tiny-sd", "http://gpu-2:3003,", "elsewhere"]
 
 
 def test_the_operators_key_is_named_and_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

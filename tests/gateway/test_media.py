@@ -177,11 +177,14 @@ def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> N
 
 def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
-    file.write_text('[[models]]\nid = "own"\ntask = "image"\n[models.folder]\npath = "own"\n', encoding="utf-8")
+    entry = '[[models]]\nid = "own"\ntask = "image"\nfolder = { path = "own" }\n'
+    adapter = '[[models.adapters]]\nname = "ink"\nfolder = { path = "ink" }\n'
+    file.write_text(entry + adapter, encoding="utf-8")
     gateway = start(models_file=file)
 
     own = gateway.client.get("/v1/models/own").json()
     assert (own["task"], own["owned_by"], own["revision"], own["licence"]) == ("image", "local", "folder:own", None)
+    assert own["adapters"] == ["ink"]
     file.write_text("[[models]", encoding="utf-8")
     with pytest.raises(Misconfigured, match=f"^ATELIER_MODELS_FILE: {file}: "):
         start(models_file=file)

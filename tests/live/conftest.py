@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 TASKS = ("text", "audio", "image", "video", "mesh")
 TOKEN = {"x-atelier-token": "of-this-test"}  # what workers want to see of whoever asks them
+MODELS_FILE = Path(__file__).with_name("models.toml")  # what the registry has none of
 LONG = 180.0  # seconds after which a start or a stop counts as hung
 
 

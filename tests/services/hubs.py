@@ -20,12 +20,14 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 # Runs the steps named on its command line and prints a line of JSON for each.
 PROGRAM = """
-import json, sys
-from services.engine.stepper import Stepper
+import json, resource, sys
+from services.engine.assembly import load
+from services.engine.progress import listener
 from services.engine.weights import open_weights
 from services.errors import ModelUnavailable
 from services.registry import Model
 from services.settings import Settings
+from services.text.service import make_stepper
 
 settings = Settings(profile="hub")
 for entry, step in json.loads(sys.argv[1]):
@@ -33,9 +35,16 @@ for entry, step in json.loads(sys.argv[1]):
         model = Model.model_validate(entry)
         if step == "open":
             said = str(open_weights(model, settings).folder)
+        elif step == "listen":
+            told = []
+            listener.set(lambda progress: told.append(str(progress)))
+            open_weights(model, settings)
+            said = "; ".join(dict.fromkeys(told))
+        elif step == "fill the disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            said = step
         else:
-            from services.text.engine import TextStepper
-            said = type(TextStepper(model, settings)).__name__
+            said = type(load(make_stepper, model, settings)).__name__
     except ModelUnavailable as error:
         said = f"{error.status}: {error.message}"
     print(json.dumps(said))
@@ -55,6 +64,7 @@ class Hub:
         self.files = files
         self.damaged: set[str] = set()  # of these, one byte comes otherwise
         self.withheld: set[str] = set()  # these are not to be had for now
+        self.refusal: tuple[int, str] | None = None  # of everything: status, and the hub's code
         self.asked: list[str] = []
         self._repository, self._revision = repository, revision
         hub = self
@@ -78,7 +88,9 @@ class Hub:
             self.asked.append(path)
         tree = f"/api/models/{self._repository}/tree/{self._revision}"
         name = path.removeprefix(f"/{self._repository}/resolve/{self._revision}/")
-        if path.rstrip("/") == tree:
+        if self.refusal is not None:
+            self.refuse(handler, *self.refusal)
+        elif path.rstrip("/") == tree:
             self.send(handler, json.dumps(self.tree()).encode(), "application/json")
         elif name in self.withheld:
             self.refuse(handler, 500)

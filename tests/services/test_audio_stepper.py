@@ -7,7 +7,7 @@ import pytest
 
 from services.audio.engine import AudioStepper
 from services.audio.schema import SpeechRequest
-from services.errors import Cancelled
+from services.errors import Cancelled, InvalidRequest, ModelUnavailable
 from services.registry import load_models
 from services.settings import Settings
 from tests.services.stepping import Arrival, Recorder, alone, run
@@ -44,6 +44,23 @@ def test_in_company_it_says_what_it_says_alone(stepper: AudioStepper) -> None:
         assert recorder.result == expected.result
         assert all(map(np.array_equal, sound(recorder), sound(expected)))
     assert not np.array_equal(sound(recorders[0])[0], sound(recorders[2])[0])  # another voice
+
+
+def test_a_voice_may_have_a_name_of_the_operators(stepper: AudioStepper, worker_settings: Settings) -> None:
+    tiny = MODEL.tiny.model_copy(update={"voices": {"alloy": VOICE}}) if MODEL.tiny else None
+    named = AudioStepper(MODEL.model_copy(update={"tiny": tiny}), worker_settings)
+
+    one, other = alone(named, speech("Hi.", "alloy")), alone(stepper, speech("Hi.", VOICE))
+    assert all(map(np.array_equal, sound(one), sound(other)))
+    with pytest.raises(InvalidRequest, match="choose one of: alloy"):
+        alone(named, speech("Hi.", VOICE))
+
+
+def test_a_voice_that_the_checkpoint_does_not_have_is_the_operators_to_see_to(worker_settings: Settings) -> None:
+    tiny = MODEL.tiny.model_copy(update={"voices": {"alloy": "v2/xx"}}) if MODEL.tiny else None
+
+    with pytest.raises(ModelUnavailable, match=f"no voice preset v2/xx; its checkpoint has: .*{VOICE}"):
+        AudioStepper(MODEL.model_copy(update={"tiny": tiny}), worker_settings)
 
 
 def test_requests_take_turns_between_stages(stepper: AudioStepper) -> None:

@@ -594,15 +594,15 @@ async def test_a_model_that_fails_takes_down_no_other(make_bench: MakeBench) -> 
     assert isinstance((await bench.serve(model="model"))[-1], Done)
     with pytest.raises(ModelUnavailable, match="there are no files"):
         bench.submit(model="bad")
-    assert bench.engine.look("bad") == Look("failed", "there are no files", None)
+    assert bench.engine.look("bad") == Look("failed", "there are no files", None, None)
 
 
 async def test_what_a_model_takes_is_known_once_it_is_there(make_bench: MakeBench) -> None:
     bench = make_bench({"model": Slot(Scripted, is_preloaded=False, weigh=lambda stepper: 7)})
 
-    assert bench.engine.look("model") == Look("cold", None, None)
+    assert bench.engine.look("model") == Look("cold", None, None, None)
     await bench.serve()
-    assert bench.engine.look("model") == Look("ready", None, 7)
+    assert bench.engine.look("model") == Look("ready", None, 7, None)
 
 
 async def test_why_a_model_is_unavailable_is_told_in_its_own_words(make_bench: MakeBench) -> None:

@@ -38,11 +38,53 @@ def test_the_files_are_fetched_by_pattern_at_the_pinned_revision_and_then_kept(h
     assert run_steps(tmp_path, (entry(), "load"), HF_HUB_OFFLINE="1") == ["TextStepper"]
 
 
-@pytest.mark.parametrize("changes", [{"revision": "f" * 40}, {"repository": "test/other"}])
-def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path, changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"revision": "f" * 40}, "there is no such revision"),
+        ({"repository": "test/other"}, "there is no such repository, or none that is shown without another HF_TOKEN"),
+    ],
+)
+def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path, changes: dict[str, str], sentence: str) -> None:
     said = opened(tmp_path, hub, **changes)
     assert said.startswith("503: model 'tiny' could not be fetched from the hub (test/")
-    assert "\n" not in said
+    assert said.endswith(f" GB): {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        (
+            (403, "GatedRepo"),
+            "its owners give it to those who accept their terms: do so on its page, then set HF_TOKEN",
+        ),
+        ((401, "RepoNotFound"), "there is no such repository, or none that is shown without another HF_TOKEN"),
+        ((403, ""), "the hub refuses it (403); set HF_TOKEN to one that may read it"),
+    ],
+)
+def test_what_the_hub_does_not_give(hub: Hub, tmp_path: Path, refusal: tuple[int, str], sentence: str) -> None:
+    hub.refusal = refusal
+    assert opened(tmp_path, hub).endswith(f": {sentence}")
+
+
+def test_a_disk_that_is_full_while_files_come(hub: Hub, tmp_path: Path) -> None:
+    said = run_steps(tmp_path, (entry(), "fill the disk"), (entry(), "open"), HF_ENDPOINT=hub.url)[-1]
+    assert said.endswith(": there is no room left on the disk, or in a quota")
+    assert not opened(tmp_path, hub).startswith("503: ")
+
+
+def test_bytes_are_told_while_they_come(hub: Hub, tmp_path: Path) -> None:
+    told = run_steps(tmp_path, (entry(), "listen"), HF_ENDPOINT=hub.url)[0]
+    assert told.startswith("downloading, 1 of 1 MB; ")
+    assert told.endswith("; reading")
+
+
+def test_a_file_of_the_cache_that_was_damaged_is_found_when_the_load_fails(hub: Hub, tmp_path: Path) -> None:
+    kept = Path(opened(tmp_path, hub)) / MODEL
+    kept.write_bytes(kept.read_bytes()[:20] + b"\xff" * 20 + kept.read_bytes()[40:])
+    broken, mended = run_steps(tmp_path, (entry(), "load"), (entry(), "load"), HF_ENDPOINT=hub.url)
+    assert broken.startswith(f"503: model 'tiny': {MODEL} is not what the hub says it is, and was deleted")
+    assert mended == "TextStepper"
 
 
 def test_without_a_network_it_is_said_what_is_missing(hub: Hub, tmp_path: Path) -> None:

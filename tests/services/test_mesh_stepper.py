@@ -25,7 +25,7 @@ from services.engine.outputs import Mesh
 from services.engine.slots import Slot
 from services.engine.stepper import MAX_BATCH_SIZE
 from services.engine.weights import load_pipeline
-from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading
+from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading, ModelUnavailable
 from services.mesh.engine import MeshStepper, Phase
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import load_models
@@ -399,6 +399,17 @@ def test_the_global_generator_is_left_alone(shelf: Shelf, model: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
     assert bytes_of(shelf.make(model)) == bytes_of(made)
+
+
+@pytest.mark.parametrize(("name", "made_for"), [("shap-e", "text"), ("shap-e-img2img", "image")])
+def test_a_checkpoint_that_is_not_what_its_entry_says_is_named(
+    worker_settings: Settings, name: str, made_for: str
+) -> None:
+    wrong = {"text": "image", "image": "text"}[made_for]
+    model = next(model for model in load_models() if model.id == name).model_copy(update={"input_modalities": (wrong,)})
+
+    with pytest.raises(ModelUnavailable, match=f"model '{name}' is made for input_modalities .'{made_for}'"):
+        MeshStepper(model, worker_settings)
 
 
 def test_a_text_is_not_for_the_picture_model_nor_the_reverse(shelf: Shelf) -> None:

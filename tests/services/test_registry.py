@@ -11,14 +11,25 @@ from pydantic import ValidationError
 from services.audio.schema import SpeechRequest
 from services.image.schema import ImageJob, ImageRequest
 from services.mesh.schema import MeshJob, MeshRequest
-from services.mesh.service import IMAGE_MODEL
-from services.registry import MODELS_FILE, WORKERS, Model, Profile, Task, Template, load_models, models_of, read_models
+from services.registry import (
+    MODELS_FILE,
+    WORKERS,
+    Model,
+    Profile,
+    Task,
+    Template,
+    first_for,
+    load_models,
+    local_models_of,
+    models_of,
+    read_models,
+)
 from services.schema import GenerationRequest, complete
 from services.settings import Settings
 from services.text.schema import ChatJob, ChatRequest, Message
+from services.tiny.audio import VOICES
 from services.tiny.build import RECIPES
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
-from services.video.service import TEXT_MODEL
 
 MODELS = load_models()
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -32,7 +43,7 @@ LEAST: Mapping[Task, tuple[GenerationRequest, type[GenerationRequest]]] = {
 }
 
 LEAST_OF: Mapping[str, tuple[GenerationRequest, type[GenerationRequest]]] = {  # where a task has two kinds
-    TEXT_MODEL: (VideoRequest(prompt="a cat"), TextVideoJob),
+    "wan2.1-t2v-1.3b": (VideoRequest(prompt="a cat"), TextVideoJob),
 }
 
 by_model = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
@@ -82,7 +93,7 @@ def test_a_models_files_are_named_by_patterns_that_fetch_no_more_than_its_format
 @by_model
 def test_tiny_models_are_all_in_memory_from_the_start(model: Model) -> None:
     assert model.is_preloaded_in("tiny")
-    assert model.is_preloaded_in("hub") is (model.source.strategy == "preload")
+    assert model.strategy_in("hub") == model.source.strategy
 
 
 @by_task
@@ -99,12 +110,10 @@ def test_video_weights_need_their_licence_accepted() -> None:
     assert [model.id for model in MODELS if not model.source.commercial_use] == ["stable-video-diffusion-img2vid"]
 
 
-def test_the_mesh_workers_model_for_pictures_exists() -> None:
-    assert IMAGE_MODEL in {model.id for model in models_of("mesh", MODELS)}
-
-
-def test_the_video_workers_model_for_prompts_exists() -> None:
-    assert TEXT_MODEL in {model.id for model in models_of("video", MODELS)}
+@pytest.mark.parametrize("task", ["video", "mesh"])
+def test_there_is_a_model_for_texts_and_one_for_pictures(task: Task) -> None:
+    assert first_for("text", models_of(task, MODELS)) != first_for("image", models_of(task, MODELS))
+    assert {model.input_modalities for model in models_of(task, MODELS)} == {("text",), ("image",)}
 
 
 LARGEST_QUEUE = 900
@@ -152,7 +161,16 @@ def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
         ('task = "text"', 'task = "txt"', "task"),
         ("fe8a4ea1ffedaf415f4da2f062534de366a451e6", "main", "hub.revision"),
         ("size_gb = 2.2", "size_gb = 0", "hub.size_gb"),
-        ('strategy = "preload"', 'strategy = "swap"', "hub.strategy"),
+        ('strategy = "preload"', 'strategy = "external"', "hub.strategy"),
+        ('recipe = "text"', 'recipe = "text"\nstrategy = "often"', "tiny.strategy"),
+        ('task = "text"', 'task = "text"\ninput_modalities = ["image"]', "input_modalities: models for text take text"),
+        ('task = "text"', 'task = "text"\nvoices = ["a"]', "voices: models for text have none"),
+        ('task = "audio"', 'task = "audio"\nschedulers = ["ddim"]', "schedulers: models for audio have none"),
+        ('task = "image"', 'task = "image"\nschedulers = ["heun"]', "schedulers.0: Input should be 'ddim'"),
+        ('recipe = "image"\ndefaults = {', 'recipe = "image"\ndefaults = { scheduler = "x",', "defaults.scheduler: "),
+        ('task = "audio"', 'task = "audio"\ndefaults = { voice = "x" }', "defaults.voice: there is no voice 'x'"),
+        ('input_modalities = ["text"]', "", "made for texts or for pictures"),
+        ('input_modalities = ["text"]', 'input_modalities = ["text", "image"]', "made for texts or for pictures"),
         ('recipe = "text"', 'receipt = "text"', "tiny.rec"),
         ("[models.tiny]", "[models.small]", "'tinyllama-1.1b-chat': small"),
         ("[models.tiny]", '[models.template]\nsuffix = "!"\n[models.tiny]', "no use for: suffix"),
@@ -185,6 +203,8 @@ defaults = { size = "64x64" }
 path = "weights/sd"
 """
 
+ELSEWHERE = OWN[: OWN.index("[models.folder]")] + '[models.external]\nurl = "http://host:3003"\n'
+
 
 def test_an_entry_of_the_operators_comes_after_ours(tmp_path: Path) -> None:
     found = load_models(write(tmp_path, OWN))
@@ -199,11 +219,58 @@ def test_an_entry_of_the_operators_comes_after_ours(tmp_path: Path) -> None:
         assert own.is_preloaded_in(profile)
 
 
+ADAPTED = """
+[[models]]
+id = "ours/sd"
+task = "image"
+folder = { path = "sd" }
+[[models.adapters]]
+name = "ink"
+folder = { path = "adapters/ink" }
+"""
+
+
+def test_an_adapters_path_begins_where_the_file_is(tmp_path: Path) -> None:
+    own = load_models(write(tmp_path, ADAPTED))[-1]
+
+    assert own.source.path == tmp_path / "sd"  # type: ignore[union-attr]
+    assert [adapter.source.path for adapter in own.adapters] == [tmp_path / "adapters" / "ink"]  # type: ignore[union-attr]
+
+
 def test_an_entry_of_the_operators_takes_the_place_of_ours(tmp_path: Path) -> None:
     found = load_models(write(tmp_path, OWN.replace("ours/sd", "tiny-sd")))
 
     assert [model.id for model in found] == [model.id for model in MODELS]
     assert models_of("image", found)[0].revision_in("tiny") == "folder:sd"
+
+
+def test_a_model_of_another_worker_is_none_that_ours_loads(tmp_path: Path) -> None:
+    found = load_models(write(tmp_path, ELSEWHERE.replace("ours/sd", "tiny-sd")))
+
+    assert models_of("image", found)[0].is_external
+    assert local_models_of("image", found) == ()
+    for profile in PROFILES:
+        assert models_of("image", found)[0].strategy_in(profile) == "external"
+        assert not models_of("image", found)[0].is_preloaded_in(profile)
+
+
+def test_an_operators_strategy_counts_for_the_tiny_checkpoint_too(tmp_path: Path) -> None:
+    first = TEXT[: TEXT.index('[[models]]\nid = "bark-small"')].replace('"preload"', '"swap"')
+    [own] = read_models(write(tmp_path, first))
+    [other] = read_models(write(tmp_path, first.replace('recipe = "text"', 'recipe = "text"\nstrategy = "on_demand"')))
+
+    assert (own.strategy_in("tiny"), own.strategy_in("hub")) == ("swap", "swap")
+    assert (other.strategy_in("tiny"), other.strategy_in("hub")) == ("on_demand", "swap")
+
+
+def test_voices_may_have_names_of_the_operators(tmp_path: Path) -> None:
+    text = TEXT.replace('task = "audio"', 'task = "audio"\nvoices = { alloy = "v2/en_speaker_6" }')
+    bark = next(model for model in read_models(write(tmp_path, text)) if model.task == "audio")
+
+    assert bark.voices_in("hub") == {"alloy": "v2/en_speaker_6"}
+    assert set(bark.voices_in("tiny") or ()) == set(VOICES)
+    refused = bark.refusal_of("hub", {"voice": "v2/en_speaker_6"})
+    assert refused == ("voice", "there is no voice 'v2/en_speaker_6' for model 'bark-small'; choose one of: alloy")
 
 
 def test_the_hubs_weights_may_be_an_entry_without_a_tiny_checkpoint(tmp_path: Path) -> None:
@@ -221,8 +288,28 @@ def test_the_hubs_weights_may_be_an_entry_without_a_tiny_checkpoint(tmp_path: Pa
         (OWN.replace("path", "paths"), "'ours/sd': folder.path: Field required"),
         (OWN.replace("ours/sd", "ours sd"), "'ours sd': id: String should match"),
         (OWN.replace('id = "ours/sd"', ""), "entry 1: id: Field required"),
-        (OWN.replace("[models.folder]", "[models.tiny]").replace("path", "recipe"), "hub or folder"),
+        (OWN.replace("[models.folder]", "[models.tiny]").replace("path", "recipe"), "hub, folder or external"),
+        (OWN + 'strategy = "external"', "folder.strategy: Input should be 'preload', 'on_demand' or 'swap'"),
+        (
+            OWN.replace('task = "image"', 'task = "image"\npinned = true') + 'strategy = "swap"',
+            "'ours/sd': pinned: with",
+        ),
+        (OWN + '[models.external]\nurl = "http://host:3003"', "one place: hub, folder or external"),
+        (ELSEWHERE.replace("http:", "tcp:"), "external.url: String should match"),
+        (ELSEWHERE + '[models.tiny]\nrecipe = "image"', "'ours/sd': tiny: is for the worker that serves it to know"),
+        (ELSEWHERE + '[models.template]\nsuffix = "!"', "'ours/sd': template: is for the worker that serves it"),
         (OWN + OWN, "a model id appears twice"),
+        (ADAPTED + ADAPTED.partition("folder")[2].partition("\n")[2], "'ours/sd': adapters: a name appears twice"),
+        (ADAPTED.replace('folder = { path = "adapters/ink" }', ""), "adapters.0: an adapter has its weights from one"),
+        (ADAPTED.replace('"image"', '"mesh"'), "adapters: models of this task take none; those for image and text do"),
+        (
+            OWN.replace("[models.f", 'quantisation = "int4"\n[models.f'),
+            "quantisation: models of this task are kept in int8",
+        ),
+        (
+            OWN.replace('"image"', '"audio"').replace("[models.f", 'quantisation = "int8"\n[models.f'),
+            "quantisation: models of this task are kept in floating point alone",
+        ),
         ('models = "all"', "models: Input should be a valid tuple"),
         ('title = "mine"', "models: Field required"),
         ("\0", "Invalid statement"),

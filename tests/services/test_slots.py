@@ -6,6 +6,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from services.engine.events import Done, Event, Output
 from services.engine.generation import Generation, Run, Terms
 from services.engine.slots import MAX_LATE, ModelState, Room, Slot
 from services.engine.stepper import Result
-from services.errors import ModelLoading, ModelUnavailable
+from services.errors import ModelLoading, ModelUnavailable, UnknownModel
 from services.image.edit import Edit
 from services.image.schema import ImageJob
 from services.image.service import make_stepper
@@ -164,6 +165,27 @@ async def test_what_nobody_uses_leaves_after_a_time(make_bench: MakeBench) -> No
     assert isinstance((await bench.serve(model="a"))[-1], Done)
 
 
+async def test_those_that_share_a_place_are_there_one_at_a_time_and_the_others_stay(make_bench: MakeBench) -> None:
+    shelf = Shelf(dict.fromkeys("abcd", 1), **{name: {"is_swapped": True} for name in "bcd"})
+    bench = make_bench(shelf.slots)  # with room for all
+    for name in "abcab":
+        await bench.serve(model=name)
+        assert sum(state == "ready" for state in states(bench, "bcd").values()) <= 1
+
+    assert states(bench, "abcd") == {"a": "ready", "b": "ready", "c": "cold", "d": "cold"}
+    await reach(shelf.is_freed["c"])
+    assert shelf.loads == ["a", "b", "c", "b"]
+
+
+async def test_where_room_is_short_more_leave_than_the_one_whose_place_it_is(make_bench: MakeBench) -> None:
+    shelf = Shelf({"a": 4, "b": 4, "c": 8}, b={"is_swapped": True}, c={"is_swapped": True, "expected_bytes": 8})
+    bench = make_bench(shelf.slots, room=Room(num_bytes=10))
+    for name in "abc":
+        await bench.serve(model=name)
+
+    assert states(bench, "abc") == {"a": "cold", "b": "cold", "c": "ready"}
+
+
 # --- who waits ---
 
 
@@ -206,10 +228,32 @@ async def test_who_comes_while_a_model_is_to_leave_does_not_keep_it(make_bench: 
     assert sorted(order) == ["a"] * 30 + ["b"]
 
 
-async def test_nobody_waits_for_more_than_three_swaps(make_bench: MakeBench) -> None:
+async def test_whoever_comes_too_late_is_not_served_among_those_who_are_still(make_bench: MakeBench) -> None:
+    shelf, gates, order = Shelf(dict.fromkeys("ab", 1)), (Gate(), Gate()), list[str]()
+    bench = make_bench(shelf.slots, room=Room(num_models=1), queue_size=100)
+
+    def ask(name: str, model: str, caller: str = "") -> Generation:
+        return bench.engine.submit(noting(name, order), model, None, Terms(LONG, caller=caller))
+
+    asked = [bench.submit(held(gates[0]), "a")]
+    await reach(gates[0].reached)
+    asked += [bench.submit(held(gates[1]), "a"), ask("b", "b")]
+    gates[0].opened.set()
+    await reach(gates[1].reached)  # the second is served although the model leaves
+    asked += [ask("late", "a") for _ in range(MAX_LATE)]
+    asked += [ask("too late", "a", caller="whose turn it would be") for _ in range(3)]
+    gates[1].opened.set()
+    await asyncio.gather(*map(follow, asked))
+
+    assert order == ["late"] * MAX_LATE + ["b"] + ["too late"] * 3
+    assert shelf.loads == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(("swapped", "room"), [("", Room(num_models=2)), ("bcde", Room())])
+async def test_nobody_waits_for_more_than_three_swaps(make_bench: MakeBench, swapped: str, room: Room) -> None:
     draw = random.Random(0)
-    shelf = Shelf(dict.fromkeys("abcde", 1))
-    bench = make_bench(shelf.slots, room=Room(num_models=2), queue_size=100)
+    shelf = Shelf(dict.fromkeys("abcde", 1), **{name: {"is_swapped": True} for name in swapped})
+    bench = make_bench(shelf.slots, room=room, queue_size=100)
     for name in "ab":
         await bench.serve(model=name)
     waits: list[int] = []
@@ -299,6 +343,32 @@ async def test_who_is_not_to_wait_is_told_to_come_back_and_finds_the_model(make_
         await asyncio.to_thread(threading.Event().wait, 0.001)
 
     assert isinstance((await bench.serve())[-1], Done)
+
+
+# --- what the registry says ---
+
+
+def test_a_strategy_is_what_the_registry_says(worker_settings: Settings, tmp_path: Path) -> None:
+    entry = '[[models]]\nid = "{}"\ntask = "image"\n[models.tiny]\nrecipe = "image"\n[models.folder]\npath = "x"\n'
+    strategies = ("preload", "on_demand", "swap")
+    text = "".join(f'{entry.format(name)}strategy = "{name}"\n' for name in strategies)
+    elsewhere = '[[models]]\nid = "far"\ntask = "image"\n[models.external]\nurl = "http://host:3003"\n'
+    (tmp_path / "models.toml").write_text(text + elsewhere, encoding="utf-8")
+    settings = worker_settings.model_copy(update={"models_file": tmp_path / "models.toml"})
+    engine = build_engine("image", make_stepper, settings, CollectorRegistry())
+
+    assert [engine.look(name).state for name in strategies] == ["loading", "cold", "cold"]  # once it is started
+    with pytest.raises(UnknownModel):
+        engine.look("far")
+
+
+def test_a_worker_whose_models_others_serve_says_so(worker_settings: Settings, tmp_path: Path) -> None:
+    elsewhere = '[[models]]\nid = "tiny-sd"\ntask = "image"\n[models.external]\nurl = "http://host:3003"\n'
+    (tmp_path / "models.toml").write_text(elsewhere, encoding="utf-8")
+    settings = worker_settings.model_copy(update={"models_file": tmp_path / "models.toml"})
+
+    with pytest.raises(ValueError, match="others serve all those for image"):
+        build_engine("image", make_stepper, settings, CollectorRegistry())
 
 
 # --- five models of a worker, and room for two ---

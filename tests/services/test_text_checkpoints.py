@@ -33,6 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1},
     "jamba": {"num_experts": 2, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1,
               "use_mamba_kernels": False},
+    "gpt2": {},
     "llama": {},
 }  # fmt: skip
 LONGROPE = {
@@ -94,6 +95,23 @@ def test_models_that_remember_in_their_own_way_write_what_generate_writes(
 
     assert "sequences run one at a time" in caplog.text
     assert [text_of(one) for one in both] == [generated(folder, prompt) for prompt in ("hi", LONG)]
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("gpt2", "a GPT2LMHeadModel has no layers that can be kept in {}$"),
+        ("jamba", "a JambaForCausalLM cannot be kept in {}: the trial failed"),
+    ],
+)
+def test_a_model_that_cannot_be_kept_in_fewer_bits_says_so(
+    data_dir: Path, tmp_path: Path, bits: Any, kind: str, reason: str
+) -> None:
+    model = MODEL.model_copy(update={"quantisation": bits})
+
+    with pytest.raises(ModelUnavailable, match=reason.format(bits)):
+        TextStepper(model, Settings(data_dir=checkpoint(data_dir, tmp_path, kind)))
 
 
 RULES: list[dict[str, Any]] = [

@@ -10,10 +10,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch import nn
 
-from services.text.linear import Packing, is_supported, pack
+from services.engine.weights import weigh
+from services.text.linear import Packing, is_supported, pack, shrink
 
 WIDTH, NEW_WIDTH = 96, 50
-TOLERANCES: dict[Packing, float] = {"float16": 0.001, "int8": 0.03}  # of the results' standard deviation
+TOLERANCES: dict[Packing, float] = {"float16": 0.001, "int8": 0.03, "int4": 0.15}  # of the results' standard deviation
 
 pytestmark = pytest.mark.skipif(
     not is_supported(torch.device("cpu")), reason="this processor has no packed layers; models run in plain ones"
@@ -29,6 +30,15 @@ def packing(request: pytest.FixtureRequest) -> Any:
 def plain() -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(WIDTH, NEW_WIDTH)
+
+
+def test_packed_weights_are_weighed(packing: Packing) -> None:
+    layers = nn.Sequential(nn.Linear(512, 1024, bias=False), nn.Linear(1024, 512, bias=False))
+    unpacked = weigh(layers)
+    pack(layers, packing)
+    share = {"float16": 1 / 2, "int8": 1 / 4}[packing]
+
+    assert share * unpacked <= weigh(layers) < 1.05 * share * unpacked
 
 
 def packed(layer: nn.Module, packing: Packing) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -56,6 +66,45 @@ def test_a_layer_without_bias(packing: Packing) -> None:
 
 def test_axes_are_kept(plain: nn.Linear, packing: Packing) -> None:
     assert packed(plain, packing)(rows(6).reshape(1, 2, 3, WIDTH)).shape == (1, 2, 3, NEW_WIDTH)
+
+
+@pytest.mark.parametrize(("packing", "most_bits"), [("float16", 16.5), ("int8", 9), ("int4", 6)])
+def test_a_layer_says_what_it_takes(packing: Packing, most_bits: float) -> None:
+    model: Any = nn.Sequential(nn.Linear(256, 512, bias=False))
+    pack(model, packing)
+
+    assert most_bits - 1.5 < 8 * weigh(model[0]) / (256 * 512) < most_bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("packing", ["int8", "int4"])
+def test_layers_for_any_device_are_the_same_but_for_rounding(
+    plain: nn.Linear, packing: Packing, dtype: torch.dtype
+) -> None:
+    expected = plain(rows(40)).detach()
+    model: Any = nn.Sequential(plain.to(dtype))
+    shrink(model, packing)
+    with torch.inference_mode():
+        found = model(rows(40).to(dtype))
+
+    assert found.dtype == dtype
+    assert (found.float() - expected).std() / expected.std() < TOLERANCES[packing]
+    assert weigh(model[0]) < 12 / 8 * WIDTH * NEW_WIDTH
+
+
+def test_a_layer_of_few_bits_keeps_small_weights_and_those_that_are_all_the_same() -> None:
+    layer = nn.Linear(64, 16, bias=False)
+    with torch.no_grad():
+        layer.weight[:8] *= 1e-6
+        layer.weight[8:] = 0.25
+        layer.weight[9] = 0
+    some = torch.ones(3, 64)
+    expected = layer(some).detach()
+    for change in (pack, shrink):
+        model = nn.Sequential(layer)
+        change(model, "int4")
+        with torch.inference_mode():
+            assert torch.allclose(model(some), expected, rtol=0.05, atol=1e-7)
 
 
 @given(number=st.integers(1, 200), place=st.integers(0, 199), seed=st.integers(0, 9))

@@ -104,14 +104,16 @@ def counted(made: Recorder) -> tuple[int, int]:
     return usage["prompt_tokens"], usage["completion_tokens"]
 
 
-PACKINGS = ["none", "float16", "int8"] if is_supported(torch.device("cpu")) else ["none"]
+PACKINGS = ["none", "float16", "int8", "int4"] if is_supported(torch.device("cpu")) else ["none"]
 
 
 @pytest.fixture(scope="module", params=PACKINGS)
 def pair(request: pytest.FixtureRequest, worker_settings: Settings) -> tuple[TextStepper, TextStepper]:
     """The model in each of its packings: reading every prompt from its beginning, and as it is served."""
-    served = worker_settings.model_copy(update={"text_packing": request.param})
-    return TextStepper(MODEL, served.model_copy(update={"prefix_cache_mb": 0})), TextStepper(MODEL, served)
+    served, model = worker_settings.model_copy(update={"text_packing": request.param}), MODEL
+    if request.param == "int4":  # by an entry alone
+        served, model = worker_settings, MODEL.model_copy(update={"quantisation": "int4"})
+    return TextStepper(model, served.model_copy(update={"prefix_cache_mb": 0})), TextStepper(model, served)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +247,14 @@ def test_a_cpu_packs_layers_unless_the_operator_chose_a_type(worker_settings: Se
     assert choose_packing(worker_settings, cpu) == "none"
     with pytest.raises(ModelUnavailable, match="ATELIER_TEXT_PACKING=int8 needs a CPU"):
         choose_packing(worker_settings.model_copy(update={"text_packing": "int8"}), torch.device("meta"))
+
+
+def test_a_models_entry_says_how_its_weights_are_kept_before_the_settings_do(worker_settings: Settings) -> None:
+    packed = worker_settings.model_copy(update={"text_packing": "float16"})
+
+    for device in (torch.device("cpu"), torch.device("meta")):
+        assert choose_packing(packed, device, "int8") == "int8"
+        assert choose_packing(worker_settings, device, "int4") == "int4"
 
 
 def test_sharing_makes_no_difference(stepper: TextStepper, alone_only: TextStepper) -> None:
@@ -437,9 +447,12 @@ def test_two_hundred_who_leave_take_their_rows_with_them(worker_settings: Settin
     assert 0 < sum(tensor.untyped_storage().nbytes() for tensor in held) <= 1e6
 
 
-@pytest.mark.parametrize(("dtype", "shares"), [("float32", False), ("bfloat16", True)])
-def test_half_precision_may_round_in_the_trial(
-    worker_settings: Settings, monkeypatch: pytest.MonkeyPatch, dtype: str, shares: bool
+@pytest.mark.parametrize(
+    ("dtype", "bits", "shares"),
+    [("float32", None, False), ("bfloat16", None, True), ("float32", "int8", True), ("float32", "int4", True)],
+)
+def test_rows_that_are_rounded_may_differ_in_the_trial(
+    worker_settings: Settings, monkeypatch: pytest.MonkeyPatch, dtype: str, bits: Any, shares: bool
 ) -> None:
     probe = Network._probe
 
@@ -448,7 +461,8 @@ def test_half_precision_may_round_in_the_trial(
         return expected, found + 0.2 * expected.std()
 
     monkeypatch.setattr(Network, "_probe", roundly)
-    made = TextStepper(MODEL, worker_settings.model_copy(update={"dtype": dtype}))
+    model = MODEL.model_copy(update={"quantisation": bits})
+    made = TextStepper(model, worker_settings.model_copy(update={"dtype": dtype}))
     _, forwards = run(made, [Arrival(chat("Hello")), Arrival(chat("you"))])
 
     assert all(len(forward.members) == 2 for forward in forwards) == shares

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
+from services.engine.checkpoints import Unfit
 from services.engine.events import Done, Output, Preview, Progress
 from services.engine.generation import Generation, Run, Terms
 from services.engine.slots import Slot
@@ -27,12 +28,13 @@ from services.schema import check_is_text, complete, parse_size
 from services.settings import Settings
 from services.video.engine import Film, FilmStepper, Phase, TextFilmGenerator
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
-from services.video.service import TEXT_MODEL, make_stepper
+from services.video.service import make_stepper
 from tests.services.conftest import MakeBench
 from tests.services.stepping import Arrival, Recorder, alone, run
 
 MODELS = {model.id: model for model in load_models() if model.task == "video"}
 PICTURE_MODEL = "stable-video-diffusion-img2vid"
+TEXT_MODEL = "wan2.1-t2v-1.3b"
 PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
 POISONED, BROKEN = 13, 14  # seeds of requests that fail
 TOLERANCE = 2  # of 255
@@ -456,6 +458,16 @@ def test_every_video_model_has_the_stepper_that_its_pipeline_needs(data_dir: Pat
     steppers = {name: type(make_stepper(model, worker_settings)) for name, model in MODELS.items()}
 
     assert steppers == {PICTURE_MODEL: FilmStepper, TEXT_MODEL: WholeCall}
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(PICTURE_MODEL, "text"), (TEXT_MODEL, "image")])
+def test_a_checkpoint_that_is_not_what_its_entry_says_is_named(
+    worker_settings: Settings, name: str, wrong: str
+) -> None:
+    model = MODELS[name].model_copy(update={"input_modalities": (wrong,)})
+
+    with pytest.raises(Unfit, match=r"it is of the kind '?.*Pipeline'?, and .* is wanted here"):
+        make_stepper(model, worker_settings)
 
 
 @pytest.mark.anyio

@@ -1,5 +1,6 @@
 """Weights: the tiny recipes, licences, and where and how precisely a model is put."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from services.engine import default_type
+from services.engine.adapters import open_adapter
 from services.engine.assembly import build_engine, licence_refusal, load
 from services.engine.generation import Terms
 from services.engine.placement import best_device, choose_placement
 from services.engine.stepper import Stepper
 from services.engine.weights import load_pipeline, open_weights, weigh
 from services.errors import ModelUnavailable
-from services.registry import Model, load_models
+from services.registry import Adapter, Model, load_models
 from services.settings import Settings
+from services.video.service import make_stepper as make_film
 from tests.services.conftest import LONG
 from tests.services.hubs import entry
 
@@ -49,6 +52,55 @@ def never(model: Model, settings: Settings) -> Stepper[Any]:
     raise AssertionError("nothing is to be loaded")
 
 
+def test_an_adapters_licence_has_to_be_accepted_too() -> None:
+    terms = {"commercial_use": False, "licence": "NC", "licence_url": "https://example.org/nc"}
+    own = Model.model_validate({**entry(), "adapters": [{"name": "ink", "folder": {"path": "ink", **terms}}]})
+    refusal = licence_refusal(own, Settings(profile="hub")) or ""
+
+    assert "'tiny:ink' comes under the NC (https://example.org/nc)" in refusal
+    assert "ATELIER_ACCEPT_LICENCES=tiny:ink" in refusal
+    assert licence_refusal(own, Settings(profile="hub", accept_licences=frozenset({"tiny:ink"}))) is None
+
+
+def test_a_licence_that_is_accepted_lets_the_load_go_on(worker_settings: Settings, tmp_path: Path) -> None:
+    model, file = MODELS["stable-video-diffusion-img2vid"], tmp_path / "models.toml"
+    folder = worker_settings.data_dir / "tiny" / "video"
+    file.write_text(
+        f"[[models]]\nid = '{model.id}'\ntask = 'video'\n[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
+        encoding="utf-8",
+    )
+    settings = worker_settings.model_copy(update={"models_file": file})
+    accepting = settings.model_copy(update={"accept_licences": frozenset({model.id})})
+    barred, free = (build_engine("video", make_film, each, CollectorRegistry()) for each in (settings, accepting))
+
+    with pytest.raises(ModelUnavailable, match="ATELIER_ACCEPT_LICENCES"):
+        barred.load(model.id)
+    free.start()
+    try:
+        while free.look(model.id).state == "loading":
+            threading.Event().wait(0.001)
+        assert free.look(model.id).state == "ready"
+    finally:
+        free.close()
+
+
+def test_the_log_names_source_and_terms_of_every_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "atelier.engine"):
+        build_engine("video", never, Settings(profile="hub", data_dir=tmp_path), CollectorRegistry())
+        build_engine("mesh", never, Settings(data_dir=tmp_path), CollectorRegistry())
+    said = {record.getMessage().partition(": ")[0]: record.getMessage() for record in caplog.records}
+
+    assert said.keys() == {f"model {model.id}" for model in MODELS.values() if model.task in {"video", "mesh"}}
+    barred, free = said["model stable-video-diffusion-img2vid"], said["model wan2.1-t2v-1.3b"]
+    source = MODELS["stable-video-diffusion-img2vid"].hub
+    assert source is not None
+    for named in (source.repository, source.revision, source.licence, source.licence_url, "no commercial use"):
+        assert named in barred
+    assert "ATELIER_ACCEPT_LICENCES=stable-video-diffusion-img2vid" in barred
+    assert free.endswith("commercial use allowed")
+    assert "built here by the recipe 'mesh'" in said["model shap-e"]
+
+
 def test_a_free_licence_needs_no_word() -> None:
     assert licence_refusal(MODELS["shap-e"], Settings(profile="hub")) is None
 
@@ -61,6 +113,23 @@ def test_licences_are_accepted_by_a_list_with_commas(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("ATELIER_ACCEPT_LICENCES", "one, two,,")
 
     assert Settings().accept_licences == {"one", "two"}
+
+
+# --- adapters ---
+
+
+def test_an_adapter_is_a_folder_built_here_or_the_operators(tmp_path: Path) -> None:
+    adapter = Adapter.model_validate({"name": "ink", "tiny": {"recipe": "text"}, "folder": {"path": tmp_path}})
+
+    assert open_adapter(adapter, MODELS["tiny-sd"], Settings(data_dir=tmp_path)) == tmp_path / "tiny" / "text"
+    assert open_adapter(adapter, MODELS["tiny-sd"], Settings(data_dir=tmp_path, profile="hub")) == tmp_path
+
+
+def test_an_adapter_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    adapter = Adapter.model_validate({"name": "ink", "folder": {"path": tmp_path / "none"}})
+
+    with pytest.raises(ModelUnavailable, match=r"^adapter 'ink' of model 'tiny-sd': there is no folder .*none$"):
+        open_adapter(adapter, MODELS["tiny-sd"], Settings())
 
 
 # --- tiny ---

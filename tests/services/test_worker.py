@@ -26,11 +26,12 @@ from services.responses import rendered
 from services.schema import DEADLINE_HEADER
 from services.settings import Settings
 from services.video.schema import TextVideoJob, VideoJob
-from services.video.service import TEXT_MODEL, film
+from services.video.service import film
 from services.worker import Worker
 from tests.services.conftest import LONG, Gate, served, undisturbed_logging
 
 MODEL = "stable-video-diffusion-img2vid"
+TEXT_MODEL = "wan2.1-t2v-1.3b"
 
 
 class Projector:
