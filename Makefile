@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install open3d up down test test-all check bench tiny build lock screenshots
+.PHONY: help install open3d up down compose test test-compose test-all check bench tiny build lock screenshots
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(MAKEFILE_LIST) | awk -F'~' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -20,12 +20,19 @@ up: install ## serve all five modalities on this machine until Ctrl-C
 down: ## end a `make up` that runs in another terminal
 	@$(BIN)/python -m cli down
 
+compose: ## serve everything in containers: make the secrets, build the images, wait until all is well
+	@$(PYTHON) deploy/compose.py
+	@docker compose up --build --wait
+
 open3d: install ## install what reshapes meshes: Open3D (0.5 GB; tests need it, too)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement locks/open3d.txt
 
 test: open3d ## run all tests: the fast ones on two cores, then those with live workers
-	@$(BIN)/python -m pytest -m "not live and not fresh" --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not live and not fresh and not compose" --numprocesses 2 --dist loadfile
 	@$(BIN)/python -m pytest -m "live"
+
+test-compose: install ## build the images and try docker-compose.yml on a Docker engine of the tests' own (.ci/engine installs it; root)
+	@$(BIN)/python -m pytest -m "compose" tests/compose
 
 test-all: test ## run all tests, and install and build from nothing (minutes)
 	@$(BIN)/python -m pytest -m "fresh"

@@ -22,6 +22,8 @@ LOCKS = {
     "all": ["--extra", "all", "--group", "dev", "--group", "install"],
     "gateway": ["--group", "install", "--constraint", "locks/all.txt"],
     "open3d": ["--extra", "open3d", "--constraint", "locks/all.txt"],
+    "worker": [*WORKERS, "--constraint", "locks/all.txt"],
+    "ui": ["--extra", "ui", "--constraint", "locks/all.txt"],
     "bento": [*WORKERS, "--constraint", "locks/all.txt"],
 }
 WITHOUT_HASHES = "bento"  # BentoML adds a line of its own without any, and pip takes all or none

@@ -20,6 +20,7 @@ from gateway.keys.first import check_keys
 from gateway.server import Server
 from gateway.settings import Settings
 from services.logs import LogFormat, write_logs
+from services.secret_files import NoFolder
 
 M_ARENA_MAX = -8  # of glibc's mallopt
 
@@ -32,6 +33,8 @@ def main() -> None:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         sys.exit(f"atelier: ATELIER_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}")
+    except NoFolder as error:
+        sys.exit(f"atelier: {error}")
     except SettingsError as error:  # what should be JSON and is not
         sys.exit(f"atelier: {error}: it must be JSON, in the environment variable of that name")
     show_logs(settings.log_format)

@@ -8,7 +8,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.auth import is_loopback
 from gateway.limits import WhenDown
@@ -18,6 +18,7 @@ from gateway.usage.content import Kept
 from gateway.usage.schema import MAX_CONTENT
 from services.logs import LogFormat
 from services.registry import WORKERS, Profile, Task
+from services.secret_files import SettingsWithFiles
 
 
 def loopback(task: Task) -> str:
@@ -30,7 +31,7 @@ def split(listed: str) -> list[str]:
     return [part.strip() for part in listed.split(",") if part.strip()]
 
 
-class Settings(BaseSettings):
+class Settings(SettingsWithFiles):
     """Settings of the gateway; `docs/settings.md` lists them with those of the workers."""
 
     model_config = SettingsConfigDict(

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from services.logs import LogFormat
 from services.registry import Profile
+from services.secret_files import SettingsWithFiles
 
 
-class Settings(BaseSettings):
+class Settings(SettingsWithFiles):
     """Settings of one worker; `docs/settings.md` lists them with those of the gateway."""
 
     model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore")

@@ -16,8 +16,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 # Read outside of the settings classes: by the installer, which runs before pydantic is there, and by the commands that
-# ask the gateway.
-OTHER_VARIABLES = {"ATELIER_TORCH_INDEX", "ATELIER_TORCH_WHEELS", "ATELIER_URL", "ATELIER_API_KEY"}
+# ask the gateway; and by containers: where secrets are, what the studio listens on.
+OTHER_VARIABLES = {
+    "ATELIER_TORCH_INDEX",
+    "ATELIER_TORCH_WHEELS",
+    "ATELIER_URL",
+    "ATELIER_API_KEY",
+    "ATELIER_SECRETS_DIR",
+    "ATELIER_UI_HOST",
+}
 
 
 def test_every_setting_is_documented_and_every_documented_one_exists() -> None:

@@ -5,11 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
+
+from tests.gateway.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = """
@@ -243,6 +249,8 @@ def test_the_gateway_is_locked_without_torch_at_the_same_versions() -> None:
     assert gateway <= everything
     assert {"torch", "bentoml", "transformers", "diffusers"}.isdisjoint(pin.partition("==")[0] for pin in gateway)
     assert pins_of("bento") - everything == {"torch==2.13.0"}
+    assert pins_of("worker") == pins_of("bento") - {"torch==2.13.0"}
+    assert pins_of("ui") <= everything
 
 
 def test_no_lock_names_a_registry() -> None:
@@ -267,7 +275,7 @@ def test_this_project_installs_from_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.fresh
-def test_five_bentos_are_built_of_the_workers_alone(tmp_path: Path) -> None:
+def test_five_bentos_are_built_of_the_workers_alone_and_serve(tmp_path: Path) -> None:
     environment = {**os.environ, "BENTOML_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "deploy/build.py"], cwd=ROOT, env=environment, check=True, timeout=600)
     bentos = {latest.parent.name: latest.parent / latest.read_text() for latest in tmp_path.glob("bentos/*/latest")}
@@ -276,3 +284,21 @@ def test_five_bentos_are_built_of_the_workers_alone(tmp_path: Path) -> None:
         assert f"service: services.{name}.service:" in (bento / "bento.yaml").read_text()
         assert {path.name for path in (bento / "src").iterdir()} == {"services", "bentofile.yaml"}
         assert "torch==2.13.0" in (bento / "env/python/requirements.txt").read_text().splitlines()
+        assert serves(name, environment)
+
+
+def serves(bento: str, environment: Mapping[str, str]) -> bool:
+    """Whether it becomes ready, on tiny checkpoints that it builds itself."""
+    port = free_port()
+    address, folder = f"http://127.0.0.1:{port}/readyz", {"ATELIER_DATA_DIR": environment["BENTOML_HOME"]}
+    command = [sys.executable, "-m", "bentoml", "serve", f"{bento}:latest", "--port", str(port)]
+    with subprocess.Popen(command, cwd="/", env={**environment, **folder}) as process:
+        try:
+            for _ in range(600):
+                with suppress(httpx.TransportError):
+                    if httpx.get(address, timeout=60).is_success:
+                        return True
+                time.sleep(0.2)
+            return False
+        finally:
+            process.terminate()

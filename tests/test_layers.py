@@ -14,7 +14,16 @@ MODELS = frozenset({"torch", "transformers", "diffusers", "accelerate", "hugging
 CODECS = frozenset({"numpy", "PIL", "av", "soundfile"})
 END_TO_END = (("tests", "live"), ("tests", "conformance"))
 # What stands beside the contracts, with no weight.
-SHARED = frozenset({"services.logs", "services.registry", "services.schema", "services.tracing", "services.units"})
+SHARED = frozenset(
+    {
+        "services.logs",
+        "services.registry",
+        "services.schema",
+        "services.secret_files",
+        "services.tracing",
+        "services.units",
+    }
+)
 
 # What acts on this machine instead of asking the API: starting processes, building and fetching models.
 ON_THIS_MACHINE = {

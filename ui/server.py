@@ -16,11 +16,12 @@ SCRIPT = Path(__file__).with_name("app.py")
 
 
 def serve(settings: Settings) -> None:
-    """Serve on loopback until told to stop."""
+    """Serve until told to stop."""
     routes = [*key_routes(), Route(PLAYER, player(settings.url))]
     App(SCRIPT, routes=routes, middleware=[Middleware(Visitors)]).run(
         config={
-            "server.address": "127.0.0.1",
+            "server.address": settings.ui_host,
+            "browser.serverAddress": settings.ui_host,  # else it asks an outside server for its address
             "server.port": settings.ui_port,
             "server.headless": True,  # opens no browser
             "server.fileWatcherType": "none",

@@ -10,5 +10,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore", env_ignore_empty=True)
 
     url: str = "http://127.0.0.1:8000"  # the gateway, /v1 or not
-    ui_port: int = Field(default=8501, ge=1, le=65535)  # on loopback
+    ui_host: str = "127.0.0.1"  # what it listens on
+    ui_port: int = Field(default=8501, ge=1, le=65535)
     max_upload_bytes: int = Field(default=25_000_000, gt=0)

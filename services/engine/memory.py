@@ -4,19 +4,43 @@ import ctypes
 import gc
 import sys
 from functools import cache
+from pathlib import Path
 
 import psutil
 
+GROUPS = Path("/sys/fs/cgroup")  # in a container its own, which may have a limit
+
 
 def free_bytes(device: str) -> int:
-    """Memory that can still be used on `device`: an accelerator's own, or the machine's."""
+    """Memory that can still be used on `device`: an accelerator's own, or the machine's and the container's."""
     if device.startswith("cuda"):
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for the next tensors
         return int(free + kept)
-    return int(psutil.virtual_memory().available)
+    available = int(psutil.virtual_memory().available)
+    left = left_in_group(GROUPS)
+    return available if left is None else min(available, left)
+
+
+def left_in_group(folder: Path) -> int | None:
+    """Bytes that a control group may still take, its cache of files given up; None where it has no limit.
+
+    Args:
+        folder: of the groups, in version 2 or 1.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst
+    """
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, used = folder / limit_file, folder / used_file
+        if limit.exists() and limit.read_text().strip() != "max":
+            counts = dict(line.split() for line in used.with_name("memory.stat").read_text().splitlines())
+            return max(0, int(limit.read_text()) - int(used.read_text()) + int(counts["inactive_file"]))
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

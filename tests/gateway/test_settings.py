@@ -11,6 +11,7 @@ from pydantic import SecretStr, ValidationError
 from gateway.app import create_app
 from gateway.errors import Misconfigured
 from gateway.settings import Settings
+from services.settings import Settings as WorkerSettings
 from tests.gateway.conftest import gateway_settings
 
 
@@ -110,3 +111,22 @@ def test_what_cannot_be_is_said_in_a_sentence() -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("atelier: ATELIER_PORT: ")
     assert "Traceback" not in done.stderr
+
+
+def test_what_is_not_set_may_lie_in_a_file_of_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "atelier_internal_token").write_text("of-the-file\n")
+    (tmp_path / "atelier_openai_api_key").write_text("of-the-file\n")
+    monkeypatch.setenv("ATELIER_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("ATELIER_OPENAI_API_KEY", "of-the-variable")
+    assert Settings().internal_token.get_secret_value() == "of-the-file"
+    assert Settings().openai_api_key.get_secret_value() == "of-the-variable"
+    assert WorkerSettings().internal_token.get_secret_value() == "of-the-file"
+
+
+def test_secrets_that_cannot_be_read_are_not_done_without() -> None:
+    environment = {"ATELIER_SECRETS_DIR": "/nowhere", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "atelier: ATELIER_SECRETS_DIR: /nowhere is no folder"
