@@ -37,6 +37,7 @@ task = "text"
 defaults = {{ system_prompt = "", max_tokens = 2, temperature = 0, top_k = 50, top_p = 0.95 }}
 [models.folder]
 path = "{folder}"
+strategy = "on_demand"
 """
 
 
