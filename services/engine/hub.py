@@ -5,7 +5,6 @@ is named by its digest, which is what it is checked against.
 """
 
 import hashlib
-import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -201,19 +200,18 @@ def _bar(tell: Tell, hub: HubFiles) -> type[tqdm]:
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
             self._is_told = "Reconstructing" in (kwargs.get("desc") or "")  # not of those on their way as well
-            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
             if self._is_told:
                 sizes = _sizes(hub)
-                self._num_wanted = sum(sizes.values())
                 missing = _missing(_cache(hub) / "snapshots" / hub.revision, hub)
-                self._num_before = self._num_wanted - sum(sizes[path] for path in missing)
-                tell(self._num_before, self._num_wanted)
+                self._num_wanted = sum(sizes.values())
+                self._num_here = self._num_wanted - sum(sizes[path] for path in missing)
+                self.update(0)
 
-        def update(self, n: float | None = 1) -> bool | None:
-            shown: bool | None = super().update(n)
+        def update(self, n: float | None = 1) -> None:
             if self._is_told:
-                tell(self._num_before + int(self.n), self._num_wanted)
-            return shown
+                self._num_here += int(n or 0)  # a bar that is not shown does not count
+                tell(self._num_here, self._num_wanted)
 
     return Bar

@@ -21,6 +21,7 @@ MODELS = """
 [[models]]
 id = "{id}"
 task = "text"
+defaults = {{ system_prompt = "", max_tokens = 2, temperature = 0, top_k = 50, top_p = 0.95 }}
 [models.hub]
 repository = "{repository}"
 revision = "{revision}"
@@ -33,8 +34,10 @@ size_gb = 0.001
 [[models]]
 id = "own"
 task = "text"
+defaults = {{ system_prompt = "", max_tokens = 2, temperature = 0, top_k = 50, top_p = 0.95 }}
 [models.folder]
 path = "{folder}"
+strategy = "on_demand"
 """
 
 
@@ -47,8 +50,9 @@ class Shop:
     is_open: threading.Event = field(default_factory=threading.Event)
 
     def listed(self, model: str, url: str | None = None) -> dict[str, Any]:
-        found = httpx.get(f"{url or self.system.gateway}/v1/models", headers=TOKEN, timeout=LONG).json()["data"]
-        return {each["id"]: each for each in found}[model]
+        listed = httpx.get(f"{url or self.system.gateway}/v1/models", headers=TOKEN, timeout=LONG).json()["data"]
+        found: dict[str, dict[str, Any]] = {each["id"]: each for each in listed}
+        return found[model]
 
     def write(self, model: str) -> httpx.Response:
         body = {"model": model, "prompt": "a", "max_tokens": 2}
@@ -71,6 +75,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             "ATELIER_MODELS_FILE": str(models),
             "ATELIER_PROFILE": "hub",
             "HF_ENDPOINT": hub.url,
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(int(LONG)),  # what is paused may be so for long
             "HF_HOME": str(root / "hub"),
             "NO_PROXY": "127.0.0.1",
         }

@@ -38,7 +38,7 @@ for entry, step in json.loads(sys.argv[1]):
         elif step == "listen":
             told = []
             listener.set(lambda progress: told.append(str(progress)))
-            open_weights(model, settings)
+            load(make_stepper, model, settings)
             said = "; ".join(dict.fromkeys(told))
         elif step == "fill the disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
