@@ -66,7 +66,8 @@ def test_a_licence_that_is_accepted_lets_the_load_go_on(worker_settings: Setting
     model, file = MODELS["stable-video-diffusion-img2vid"], tmp_path / "models.toml"
     folder = worker_settings.data_dir / "tiny" / "video"
     file.write_text(
-        f"[[models]]\nid = '{model.id}'\ntask = 'video'\ninput_modalities = ['image']\n[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
+        f"[[models]]\nid = '{model.id}'\ntask = 'video'\ninput_modalities = ['image']\n"
+        f"[models.folder]\npath = '{folder}'\ncommercial_use = false\n",
         encoding="utf-8",
     )
     settings = worker_settings.model_copy(update={"models_file": file})
