@@ -335,7 +335,9 @@ class Model(BaseModel):
 
     @property
     def hub_files(self) -> dict[str, HubFiles]:
-        """What the hub has of it: its own weights by its id, those of adapters by `id:name`."""
+        """What this machine needs of the hub: its own weights by its id, those of adapters by `id:name`."""
+        if self.is_external:
+            return {}
         found = {self.id: self.hub, **{f"{self.id}:{adapter.name}": adapter.hub for adapter in self.adapters}}
         return {name: hub for name, hub in found.items() if hub is not None}
 

@@ -15,7 +15,17 @@ from services.engine.libraries import draw_no_bars, let_them_log_as_we_do
 from services.engine.metrics import EngineMetrics
 from services.engine.slots import Room, Slot
 from services.engine.stepper import Stepper
-from services.registry import Adapter, FolderSource, HubSource, Model, Task, load_models, local_models_of
+from services.registry import (
+    Adapter,
+    AdapterFolder,
+    FolderSource,
+    HubFiles,
+    HubSource,
+    Model,
+    Task,
+    load_models,
+    local_models_of,
+)
 from services.settings import Settings
 
 Make = Callable[[Model, Settings], Stepper[Any]]
@@ -32,14 +42,17 @@ def memory_budget(settings: Settings) -> float:
     return SHARE * memory.free_bytes(str(choose_placement(settings.device, settings.dtype).device))
 
 
+def owners_of(model: Model) -> dict[str, Model | Adapter]:
+    """Name what has weights, and terms, of its own: a model, and its adapters."""
+    return {model.id: model, **{f"{model.id}:{adapter.name}": adapter for adapter in model.adapters}}
+
+
 def licence_refusal(model: Model, settings: Settings) -> str | None:
     """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it.
 
     Those of an adapter are accepted as `model:adapter`; until then its model is not loaded either.
     """
-    owners: dict[str, Model | Adapter] = {model.id: model}
-    owners |= {f"{model.id}:{adapter.name}": adapter for adapter in model.adapters}
-    for name, owner in owners.items():
+    for name, owner in owners_of(model).items():
         source = None if owner.is_tiny_in(settings.profile) else owner.source
         if source is not None and not (source.commercial_use or name in settings.accept_licences):
             terms = (
@@ -51,19 +64,22 @@ def licence_refusal(model: Model, settings: Settings) -> str | None:
     return None
 
 
-def provenance_of(model: Model, settings: Settings) -> str:
-    """Say for the log where a model's weights come from, and on what terms."""
-    source = model.source
-    if model.tiny is not None and model.is_tiny_in(settings.profile):
-        return f"built here by the recipe '{model.tiny.recipe}'; stands for weights under {terms_of(source)}"
-    from services.engine.hub import address  # needs the hub's library, which only the worker itself is to load
+def provenance_of(owner: Model | Adapter, settings: Settings) -> str:
+    """Say for the log where weights come from, and on what terms."""
+    source = owner.source
+    if owner.tiny is not None and (source is None or owner.is_tiny_in(settings.profile)):
+        stands_for = f"; stands for weights under {terms_of(source)}" if source is not None else ""
+        return f"built here by the recipe '{owner.tiny.recipe}'{stands_for}"
+    if source is None:
+        raise TypeError("weights come from somewhere")
+    from services.engine.hub import address  # needs the hub's library, which BentoML's parent process does without
 
-    where = source.path if isinstance(source, FolderSource) else address(source)
-    barred = licence_refusal(model, settings)
+    where = address(source) if isinstance(source, HubFiles) else source.path
+    barred = licence_refusal(owner, settings) if isinstance(owner, Model) else None
     return f"{where}, under {terms_of(source)}{f'; barred: {barred}' if barred is not None else ''}"
 
 
-def terms_of(source: HubSource | FolderSource) -> str:
+def terms_of(source: HubFiles | FolderSource | AdapterFolder) -> str:
     """Name a licence, and where it is to be read."""
     named = " ".join(filter(None, (source.licence, f"({source.licence_url})" if source.licence_url else None)))
     use = "commercial use allowed" if source.commercial_use else "no commercial use"
@@ -117,7 +133,8 @@ def build_engine(
     if not models:
         raise ValueError(f"this worker has no models: by ATELIER_MODELS_FILE others serve all those for {task}")
     for model in models:
-        logger.info("model %s: %s", model.id, provenance_of(model, settings))
+        for name, owner in owners_of(model).items():
+            logger.info("model %s: %s", name, provenance_of(owner, settings))
     slots = {
         model.id: Slot(
             partial(load, make, model, settings),

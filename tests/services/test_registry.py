@@ -231,6 +231,21 @@ folder = { path = "adapters/ink" }
 """
 
 
+def test_nothing_is_fetched_for_a_model_that_another_worker_serves(tmp_path: Path) -> None:
+    adapter = (
+        """hub = { repository = "a/ink", revision = "%s", files = ["*"], licence = "MIT",
+        licence_url = "https://example.org", commercial_use = true, size_gb = 0.1 }""".replace("\n", "")
+        % ("0" * 40)
+    )
+    here = ADAPTED.replace('folder = { path = "adapters/ink" }', adapter)
+    elsewhere = here.replace('folder = { path = "sd" }', 'external = { url = "http://far:3003" }')
+
+    assert [set(load_models(write(tmp_path, text))[-1].hub_files) for text in (here, elsewhere)] == [
+        {"ours/sd:ink"},
+        set(),
+    ]
+
+
 def test_an_adapters_path_begins_where_the_file_is(tmp_path: Path) -> None:
     own = load_models(write(tmp_path, ADAPTED))[-1]
 

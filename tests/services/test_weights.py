@@ -104,6 +104,29 @@ def test_the_log_names_source_and_terms_of_every_model(tmp_path: Path, caplog: p
     assert "built here by the recipe 'mesh'" in said["model shap-e"]
 
 
+def test_the_log_names_source_and_terms_of_adapters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(
+        """
+[[models]]
+id = "own"
+task = "image"
+folder = { path = "sd" }
+adapters = [
+    { name = "ink", folder = { path = "ink", licence = "CC", licence_url = "https://example.org/cc" } },
+    { name = "noise", tiny = { recipe = "image_lora" } },
+]
+""",
+        encoding="utf-8",
+    )
+    with caplog.at_level("INFO", "atelier.engine"):
+        build_engine("image", never, Settings(data_dir=tmp_path, models_file=file), CollectorRegistry())
+    said = [record.getMessage() for record in caplog.records]
+
+    assert f"model own:ink: {tmp_path / 'ink'}, under CC (https://example.org/cc), commercial use allowed" in said
+    assert "model own:noise: built here by the recipe 'image_lora'" in said
+
+
 def test_a_free_licence_needs_no_word() -> None:
     assert licence_refusal(MODELS["shap-e"], Settings(profile="hub")) is None
 
