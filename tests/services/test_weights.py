@@ -226,6 +226,12 @@ def test_weights_are_weighed(worker_settings: Settings, model: str, dtype: str) 
     assert weigh(pipeline) == weighed < weigh([pipeline, another, pipeline])
 
 
+def test_what_shares_its_memory_is_weighed_once() -> None:
+    whole = torch.zeros(100)
+
+    assert weigh([whole, whole[:10], whole.reshape(10, 10)]) == whole.nbytes
+
+
 def test_a_load_draws_no_bars(worker_settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
     for library in (diffusers_logging, transformers_logging):
         library.enable_progress_bar()
