@@ -99,7 +99,10 @@ def choose(asked: Client, task: str, model: Mapping[str, Any] | None) -> dict[st
             chosen[name] = field.ask(f"{task}-{name}", defaults.get(name))
     if task == "audio":
         with told():
-            chosen["voice"] = st.selectbox("Voice", asked.voices(), None, placeholder=placeholder(None))
+            voices = (model or {}).get("voices") or asked.voices(model["id"] if model else None)
+            chosen["voice"] = st.selectbox("Voice", voices, None, placeholder=placeholder(None))
+    if model and model.get("adapters"):  # providers' have none
+        chosen["adapter"] = st.selectbox("Adapter", model["adapters"], None, placeholder="none")
     return {name: value for name, value in chosen.items() if value is not None}
 
 
