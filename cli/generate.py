@@ -25,6 +25,7 @@ Words = Annotated[
     list[str] | None, typer.Argument(help="The text; what is piped in comes after it.", show_default=False)
 ]
 Model = Annotated[str | None, typer.Option(help="As `atelier models` lists them; the default without.")]
+Adapter = Annotated[str | None, typer.Option(help="A LoRA that the operator has given the model.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same result.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps; more take longer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Say as JSON what has come of it.")]
@@ -37,6 +38,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 always takes the likeliest.")] = None,
     model: Model = None,
+    adapter: Adapter = None,
     seed: Seed = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -45,7 +47,7 @@ def chat(
     """Chat on the terminal; or answer the one prompt that is an argument, or piped in."""
     server = Server(url, key)
     turns: list[Turn] = [{"role": "system", "content": system}] if system else []
-    fields = given(model=model, seed=seed, max_tokens=max_tokens, temperature=temperature)
+    fields = given(model=model, adapter=adapter, seed=seed, max_tokens=max_tokens, temperature=temperature)
     if not words and sys.stdin.isatty():
         if as_json:
             raise Refused("--json is for one prompt; give it as an argument, or pipe it in")
@@ -89,6 +91,7 @@ def draw(
     guidance: Annotated[float | None, typer.Option(min=0, max=50, help="How strictly the text is followed.")] = None,
     steps: Steps = None,
     model: Model = None,
+    adapter: Adapter = None,
     seed: Seed = None,
     previews: Previews = None,
     force: Force = False,
@@ -110,6 +113,7 @@ def draw(
         guidance_scale=guidance,
         num_inference_steps=steps,
         model=model,
+        adapter=adapter,
         seed=seed,
     )
     files = {name: (path.name, read_picture(path)) for name, path in given(image=image, mask=mask).items()}

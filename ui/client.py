@@ -38,9 +38,10 @@ class Client:
         """The models that the key may use."""
         return list(self._json("GET", "/v1/models")["data"])
 
-    def voices(self) -> list[str]:
-        """The voices there are."""
-        return [str(each["id"]) for each in self._json("GET", "/v1/audio/voices")["data"]]
+    def voices(self, model: str | None) -> list[str]:
+        """The voices of a model; None: of the default."""
+        asked = {"model": model} if model is not None else {}
+        return [str(each["id"]) for each in self._json("GET", "/v1/audio/voices", params=asked)["data"]]
 
     def workers(self) -> dict[str, str]:
         """The state of the worker of each task."""

@@ -97,12 +97,15 @@ def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
         field.ask(f"{task}-{name}", defaults.get(name))
     if task == "audio":
         with told():
-            st.selectbox("Voice", asked.voices(), None, key=VOICE, placeholder=placeholder(None))
+            voices = (model or {}).get("voices") or asked.voices(model["id"] if model else None)
+            st.selectbox("Voice", voices, None, key=VOICE, placeholder=placeholder(None))
+    if model and model.get("adapters"):  # providers' have none
+        st.selectbox("Adapter", model["adapters"], None, key=f"{task}-adapter", placeholder="none")
 
 
 def chosen(task: str) -> dict[str, Any]:
     """Return the fields that were, and the model."""
-    keys = {name: f"{task}-{name}" for name in FIELDS[task]} | {"model": model_key(task)}
+    keys = {name: f"{task}-{name}" for name in FIELDS[task]} | {"model": model_key(task), "adapter": f"{task}-adapter"}
     keys |= {"voice": VOICE} if task == "audio" else {}
     values = {name: st.session_state.get(key) for name, key in keys.items()}
     said = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}

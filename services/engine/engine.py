@@ -209,7 +209,9 @@ class Engine:
         with self._wake:
             if slot.barred is not None:
                 raise ModelUnavailable(slot.barred)
-            if not slot.is_loaded:
+            if slot.is_loading:
+                slot.drained = None  # nor is it to leave as soon as it is there
+            elif not slot.is_loaded or slot.drained is not None:
                 slot.failure, slot.setback, slot.is_wanted = None, None, True
             self._wake.notify()
 
@@ -222,7 +224,7 @@ class Engine:
         name, slot = self._find(model)
         with self._wake:
             slot.is_wanted = False
-            if slot.is_loaded:
+            if slot.is_loaded or slot.is_loading:
                 self._drain(name)
             self._wake.notify()
 
@@ -515,7 +517,7 @@ class Engine:
                 for other in self._limits.room.leaving(self._slots, name, self._busy()) or ():
                     self._drain(other)  # it takes more than was expected
             else:
-                refused = self._take_out(name)
+                slot.drained, refused = None, self._take_out(name)
             self._wake.notify()
         if refusal is not None:
             for generation in refused:  # each has an error of its own: a raise would lengthen the one's traceback

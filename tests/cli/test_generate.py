@@ -241,6 +241,11 @@ def test_what_is_there_is_replaced_only_when_asked(
     assert file.read_bytes() in (b"PNG!", b"glTF")
 
 
+@pytest.mark.parametrize("name", ["chat", "draw"])
+def test_an_adapter_may_be_named(atelier: Callable[..., Done], name: str) -> None:
+    assert "there is no adapter 'oil' for model" in complaint(atelier(name, "a", "--adapter", "oil"))
+
+
 @pytest.mark.parametrize("name", ["draw", "speak"])
 def test_what_breaks_off_leaves_no_file(
     workers: Workers, atelier: Callable[..., Done], tmp_path: Path, name: str

@@ -293,6 +293,53 @@ async def test_an_operator_loads_and_unloads(make_bench: MakeBench) -> None:
     assert shelf.loads == ["a", "b"]
 
 
+async def test_a_model_that_is_on_its_way_may_be_told_to_leave_and_to_stay(make_bench: MakeBench) -> None:
+    gates, freed = [Gate(), Gate()], threading.Event()
+    coming = iter(gates)
+
+    def make() -> Scripted:
+        next(coming)()
+        model = Scripted()
+        weakref.finalize(model, freed.set)
+        return model
+
+    bench = make_bench({"model": Slot(make, is_preloaded=False)})
+    engine = bench.engine
+    engine.load("model")
+    await reach(gates[0].reached)
+    waiting = bench.submit()
+    engine.unload("model")
+    gates[0].opened.set()
+    assert isinstance((await follow(waiting))[-1], Done)
+    await reach(freed)
+    assert engine.look("model").state == "cold"
+
+    engine.load("model")
+    await reach(gates[1].reached)
+    freed.clear()
+    engine.unload("model")
+    engine.load("model")
+    gates[1].opened.set()
+    await bench.serve()
+    assert (engine.look("model").state, freed.is_set()) == ("ready", False)
+
+
+async def test_a_model_that_is_to_leave_comes_back_where_an_operator_says_so(make_bench: MakeBench) -> None:
+    shelf, gate = Shelf({"a": 1}), Gate()
+    bench = make_bench(shelf.slots)
+    busy = bench.submit(held(gate), "a")
+    await reach(gate.reached)
+    bench.engine.unload("a")
+    bench.engine.load("a")
+    gate.opened.set()
+    await follow(busy)
+    await reach(shelf.is_freed["a"])
+    while bench.engine.look("a").state != "ready":
+        await asyncio.to_thread(threading.Event().wait, 0.001)
+
+    assert shelf.loads == ["a", "a"]
+
+
 async def test_a_model_that_failed_is_tried_again_when_an_operator_says_so(make_bench: MakeBench) -> None:
     outcomes = iter([OSError("no"), None])
 
@@ -343,6 +390,29 @@ async def test_who_is_not_to_wait_is_told_to_come_back_and_finds_the_model(make_
         await asyncio.to_thread(threading.Event().wait, 0.001)
 
     assert isinstance((await bench.serve())[-1], Done)
+
+
+async def test_who_asks_while_a_model_comes_does_not_bring_it_back_when_it_has_left(make_bench: MakeBench) -> None:
+    shelf, gate = Shelf(dict.fromkeys("abc", 1)), Gate()
+    load = shelf.slots["a"].make
+
+    def load_slowly() -> Any:
+        gate()
+        return load()
+
+    shelf.slots["a"].make = load_slowly
+    bench = make_bench(shelf.slots, room=Room(num_models=1), waits_for_models=False)
+    for _ in range(2):
+        with pytest.raises(ModelLoading):
+            bench.submit(model="a")
+        await reach(gate.reached)
+    gate.opened.set()
+    for name in "abc":
+        bench.engine.load(name)
+        while bench.engine.look(name).state != "ready":
+            await asyncio.to_thread(threading.Event().wait, 0.001)
+
+    assert shelf.loads == ["a", "b", "c"]
 
 
 # --- what the registry says ---

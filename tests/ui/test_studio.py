@@ -49,6 +49,19 @@ def test_a_picture_is_asked_for_as_a_job(serving: Gateway, visit: Visit) -> None
     assert headers["prefer"] == "respond-async"
 
 
+def test_voice_and_adapter_are_those_of_the_model(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/models"] = {
+        "data": [model("image", "sd", adapters=["ink"]), model("audio", "bark", voices=["alloy"], adapters=[])]
+    }
+    serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
+    speech, page = visit(task="audio"), visit(task="image")
+    next(box for box in page.selectbox if box.label == "Adapter").set_value("ink").run()
+    page.chat_input[0].set_value("a boat").run()
+
+    assert [box.options for box in speech.selectbox if box.label in ("Voice", "Adapter")] == [["alloy"]]
+    assert bodies(serving, "/v1/images/generations") == [{"prompt": "a boat", "adapter": "ink", "model": "sd"}]
+
+
 def test_a_job_under_way_says_how_far_it_is_and_can_be_cancelled(serving: Gateway, visit: Visit) -> None:
     doing = job("mesh", **UNDER_WAY)
     serving.answers["GET", "/v1/models"] = {"data": [model("mesh", "shap-e")]}
