@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -360,15 +361,13 @@ def said_by_a_process(what: str, folder: Path) -> str:
         (WEIGHTS, "model.safetensors may not be read by the worker's user"),
     ],
 )
-def test_what_another_user_keeps_to_himself(data_dir: Path, tmp_path: Path, name: str, sentence: str) -> None:
-    folder = tmp_path / "own"
-    shutil.copytree(data_dir / "tiny" / "text", folder)
-    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    (folder / name).chmod(0)
-    try:
+def test_what_another_user_keeps_to_himself(data_dir: Path, name: str, sentence: str) -> None:
+    with TemporaryDirectory() as shared:  # pytest's own lie deeper, and are nobody else's
+        Path(shared).chmod(0o755)
+        folder = Path(shared) / "own"
+        shutil.copytree(data_dir / "tiny" / "text", folder)
+        (folder / name).chmod(0)
         assert said_by_a_process("other", folder) == sentence
-    finally:
         (folder / name).chmod(0o700)
 
 
