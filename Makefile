@@ -44,7 +44,7 @@ check: install ## format, lint, types, layers, and that the docs are true
 	@$(BIN)/mypy deploy
 	@$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py
 
-bench: install ## measure the start, the scheduler, batching against two peers, text against three, the gateway against two, first sounds and sketches (hours)
+bench: install ## measure the start, the scheduler, batching against two peers, text against three, models that take turns, the gateway against two, first sounds and sketches (hours)
 	@$(BIN)/python -m benchmarks.start
 	@$(BIN)/python -m benchmarks.batching --overhead
 	@$(BIN)/python -m benchmarks.batching --equal --model middle
@@ -53,6 +53,7 @@ bench: install ## measure the start, the scheduler, batching against two peers, 
 	@$(BIN)/python -m benchmarks.text --latency
 	@$(BIN)/python -m benchmarks.exactness
 	@$(BIN)/python -m benchmarks.forwards
+	@$(BIN)/python -m benchmarks.models
 	@$(BIN)/python -m benchmarks.media
 	@$(BIN)/python -m benchmarks.memory
 	@$(BIN)/python -m benchmarks.gateway

@@ -185,6 +185,9 @@ def work_on_jobs(call: Recorder, composed: Composed) -> None:
     assert ended(call, composed, f"/v1/jobs/{job}")["status"] == "cancelled"
     call("POST", f"/v1/jobs/{job}/retry", 202)
     call("DELETE", f"/v1/jobs/{job}")
+    spoken = [{"route": "/v1/audio/speech", "body": {"input": "Hello."}}]
+    job = call("POST", "/v1/jobs", 202, json={"steps": spoken}).json()["id"]
+    assert call("GET", f"/v1/jobs/{job}/sound").headers["content-type"] == "audio/mpeg"
 
 
 def film_and_sculpt(call: Recorder, composed: Composed) -> None:
@@ -205,6 +208,7 @@ def operate(call: Recorder) -> None:
     call("GET", "/readyz")
     call("GET", "/v1/usage")
     call("GET", "/v1/usage/summary")
+    call("GET", "/v1/budgets")
     call("GET", "/v1/webhooks/secret")
     call("POST", "/v1/signed_urls", json={"path": TEXT})
     key = call("POST", "/v1/keys", 201, json={"owner": "ada", "requests_per_minute": 60}).json()["id"]
