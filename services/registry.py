@@ -99,41 +99,36 @@ class HubSource(HubFiles):
     safetensors: bool = True
 
 
-class FolderSource(BaseModel):
-    """A folder of this machine in `save_pretrained` layout; its terms are the operator's to know."""
+class OwnTerms(BaseModel):
+    """The terms of what is the operator's own, and his to know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: Path
     licence: str | None = None
     licence_url: str | None = None
     commercial_use: bool = True
+
+
+class FolderSource(OwnTerms):
+    """A folder of this machine in `save_pretrained` layout."""
+
+    path: Path
     strategy: Kept = "preload"
     variant: str | None = None
     dtype: Dtype = "float16"
     safetensors: bool = True
 
 
-class ExternalSource(BaseModel):
-    """Another worker of ours that serves the model under the same id; its terms are the operator's to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ExternalSource(OwnTerms):
+    """Another worker of ours that serves the model under the same id."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+/?$")]
-    licence: str | None = None
-    licence_url: str | None = None
-    commercial_use: bool = True
 
 
-class AdapterFolder(BaseModel):
-    """A folder of this machine with an adapter; its terms are the operator's to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AdapterFolder(OwnTerms):
+    """A folder of this machine with an adapter."""
 
     path: Path
-    licence: str | None = None
-    licence_url: str | None = None
-    commercial_use: bool = True
 
 
 class Adapter(BaseModel):
@@ -164,6 +159,11 @@ class Adapter(BaseModel):
     def source(self) -> HubFiles | AdapterFolder | None:
         """Where its own weights are; None: there are tiny ones alone."""
         return self.hub or self.folder
+
+    @property
+    def terms(self) -> HubFiles | AdapterFolder | None:
+        """What knows the licence."""
+        return self.source
 
     def is_tiny_in(self, profile: Profile) -> bool:
         """Whether weights that are built here stand for it under `profile`."""
@@ -334,12 +334,16 @@ class Model(BaseModel):
         return self.external is not None
 
     @property
+    def owners(self) -> dict[str, "Model | Adapter"]:
+        """What has weights, and terms, of its own: the model by its id, its adapters by `id:name`."""
+        return {self.id: self, **{f"{self.id}:{adapter.name}": adapter for adapter in self.adapters}}
+
+    @property
     def hub_files(self) -> dict[str, HubFiles]:
-        """What this machine needs of the hub: its own weights by its id, those of adapters by `id:name`."""
+        """What this machine needs of the hub, by its owner's name."""
         if self.is_external:
             return {}
-        found = {self.id: self.hub, **{f"{self.id}:{adapter.name}": adapter.hub for adapter in self.adapters}}
-        return {name: hub for name, hub in found.items() if hub is not None}
+        return {name: owner.hub for name, owner in self.owners.items() if owner.hub is not None}
 
     def is_tiny_in(self, profile: Profile) -> bool:
         """Whether a checkpoint that is built here stands for it under `profile`."""

@@ -17,11 +17,11 @@ from services.engine.slots import Room, Slot
 from services.engine.stepper import Stepper
 from services.registry import (
     Adapter,
-    AdapterFolder,
     FolderSource,
     HubFiles,
     HubSource,
     Model,
+    OwnTerms,
     Task,
     load_models,
     local_models_of,
@@ -42,25 +42,16 @@ def memory_budget(settings: Settings) -> float:
     return SHARE * memory.free_bytes(str(choose_placement(settings.device, settings.dtype).device))
 
 
-def owners_of(model: Model) -> dict[str, Model | Adapter]:
-    """Name what has weights, and terms, of its own: a model, and its adapters."""
-    return {model.id: model, **{f"{model.id}:{adapter.name}": adapter for adapter in model.adapters}}
-
-
 def licence_refusal(model: Model, settings: Settings) -> str | None:
     """Say why weights whose licence limits commercial use are not loaded before the operator has accepted it.
 
     Those of an adapter are accepted as `model:adapter`; until then its model is not loaded either.
     """
-    for name, owner in owners_of(model).items():
+    for name, owner in model.owners.items():
         source = None if owner.is_tiny_in(settings.profile) else owner.source
         if source is not None and not (source.commercial_use or name in settings.accept_licences):
-            terms = (
-                f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
-            )
-            return (
-                f"model '{name}' comes under the {terms}; the operator accepts it with ATELIER_ACCEPT_LICENCES={name}"
-            )
+            own = f"{source.licence} ({source.licence_url})" if source.licence else "terms that allow no commercial use"
+            return f"model '{name}' comes under the {own}; the operator accepts it with ATELIER_ACCEPT_LICENCES={name}"
     return None
 
 
@@ -79,7 +70,7 @@ def provenance_of(owner: Model | Adapter, settings: Settings) -> str:
     return f"{where}, under {terms_of(source)}{f'; barred: {barred}' if barred is not None else ''}"
 
 
-def terms_of(source: HubFiles | FolderSource | AdapterFolder) -> str:
+def terms_of(source: HubFiles | OwnTerms) -> str:
     """Name a licence, and where it is to be read."""
     named = " ".join(filter(None, (source.licence, f"({source.licence_url})" if source.licence_url else None)))
     use = "commercial use allowed" if source.commercial_use else "no commercial use"
@@ -133,7 +124,7 @@ def build_engine(
     if not models:
         raise ValueError(f"this worker has no models: by ATELIER_MODELS_FILE others serve all those for {task}")
     for model in models:
-        for name, owner in owners_of(model).items():
+        for name, owner in model.owners.items():
             logger.info("model %s: %s", name, provenance_of(owner, settings))
     slots = {
         model.id: Slot(
