@@ -21,7 +21,7 @@ def build(target: Path) -> None:
         text_encoder=encoder,
         tokenizer=prompt_tokenizer(),
         unet=unet(),
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -78,11 +78,13 @@ def unet() -> UNet2DConditionModel:
     )
 
 
-def _scheduler() -> DPMSolverMultistepScheduler:
+def scheduler(**more: Any) -> DPMSolverMultistepScheduler:
+    """Return the usual one, told `more`."""
     return DPMSolverMultistepScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         num_train_timesteps=1000,
         steps_offset=1,
+        **more,
     )

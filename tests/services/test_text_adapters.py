@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from services.errors import ModelUnavailable
-from services.registry import Model, load_models
+from services.registry import Model
 from services.schema import complete
 from services.settings import Settings
 from services.text.adapters import CONFIG, WEIGHTS
@@ -24,20 +24,11 @@ from services.text.linear import is_supported
 from services.text.rows import STRIDE
 from services.text.schema import CompletionJob, CompletionRequest
 from tests.services.stepping import Arrival, Recorder, alone, run
+from tests.services.test_text_checkpoints import MODEL, SIZES
 
-MODEL = next(model for model in load_models() if model.id == "tinyllama-1.1b-chat")
 LAYERS = "base_model.model.model.layers"
 PACKINGS = ["none", "float16", "int8", "int4"] if is_supported(torch.device("cpu")) else ["none"]
 PROMPTS = ["Hello", "x", "the quick brown fox jumps " * 3, "a model " * 40]
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-}
 Weights = dict[str, torch.Tensor]
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from services.tiny.image import scheduler
 from services.tiny.train.scenes import WORDS
 from services.tiny.vocabulary import MAX_CAPTION, caption_tokenizer
 from services.tiny.workbench import workbench
@@ -35,7 +36,7 @@ def untrained() -> Any:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=_unet(),
-        scheduler=_scheduler(),
+        scheduler=scheduler(prediction_type="v_prediction"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -68,15 +69,4 @@ def _unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
-    )
-
-
-def _scheduler() -> DPMSolverMultistepScheduler:
-    return DPMSolverMultistepScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        num_train_timesteps=1000,
-        prediction_type="v_prediction",
-        steps_offset=1,
     )
