@@ -1,9 +1,10 @@
 """Shap-E: a text or a picture denoised to a latent, the latent sampled on a grid as a mesh; knows no HTTP."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,13 +16,18 @@ from services.engine.outputs import Mesh, finite, overflowed
 from services.engine.placement import accelerate
 from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
-from services.errors import GenerationFailed, InvalidRequest, ModelUnavailable
+from services.errors import GenerationFailed, InvalidRequest
 from services.mesh.schema import MeshJob
 from services.mesh.surface import find_surface
-from services.registry import Model
+from services.registry import Modality, Model
 from services.settings import Settings
 
-SHAP_E = Kind("Shap-E", {"ShapEPipeline", "ShapEImg2ImgPipeline"})
+SHAP_E: Mapping[Modality, Kind] = MappingProxyType(
+    {
+        "text": Kind("Shap-E for texts", {"ShapEPipeline"}),
+        "image": Kind("Shap-E for pictures", {"ShapEImg2ImgPipeline"}),
+    }
+)
 BYTES_PER_CELL = 20  # of the grid, while its surface is sought
 BYTES_PER_SQUARE = 8000  # of a side of it: 900 a vertex; smooth shapes have 2 to 3 of them there
 
@@ -85,15 +91,12 @@ class MeshStepper:
         """Bring the pipeline into memory."""
         self.max_active = settings.max_batch_size or MAX_BATCH_SIZE
         self._name = model.id
-        self._pipeline = load_pipeline(model, settings, SHAP_E)
+        self._takes_pictures = "image" in model.input_modalities
+        self._pipeline = load_pipeline(model, settings, SHAP_E["image" if self._takes_pictures else "text"])
         self._prior = accelerate(self._pipeline.prior, settings)
         self._device: torch.device = self._prior.device  # kept: the library walks all modules for it each time
         self._dtype: torch.dtype = self._prior.dtype
         self._renderer = self._pipeline.shap_e_renderer
-        self._takes_pictures = hasattr(self._pipeline, "image_encoder")
-        if self._takes_pictures != ("image" in model.input_modalities):
-            made_for = "image" if self._takes_pictures else "text"
-            raise ModelUnavailable(f"model '{model.id}' is made for input_modalities ['{made_for}']; its entry differs")
 
     def cost(self, request: tuple[MeshJob, Image.Image | None]) -> int:
         """Estimate the bytes that finding the surface takes, as measured; the rest is little beside."""

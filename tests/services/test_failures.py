@@ -253,7 +253,7 @@ LOADS: list[tuple[str, str, Damage, str]] = [
         "mesh",
         "video",
         lambda folder: None,
-        "it is of the kind 'StableVideoDiffusionPipeline', and Shap-E is wanted here",
+        "it is of the kind 'StableVideoDiffusionPipeline', and Shap-E for texts is wanted here",
     ),
     ("mesh", "mesh", edit("prior/config.json", num_layers=4), "the weights of its prior lack transformer_blocks.2."),
     ("audio", "text", lambda folder: None, "it is of the kind 'llama', and Bark is wanted here"),

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from services.engine.checkpoints import Unfit
 from services.engine.events import Done, Output, Progress, Queued, Started
 from services.engine.generation import Generation, Terms
 from services.engine.outputs import Mesh
 from services.engine.slots import Slot
 from services.engine.stepper import MAX_BATCH_SIZE
 from services.engine.weights import load_pipeline
-from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading, ModelUnavailable
+from services.errors import Cancelled, GenerationFailed, InvalidRequest, ModelLoading
 from services.mesh.engine import MeshStepper, Phase
 from services.mesh.schema import MeshJob, MeshRequest
 from services.registry import load_models
@@ -401,14 +402,15 @@ def test_the_global_generator_is_left_alone(shelf: Shelf, model: str) -> None:
     assert bytes_of(shelf.make(model)) == bytes_of(made)
 
 
-@pytest.mark.parametrize(("name", "made_for"), [("shap-e", "text"), ("shap-e-img2img", "image")])
+@pytest.mark.parametrize(
+    ("name", "wrong", "wanted"), [("shap-e", "image", "pictures"), ("shap-e-img2img", "text", "texts")]
+)
 def test_a_checkpoint_that_is_not_what_its_entry_says_is_named(
-    worker_settings: Settings, name: str, made_for: str
+    worker_settings: Settings, name: str, wrong: str, wanted: str
 ) -> None:
-    wrong = {"text": "image", "image": "text"}[made_for]
     model = next(model for model in load_models() if model.id == name).model_copy(update={"input_modalities": (wrong,)})
 
-    with pytest.raises(ModelUnavailable, match=f"model '{name}' is made for input_modalities .'{made_for}'"):
+    with pytest.raises(Unfit, match=f"it is of the kind '.*', and Shap-E for {wanted} is wanted here"):
         MeshStepper(model, worker_settings)
 
 
