@@ -100,7 +100,8 @@ def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
             voices = (model or {}).get("voices") or asked.voices(model["id"] if model else None)
             st.selectbox("Voice", voices, None, key=VOICE, placeholder=placeholder(None))
     if model and model.get("adapters"):  # providers' have none
-        st.selectbox("Adapter", model["adapters"], None, key=f"{task}-adapter", placeholder="none")
+        names = [each["name"] for each in model["adapters"]]
+        st.selectbox("Adapter", names, None, key=f"{task}-adapter", placeholder="none")
 
 
 def chosen(task: str) -> dict[str, Any]:

@@ -12,10 +12,19 @@ from gateway.callers import Caller
 from gateway.catalog import ModelState, Progress, Seen
 from gateway.errors import UnknownModel
 from gateway.state import State, StateOf
-from services.registry import HubSource, Modality, Model, Strategy, Task, models_of
+from services.registry import Adapter, HubSource, Modality, Model, Strategy, Task, first_for, models_of
 from services.schema import TOKEN_HEADER
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class AdapterAnswer(BaseModel):
+    """Weights that a request may have added to a model's own, and the terms that they come under."""
+
+    name: str
+    licence: str | None = None
+    licence_url: str | None = None
+    commercial_use: bool | None = None
 
 
 class ModelAnswer(BaseModel):
@@ -59,7 +68,7 @@ class ModelAnswer(BaseModel):
     """Null where its checkpoint alone knows them: `GET /v1/audio/voices` asks it."""
     schedulers: tuple[str, ...] | None = None
     """That a request may name; null where it may name none."""
-    adapters: Sequence[str] | None = None
+    adapters: Sequence[AdapterAnswer] | None = None
     """What a request's `adapter` may name."""
 
 
@@ -129,9 +138,11 @@ def answer(model_id: str, task: Task, state: State, states: Mapping[str, Seen]) 
     common: dict[str, Any] = {"id": model_id, "created": state.catalog.created, "task": task, "price": price}
     if model_id not in ours or model_id not in states:
         return ModelAnswer(**common, owned_by="provider", state="external", is_default=False)
-    described = of_ours(ours[model_id], state)
+    model, others = ours[model_id], ours.values()
+    is_default = any(first_for(modality, others) is model for modality in model.input_modalities)
+    described = of_ours(model, state)
     seen = states[model_id].model_dump(include=set(Seen.model_fields))
-    return ModelAnswer(**common, **described, **seen, is_default=model_id == next(iter(ours)))
+    return ModelAnswer(**common, **described, **seen, is_default=is_default)
 
 
 def of_ours(model: Model, state: State) -> dict[str, Any]:
@@ -143,11 +154,15 @@ def of_ours(model: Model, state: State) -> dict[str, Any]:
         "input_modalities": model.input_modalities,
         "strategy": model.strategy_in(state.profile),
         "revision": None if model.is_external else model.revision_in(state.profile),
-        "licence": terms.licence,
-        "licence_url": terms.licence_url,
-        "commercial_use": terms.commercial_use,
+        **terms_of(model),
         "defaults": model.defaults_in(state.profile),
         "voices": None if voices is None else tuple(voices),
         "schedulers": model.offered_schedulers,
-        "adapters": model.adapter_names,
+        "adapters": [{"name": adapter.name, **terms_of(adapter)} for adapter in model.adapters],
     }
+
+
+def terms_of(owner: Model | Adapter) -> dict[str, Any]:
+    """What the registry knows of the terms that weights come under; nothing of those that are built here alone."""
+    terms = owner.terms
+    return {} if terms is None else terms.model_dump(include={"licence", "licence_url", "commercial_use"})

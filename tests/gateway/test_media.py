@@ -184,13 +184,16 @@ def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> N
 def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     entry = '[[models]]\nid = "own"\ntask = "image"\nfolder = { path = "own" }\n'
-    adapter = '[[models.adapters]]\nname = "ink"\nfolder = { path = "ink" }\n'
+    adapter = '[[models.adapters]]\nname = "ink"\n[models.adapters.folder]\npath = "ink"\nlicence = "MIT"\n'
     file.write_text(entry + adapter, encoding="utf-8")
     gateway = start(models_file=file)
 
     own = gateway.client.get("/v1/models/own").json()
     assert (own["task"], own["owned_by"], own["revision"], own["licence"]) == ("image", "local", "folder:own", None)
-    assert own["adapters"] == ["ink"]
+    terms = {"licence": "MIT", "licence_url": None, "commercial_use": True}
+    assert own["adapters"] == [{"name": "ink", **terms}]
+    listed = gateway.client.get("/v1/models").json()["data"]
+    assert {each["id"] for each in listed if not each["is_default"]} == {"own"}  # each of the others for what it takes
     file.write_text("[[models]", encoding="utf-8")
     with pytest.raises(Misconfigured, match=f"^ATELIER_MODELS_FILE: {file}: "):
         start(models_file=file)

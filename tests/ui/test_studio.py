@@ -51,7 +51,10 @@ def test_a_picture_is_asked_for_as_a_job(serving: Gateway, visit: Visit) -> None
 
 def test_voice_and_adapter_are_those_of_the_model(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/models"] = {
-        "data": [model("image", "sd", adapters=["ink"]), model("audio", "bark", voices=["alloy"], adapters=[])]
+        "data": [
+            model("image", "sd", adapters=[{"name": "ink"}]),
+            model("audio", "bark", voices=["alloy"], adapters=[]),
+        ]
     }
     serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
     speech, page = visit(task="audio"), visit(task="image")
