@@ -74,7 +74,8 @@ class Draft:
 def _create(folder: Path) -> tuple[Path, int]:
     """Return a new file and its locked descriptor; again, where a sweep was quicker than the lock."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # `exist_ok` looks once more, and raises where the folder went away meanwhile
+            folder.mkdir(parents=True)
         path = folder / secrets.token_hex(16)
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -122,6 +123,24 @@ async def test_a_file_is_not_touched_by_the_same_again(folder: Artefacts, tmp_pa
     assert (tmp_path / kept.key).stat() == before
 
 
+async def test_the_folder_of_drafts_may_go_away_as_the_last_one_in_it_does(
+    folder: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, has_gone = os.mkdir, iter([True])
+
+    def mkdir(path: Any, mode: int = 0o777) -> None:
+        make(path, mode)
+        if next(has_gone, False):  # another's, which is empty by now
+            Path(path).rmdir()
+            raise FileExistsError(path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    kept = await folder.put(JOB, pieces_of(CONTENT), "image/png")
+
+    assert next(has_gone, None) is None
+    assert await whole(folder, kept) == CONTENT
+
+
 async def test_nothing_at_all_can_be_kept(artefacts: Artefacts) -> None:
     kept = await artefacts.put(JOB, pieces_of(b""), "text/plain")
 
@@ -238,7 +257,7 @@ async def test_a_disk_that_takes_nothing_is_an_error_to_come_back_after(tmp_path
     artefacts = Artefacts.open("", tmp_path)
     (tmp_path / DRAFTS).touch()  # a file, where drafts are to lie
 
-    with pytest.raises(ArtefactsUnavailable, match="cannot be written: File exists"):
+    with pytest.raises(ArtefactsUnavailable, match="cannot be written: Not a directory"):
         await artefacts.put(JOB, pieces_of(CONTENT), "video/mp4")
 
     assert files(tmp_path) == [DRAFTS]
