@@ -81,6 +81,7 @@ from gateway.usage.log import UsageLog
 from gateway.usage.schema import Record
 from services.registry import Model, load_models
 from services.schema import RUN_HEADERS, ErrorEnvelope
+from services.secret_files import listed
 from services.tracing import ServerSpans, open_provider
 
 FORM_ALLOWANCE = 64_000  # bytes for what surrounds an uploaded file
@@ -133,7 +134,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
     registered = registered_models(settings)
     outside = provider_entries(settings, registered)
     metrics = Metrics(model.id for model in registered)
-    internal_token = settings.internal_token.get_secret_value()
+    internal_tokens = listed(settings.internal_token)
     under_way = UnderWay()
     prices = read_prices(settings.prices_file)
     traces = open_provider("atelier-gateway")
@@ -172,9 +173,10 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
         ):
             await check_keys(database, settings.admin_key_file, is_loopback=settings.is_loopback)
             app.state.usage = log
-            secret = settings.signing_key.get_secret_value().encode() or load_secret(settings.signing_key_file)
-            signer = Signer(secret)
-            told = Webhooks(named_receivers, secret)
+            signing_keys = [key.encode() for key in listed(settings.signing_key)]
+            signing_keys = signing_keys or [load_secret(settings.signing_key_file)]
+            signer = Signer(*signing_keys)
+            told = Webhooks(named_receivers, *signing_keys)
             artefacts = await asyncio.to_thread(Artefacts.open, settings.artefacts_url, settings.artefacts_dir)
             relay = Relay(
                 work,
@@ -184,7 +186,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 connect_timeout=settings.connect_timeout,
                 deadline=settings.deadline,
                 idle_timeout=settings.idle_timeout,
-                token=internal_token,
+                token=next(iter(internal_tokens), ""),
             )
             relay.instead = jobs.instead
             policy = Policy(policies, Moderator(moderation, settings.moderation_key))
@@ -198,7 +200,7 @@ def create_app(settings: Settings, transport: httpx.AsyncBaseTransport | None = 
                 drain=drain,
                 policy=policy,
                 signer=signer,
-                internal_token=internal_token,
+                internal_tokens=internal_tokens,
                 keyring=keyring,
                 door=Door(
                     keyring,

@@ -18,7 +18,7 @@ from gateway.usage.content import Kept
 from gateway.usage.schema import MAX_CONTENT
 from services.logs import LogFormat
 from services.registry import WORKERS, Profile, Task
-from services.secret_files import SettingsWithFiles
+from services.secret_files import SettingsWithFiles, listed
 
 
 def loopback(task: Task) -> str:
@@ -124,8 +124,8 @@ class Settings(SettingsWithFiles):
     @classmethod
     def check_length(cls, value: SecretStr) -> SecretStr:
         """Refuse what could be guessed."""
-        if 0 < len(value.get_secret_value()) < 32:
-            raise ValueError("must have at least 32 characters")
+        if any(len(key) < 32 for key in listed(value)):
+            raise ValueError("must have at least 32 characters, each of them if there are several")
         return value
 
     @property

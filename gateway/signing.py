@@ -33,9 +33,9 @@ class SignedUrl:
 class Signer:
     """Signs links and knows its own again; gateways that share a secret know each other's."""
 
-    def __init__(self, secret: bytes) -> None:
-        """Sign with `secret`."""
-        self._secret = secret
+    def __init__(self, secret: bytes, *others: bytes) -> None:
+        """Sign with `secret`, and know what one of the `others` has signed."""
+        self._secrets = (secret, *others)
 
     def sign(self, link: str, caller_id: str, expires_in: int) -> SignedUrl:
         """Return `link` with a signature.
@@ -55,7 +55,7 @@ class Signer:
         if any(name in PARAMETERS for name, _ in query):
             raise NotSignable(f"path: must not have the parameters of a signature: {', '.join(PARAMETERS)}")
         expires = int(time.time()) + expires_in
-        signature = self._signature(path, query, expires, caller_id)
+        signature = signature_of(self._secrets[0], path, query, expires, caller_id)
         signed = [*query, ("expires", str(expires)), ("key", caller_id), ("signature", signature)]
         return SignedUrl(f"{quote(path)}?{urlencode(signed)}", expires)
 
@@ -81,17 +81,19 @@ class Signer:
             raise InvalidSignature("a signed URL is good for GET and HEAD only")
         if sorted(name for name, _ in signed) != sorted(PARAMETERS) or not WHEN.fullmatch(given["expires"]):
             raise InvalidSignature("this URL is signed, but not as this gateway signs; ask for a new one")
-        expected = self._signature(scope["path"], rest, int(given["expires"]), given["key"])
-        if not hmac.compare_digest(expected.encode(), given["signature"].encode()):
+        said = scope["path"], rest, int(given["expires"]), given["key"]
+        expected = [signature_of(secret, *said).encode() for secret in self._secrets]
+        if not any(hmac.compare_digest(each, given["signature"].encode()) for each in expected):
             raise InvalidSignature("this URL is not the one that was signed; ask for one for what you want")
         if int(given["expires"]) < time.time():
             raise InvalidSignature("this signed URL has expired; ask for a new one")
         return given["key"]
 
-    def _signature(self, path: str, query: Pairs, expires: int, caller_id: str) -> str:
-        # As JSON, in which no part can pass for a piece of its neighbour.
-        said = json.dumps(["GET", path, sorted(query), expires, caller_id])
-        return hmac.new(self._secret, said.encode(), sha256).hexdigest()
+
+def signature_of(secret: bytes, path: str, query: Pairs, expires: int, caller_id: str) -> str:
+    """Sign what a link says, as JSON, in which no part can pass for a piece of its neighbour."""
+    said = json.dumps(["GET", path, sorted(query), expires, caller_id])
+    return hmac.new(secret, said.encode(), sha256).hexdigest()
 
 
 def load_secret(file: Path) -> bytes:

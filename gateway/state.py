@@ -31,7 +31,7 @@ class State:
     """One for each application, while it runs.
 
     Args:
-        internal_token: what workers prove themselves by; empty: none can.
+        internal_tokens: what workers prove themselves by, any of them, and we to them by the first; none: nobody can.
     """
 
     catalog: Catalog
@@ -40,7 +40,7 @@ class State:
     drain: Drain
     signer: Signer
     policy: Policy
-    internal_token: str
+    internal_tokens: tuple[str, ...]
     keyring: Keyring
     door: Door
     limits: Limits

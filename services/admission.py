@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.errors import NotOurGateway, render
 from services.schema import TOKEN_HEADER
+from services.secret_files import listed
 from services.settings import Settings
 
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})  # health, metrics and documents; what makes something is a POST
@@ -18,7 +19,7 @@ class GatewayOnly:
     def __init__(self, app: ASGIApp) -> None:
         """Wrap `app`: BentoML does it when the service is made, and hence the settings are read here."""
         self._app = app
-        self._token = Settings().internal_token.get_secret_value().encode()
+        self._tokens = [token.encode() for token in listed(Settings().internal_token)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -29,4 +30,5 @@ class GatewayOnly:
         await self._app(scope, receive, send)
 
     def _is_known(self, headers: Headers) -> bool:
-        return not self._token or hmac.compare_digest(headers.get(TOKEN_HEADER, "").encode(), self._token)
+        offered = headers.get(TOKEN_HEADER, "").encode()
+        return not self._tokens or any(hmac.compare_digest(offered, token) for token in self._tokens)

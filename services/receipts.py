@@ -27,6 +27,7 @@ from services.schema import (
     ReceiptBatch,
     Unit,
 )
+from services.secret_files import listed
 from services.settings import Settings
 
 CAPACITY = 10_000  # receipts that may wait; what comes on top is dropped
@@ -52,9 +53,9 @@ class Receipts:
     ) -> None:
         """Take from the settings where receipts go, if anywhere. Nothing is sent before `start`."""
         self._task = task
-        token = settings.internal_token.get_secret_value()
-        self._url = settings.receipts_url if token else ""  # without it the gateway takes none
-        self._headers = {TOKEN_HEADER: token}
+        tokens = listed(settings.internal_token)
+        self._url = settings.receipts_url if tokens else ""  # without one the gateway takes none
+        self._headers = {TOKEN_HEADER: token for token in tokens[:1]}
         self._capacity = capacity
         self._queue: deque[Receipt] = deque()
         self._wake = threading.Condition()

@@ -1,12 +1,18 @@
-"""Settings that may also come from files, as containers are given secrets; knows no setting."""
+"""Settings that are secret: they may come from files, and there may be several of one; knows no setting."""
 
 import os
 from pathlib import Path
 
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SecretsSettingsSource
 from pydantic_settings.exceptions import SettingsError
 
 FOLDER = "ATELIER_SECRETS_DIR"
+
+
+def listed(secrets: SecretStr) -> tuple[str, ...]:
+    """What is between the commas: the first is used, and each is known, so that one may follow the other."""
+    return tuple(filter(None, (each.strip() for each in secrets.get_secret_value().split(","))))
 
 
 class NoFolder(SettingsError):

@@ -59,14 +59,17 @@ class Outcome:
 class Webhooks:
     """Signs and delivers."""
 
-    def __init__(self, transport: httpx.AsyncBaseTransport, secret: bytes) -> None:
-        """Ask over `transport`, that of `gateway.outside`, which keeps no cookies; gateways share `secret`."""
+    def __init__(self, transport: httpx.AsyncBaseTransport, secret: bytes, *others: bytes) -> None:
+        """Ask over `transport`, that of `gateway.outside`, which keeps no cookies; gateways share the secrets.
+
+        All sign, so that a receiver may verify with what one of the `others` has told it; callers are told the first.
+        """
         self._transport = transport
-        self._secret = secret
+        self._secrets = (secret, *others)
 
     def secret_of(self, caller_id: str) -> str:
         """The secret that a caller verifies with: `whsec_` and base64."""
-        return "whsec_" + base64.b64encode(self._key_of(caller_id)).decode()
+        return "whsec_" + base64.b64encode(key_of(self._secrets[0], caller_id)).decode()
 
     async def attempt(self, url: str, caller_id: str, event: WebhookEvent, num_tries: int) -> Outcome:
         """Try once; nothing is raised for what the other side does.
@@ -98,17 +101,20 @@ class Webhooks:
     def _headers(self, caller_id: str, event: WebhookEvent) -> dict[str, str]:
         sent_at = str(int(time.time()))
         signed = f"{event.id}.{sent_at}.".encode() + event.body
-        signature = hmac.new(self._key_of(caller_id), signed, hashlib.sha256).digest()
+        keys = [key_of(secret, caller_id) for secret in self._secrets]
+        signatures = [base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode() for key in keys]
         return {
             "content-type": "application/json",
             "user-agent": USER_AGENT,
             "webhook-id": event.id,
             "webhook-timestamp": sent_at,
-            "webhook-signature": f"v1,{base64.b64encode(signature).decode()}",
+            "webhook-signature": " ".join(f"v1,{each}" for each in signatures),
         }
 
-    def _key_of(self, caller_id: str) -> bytes:
-        return hmac.new(self._secret, b"webhooks\0" + caller_id.encode(), hashlib.sha256).digest()
+
+def key_of(secret: bytes, caller_id: str) -> bytes:
+    """What signs for a caller."""
+    return hmac.new(secret, b"webhooks\0" + caller_id.encode(), hashlib.sha256).digest()
 
 
 def event_of(kind: str, subject: str, created_at: int) -> WebhookEvent:

@@ -15,9 +15,9 @@ MAX_BYTES = 2_000_000  # of a batch
 
 
 async def check_is_worker(request: Request, state: StateOf) -> None:
-    """Refuse who does not have the token; where there is none, everybody."""
-    token, offered = state.internal_token.encode(), request.headers.get(TOKEN_HEADER, "").encode()
-    if not token or not hmac.compare_digest(offered, token):
+    """Refuse who has none of the tokens; where there are none, everybody."""
+    offered = request.headers.get(TOKEN_HEADER, "").encode()
+    if not any(hmac.compare_digest(offered, token.encode()) for token in state.internal_tokens):
         raise NotAWorker("this route is for the gateway's own workers")
 
 

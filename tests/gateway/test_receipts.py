@@ -76,6 +76,15 @@ def test_without_a_token_nobody_is_a_worker(start: Start, token: str | None) -> 
     assert post(start(internal_token=""), receipt("request"), token=token).status_code == 401
 
 
+def test_one_token_may_follow_the_other(start: Start, workers: Workers) -> None:
+    gateway = start(internal_token="new,old")
+    gateway.client.get(SPEECH)
+
+    assert workers.requests[0].headers[TOKEN_HEADER] == "new"
+    statuses = [post(gateway, receipt(f"of {token}"), token=token).status_code for token in ("old", "new", "new,old")]
+    assert statuses == [204, 204, 401]
+
+
 def test_workers_are_shown_the_token_and_clients_are_not(gateway: Gateway, workers: Workers) -> None:
     answer = gateway.client.get(SPEECH, headers={TOKEN_HEADER: "a client's"})
 

@@ -192,6 +192,16 @@ class TestSecret:
         assert Signer(b"k" * 32).verify(scope_of(url)) == ""
         assert not (tmp_path / "signing.key").exists()
 
+    def test_links_outlive_the_key_that_signed_them_while_it_is_listed(self, start: Start) -> None:
+        old, new = "o" * 32, "n" * 32
+        before = signed(start(signing_key=old).client)
+        during = start(signing_key=f"{new},{old}").client
+        after = start(signing_key=new).client
+
+        assert during.get(before).status_code == 200
+        assert after.get(signed(during)).status_code == 200
+        assert after.get(before).status_code == 401
+
     def test_a_short_one_is_refused_without_being_shown(self) -> None:
         with pytest.raises(ValidationError, match="32 characters") as raised:
             Settings(signing_key="swordfish")

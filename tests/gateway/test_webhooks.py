@@ -48,16 +48,29 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def deliver(url: str, caller_id: str = "key_a", num_tries: int = 1, guard: Guard = LOOPBACK) -> Outcome:
+def deliver(
+    url: str, caller_id: str = "key_a", num_tries: int = 1, guard: Guard = LOOPBACK, *secrets: bytes
+) -> Outcome:
     async def attempt() -> Outcome:
         async with GuardedTransport(guard) as transport:
-            return await Webhooks(transport, SECRET).attempt(url, caller_id, EVENT, num_tries)
+            return await Webhooks(transport, *(secrets or [SECRET])).attempt(url, caller_id, EVENT, num_tries)
 
     return asyncio.run(attempt())
 
 
 def secret_of(caller_id: str) -> str:
     return Webhooks(httpx.AsyncHTTPTransport(), SECRET).secret_of(caller_id)
+
+
+def test_one_secret_may_follow_the_other(receiver: Receiver) -> None:
+    deliver(receiver.url, "key_a", 1, LOOPBACK, b"that follows", SECRET)
+    ((headers, body),) = receiver.came
+    told = Webhooks(httpx.AsyncHTTPTransport(), b"that follows", SECRET).secret_of("key_a")
+
+    assert told != secret_of("key_a")
+    for secret in (told, secret_of("key_a")):
+        event: Any = OpenAI(api_key="none", webhook_secret=secret).webhooks.unwrap(body, headers)
+        assert event.data.id == "video_1"
 
 
 def test_the_sdk_verifies_and_reads_it(receiver: Receiver) -> None:

@@ -239,6 +239,20 @@ def test_the_gateway_is_known_by_the_token(guarded: str) -> None:
     assert httpx.post(f"{guarded}/work", headers={TOKEN_HEADER: TOKEN}, timeout=LONG).text == "made"
 
 
+@pytest.mark.parametrize("listed", ["old,new", "new, old"])
+def test_one_token_may_follow_the_other(monkeypatch: pytest.MonkeyPatch, listed: str) -> None:
+    async def work(request: Request) -> Response:
+        return PlainTextResponse("made")
+
+    monkeypatch.setenv("ATELIER_INTERNAL_TOKEN", listed)
+    with served(GatewayOnly(Starlette(routes=[Route("/work", work, methods=["POST"])]))) as url:
+        statuses = {
+            token: httpx.post(f"{url}/work", headers={TOKEN_HEADER: token}, timeout=LONG).status_code
+            for token in ("old", "new", listed, "")
+        }
+    assert statuses == {"old": 200, "new": 200, listed: 401, "": 401}
+
+
 def test_a_worker_without_a_token_works_for_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(request: Request) -> Response:
         return PlainTextResponse("made")
