@@ -25,14 +25,15 @@ async def refusal(upstream: httpx.Response, renamed: Mapping[str, str], who: str
         await upstream.aclose()
     status = upstream.status_code if upstream.is_error else HTTPStatus.BAD_GATEWAY
     is_busy = status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+    should_retry = upstream.headers.get("x-should-retry", str(is_busy)).lower() == "true"
     retry_after = upstream.headers.get("retry-after", "")
     return WorkerRefused(
         status,
         in_callers_words(said.message, said.param, renamed),
         said.code or f"{who}_error",
         renamed.get(said.param or "", said.param),
-        should_retry=upstream.headers.get("x-should-retry", str(is_busy)).lower() == "true",
-        retry_after=int(retry_after) if retry_after.isdecimal() else RETRY_AFTER if is_busy else None,
+        should_retry=should_retry,
+        retry_after=int(retry_after) if retry_after.isdecimal() else RETRY_AFTER if should_retry and is_busy else None,
     )
 
 

@@ -101,9 +101,14 @@ class ModelLoading(ServiceError):
 
 
 class ModelUnavailable(ServiceError):
-    """The model could not be loaded, and trying again will not help before the operator acts."""
+    """The model could not be loaded; without `retry_after` trying again will not help before the operator acts."""
 
     status, code = 503, "model_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """Take a sentence, and seconds until it may be another one."""
+        super().__init__(message, retry_after=retry_after)
+        self.should_retry = retry_after is not None
 
 
 class DeadlineExceeded(ServiceError):
