@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install open3d up down compose test test-compose test-all check bench tiny build lock screenshots
+.PHONY: help install open3d up down compose test test-compose test-all check bench tiny build lock settings screenshots
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(MAKEFILE_LIST) | awk -F'~' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -66,6 +66,9 @@ tiny: install ## build the tiny checkpoints that are missing
 
 build: install ## build the five bentos
 	@$(BIN)/python deploy/build.py
+
+settings: install ## write docs/settings.md from the code
+	@$(BIN)/python -m tests.settings_page
 
 screenshots: install ## take the README's pictures of the studio of a `make up` that runs
 	@$(BIN)/python -m tests.screenshots

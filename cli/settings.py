@@ -14,22 +14,32 @@ from services.registry import WORKERS, Model, Profile, Task, load_models, local_
 class Settings(BaseSettings):
     """Settings of `up`; workers and gateway, which it starts, read their own from the same variables."""
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ATELIER_", frozen=True, extra="ignore", use_attribute_docstrings=True, env_ignore_empty=True
+    )
 
     profile: Profile = "tiny"
     data_dir: Path = Path(".atelier")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     text_port: int = Field(default=WORKERS["text"].port, ge=1, le=65535)
+    """port of the text worker that is started; where `ATELIER_TEXT_URL` is set none is, as it runs elsewhere"""
     audio_port: int = Field(default=WORKERS["audio"].port, ge=1, le=65535)
+    """port of the audio worker that is started; where `ATELIER_AUDIO_URL` is set none is, as it runs elsewhere"""
     image_port: int = Field(default=WORKERS["image"].port, ge=1, le=65535)
+    """port of the image worker that is started; where `ATELIER_IMAGE_URL` is set none is, as it runs elsewhere"""
     video_port: int = Field(default=WORKERS["video"].port, ge=1, le=65535)
+    """port of the video worker that is started; where `ATELIER_VIDEO_URL` is set none is, as it runs elsewhere"""
     mesh_port: int = Field(default=WORKERS["mesh"].port, ge=1, le=65535)
+    """port of the mesh worker that is started; where `ATELIER_MESH_URL` is set none is, as it runs elsewhere"""
     ui_port: int = Field(default=8501, ge=1, le=65535)
+    """port of the [studio](studio.md)"""
     models_file: Path | None = None
     admin_key_file: Path | None = None
-    min_free_mb: int = Field(default=500, ge=0)  # on the data folder's disk
-    stop_seconds: float = Field(default=10, gt=0)  # what is still running then is killed
+    min_free_mb: int = Field(default=500, ge=0)
+    """free space the data folder's disk must have"""
+    stop_seconds: float = Field(default=10, gt=0)
+    """how long a stop may take before what still runs is killed; at least the gateway's two times of draining and 4"""
 
     @classmethod
     def read(cls) -> Self:

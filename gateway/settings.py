@@ -38,58 +38,134 @@ class Settings(SettingsWithFiles):
         env_prefix="ATELIER_",
         frozen=True,
         extra="ignore",
+        use_attribute_docstrings=True,
         hide_input_in_errors=True,  # it may hold a password
     )
 
     host: str = "127.0.0.1"
+    """address to listen on; one that other machines can reach needs a key first"""
     port: int = Field(default=8000, ge=0, le=65535)
-    public_url: str = ""  # where callers reach the gateway; empty: as the request's own Host header has it
+    """port to listen on"""
+    public_url: str = ""
+    """where callers reach the gateway, such as `https://api.example.org`: links in answers (`response_format=url`)
+    begin with it; empty: with what the request's own `Host` says
+    """
     data_dir: Path = Path(".atelier")
-    database_url: str = ""  # SQLAlchemy URL with an async driver; empty: atelier.sqlite3 in the data folder
-    artefacts_url: str = ""  # where results are kept: a path or s3://bucket/prefix; empty: artefacts in the data folder
-    text_url: str = loopback("text")  # comma-separated, of all replicas; empty: this modality is not served
+    """folder of the database, the tiny checkpoints, logs"""
+    database_url: str = ""
+    """SQLAlchemy URL with an async driver, such as `postgresql+asyncpg://…` where several gateways share it; empty:
+    `atelier.sqlite3` in the data folder
+    """
+    artefacts_url: str = ""
+    """where results of jobs are kept: a path, or `s3://bucket/prefix` with `AWS_*` variables
+    ([artefacts](artefacts.md)); empty: `artefacts` in the data folder
+    """
+    text_url: str = loopback("text")
+    """where the text workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
     audio_url: str = loopback("audio")
+    """where the audio workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
     image_url: str = loopback("image")
+    """where the image workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
     video_url: str = loopback("video")
+    """where the video workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
     mesh_url: str = loopback("mesh")
-    openai_base_url: str = ""  # of any OpenAI-compatible server, such as https://host/v1; empty: no provider
+    """where the mesh workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
+    openai_base_url: str = ""
+    """an OpenAI-compatible server, such as `https://host/v1`; empty: no provider"""
     openai_api_key: SecretStr = SecretStr("")
+    """its key"""
     openai_model: str = "gpt-4o-mini"
-    providers_file: Path | None = None  # TOML; docs/providers.md explains it
-    connect_timeout: float = Field(default=2, gt=0)  # seconds
-    deadline: float = Field(default=600, gt=0)  # seconds until the first byte
-    idle_timeout: float = Field(default=300, gt=0)  # seconds between two chunks
-    probe_interval: float = Field(default=2, gt=0)  # seconds; how often a silent worker is asked whether it lives
+    """the model asked for, and its id among ours"""
+    providers_file: Path | None = None
+    """a TOML file of outside models: [providers](providers.md); empty: none but the one above"""
+    connect_timeout: float = Field(default=2, gt=0)
+    """seconds to connect to a worker"""
+    deadline: float = Field(default=600, gt=0)
+    """seconds that a generation may take; the worker stops the model then, also in the middle of a stream"""
+    idle_timeout: float = Field(default=300, gt=0)
+    """seconds between two pieces of an answer"""
+    probe_interval: float = Field(default=2, gt=0)
+    """seconds between two looks at every replica (give or take a quarter), and at a worker that has not answered yet"""
     log_format: LogFormat = "text"
-    drain_seconds: float = Field(default=0, ge=0)  # until new work is refused; balancers read /readyz meanwhile
-    drain_patience: float = Field(default=5, ge=0)  # seconds more for what is under way; what lasts longer is cut
-    policy_file: Path | None = None  # TOML; docs/policy.md; unset: anything may be asked for
-    allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()  # that callers' URLs may lead to
-    image_urls: bool = False  # whether pictures are fetched from the http(s) URLs that callers name
-    moderation_key: SecretStr = SecretStr("")  # that the moderation of the policy file is asked with
-    signing_key: SecretStr = SecretStr("")  # of signed URLs, shared by gateways; empty: a file in the data folder
-    trust_traceparent: bool = False  # whether callers say which trace their requests belong to
+    """`json`: one object a line with `time`, `level`, `logger`, `message`, `request_id`, `trace_id`"""
+    drain_seconds: float = Field(default=0, ge=0)
+    """seconds after SIGTERM in which all is still served while `/readyz` says 503 `draining`: what a load balancer
+    needs to notice
+    """
+    drain_patience: float = Field(default=5, ge=0)
+    """seconds after that in which new requests get 503 and those under way may end; then they are cut"""
+    policy_file: Path | None = None
+    """TOML file of what may be asked for: [policy](policy.md); unset: anything"""
+    allowed_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    """comma-separated networks, such as `10.1.0.0/16`, that URLs which callers name ([webhooks](artefacts.md#webhooks),
+    pictures) may lead to although they are not public
+    """
+    image_urls: bool = False
+    """whether pictures are fetched from the http(s) URLs that bodies name: from public addresses, at most
+    `ATELIER_MAX_UPLOAD_BYTES`, within 15 seconds and 3 redirects; data URLs are always read
+    """
+    moderation_key: SecretStr = SecretStr("")
+    """the key that the policy's outside moderation is asked with"""
+    signing_key: SecretStr = SecretStr("")
+    """secret of signed URLs and of webhooks, at least 32 characters, the same for all gateways. Of several with commas
+    the first signs, and links of all are known ([how to change it](operations.md#rotating-keys)); empty: `signing.key`
+    in the data folder, made at the first start
+    """
+    trust_traceparent: bool = False
+    """whether a caller's `traceparent` is honoured; else every request begins a trace of its own"""
     max_upstream_connections: int = Field(default=512, ge=1)
+    """connections to all workers"""
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
-    internal_token: SecretStr = SecretStr("")  # shared with the workers; empty: their receipts are refused
-    log_content: Kept = "none"  # of what callers ask and are answered, in the usage log
-    log_content_chars: int = Field(default=4000, ge=1, le=MAX_CONTENT)  # of each
-    redact_patterns: Patterns = ()  # as JSON: what the log must not hold besides our own
-    usage_retention_days: int = Field(default=365, ge=0)  # how long usage rows stay; 0: for ever
-    cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; empty: no browser from elsewhere
-    admin_key_file: Path | None = None  # the operator's key; written where it is absent
-    allowed_hosts: Annotated[frozenset[str], NoDecode] = frozenset()  # comma-separated; while there are no keys
-    key_cache_seconds: float = Field(default=5, ge=0)  # how long a revoked key lives on in another gateway
-    redis_url: SecretStr = SecretStr("")  # where several gateways count together; empty: each counts for itself
-    redis_down: WhenDown = "allow"  # what becomes of requests of limited keys that cannot be counted
-    job_concurrency: int = Field(default=8, ge=1)  # jobs of a modality at work at once, by this gateway
-    job_concurrency_by_task: Mapping[Task, Annotated[int, Field(ge=0)]] = {}  # as JSON: {"video": 2}; 0: by others
-    job_patience: float = Field(default=86_400, gt=0)  # seconds from a job's acceptance until it is given up
-    job_retention_days: int = Field(default=7, ge=0)  # how long jobs and their files stay after their end; 0: for ever
-    profile: Profile = "tiny"  # of the workers: whose defaults count for what a request leaves out
-    models_file: Path | None = None  # TOML, also the workers': models of the operator's own, or in place of ours
-    prices_file: Path | None = None  # TOML: what a unit costs
-    open_metrics: bool = False  # /metrics without a key although other machines can reach it
+    """size of an uploaded file"""
+    internal_token: SecretStr = SecretStr("")
+    """what gateway and workers know each other by, the same on both sides: workers then work for the gateway alone, and
+    it takes their receipts. Of several with commas the first is shown, and all are known ([how to change
+    it](operations.md#rotating-keys)). `atelier up` makes one for each run; set it where workers run elsewhere
+    """
+    log_content: Kept = "none"
+    """what the usage log keeps of the content of keys that [say nothing else](keys.md): `prompts`, `all` (also the text
+    that was answered) or nothing; e-mail addresses, keys and card numbers are taken out
+    """
+    log_content_chars: int = Field(default=4000, ge=1, le=MAX_CONTENT)
+    """characters kept of a prompt and of an answer"""
+    redact_patterns: Patterns = ()
+    r"""[RE2](https://github.com/google/re2/wiki/Syntax) patterns of what else is taken out, as a JSON list such as
+    `["ACME-\\d+"]`
+    """
+    usage_retention_days: int = Field(default=365, ge=0)
+    """days that rows of the usage log stay; 0: for ever. The daily totals stay in any case"""
+    cors_origins: Annotated[frozenset[str], NoDecode] = frozenset()
+    """comma-separated origins whose pages may call; empty: none"""
+    admin_key_file: Path | None = None
+    """file of the operator's key, written where it is absent (mode 0600); see [keys](keys.md)"""
+    allowed_hosts: Annotated[frozenset[str], NoDecode] = frozenset()
+    """comma-separated names by which the gateway may be called, besides this machine's own, while there are no keys"""
+    key_cache_seconds: float = Field(default=5, ge=0)
+    """how long a gateway believes what the database said of a key: as long may one live on that another gateway
+    revoked
+    """
+    redis_url: SecretStr = SecretStr("")
+    """`redis://` or `rediss://`: where several gateways count requests and streams of their keys together; empty: each
+    counts for itself
+    """
+    redis_down: WhenDown = "allow"
+    """what becomes of requests of limited keys while Redis is down: `allow` (uncounted) or `refuse` (503)"""
+    job_concurrency: int = Field(default=8, ge=1)
+    """[jobs](jobs.md) of a modality that this gateway works on at once"""
+    job_concurrency_by_task: Mapping[Task, Annotated[int, Field(ge=0)]] = {}
+    """the same for some, as JSON: `{"video": 2, "text": 0}`; 0 leaves them to other gateways"""
+    job_patience: float = Field(default=86_400, gt=0)
+    """seconds from a job's acceptance until it is given up"""
+    job_retention_days: int = Field(default=7, ge=0)
+    """days that jobs and their files stay after their end; 0: for ever"""
+    profile: Profile = "tiny"
+    """`tiny`: checkpoints built here; `hub`: real weights. Gateway: budgets count with the models' defaults in it"""
+    models_file: Path | None = None
+    """a TOML file of [your own models](models.md#your-own-file), or of others in place of ours"""
+    prices_file: Path | None = None
+    """TOML file of what a unit costs, for [budgets](keys.md#budgets) in money; empty: nothing costs anything"""
+    open_metrics: bool = False
+    """`/metrics` asks for no key although other machines can reach it"""
 
     @field_validator("cors_origins", "allowed_hosts", "allowed_networks", mode="before")
     @classmethod

@@ -14,32 +14,57 @@ from services.secret_files import SettingsWithFiles
 class Settings(SettingsWithFiles):
     """Settings of one worker; `docs/settings.md` lists them with those of the gateway."""
 
-    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="ATELIER_", frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     profile: Profile = "tiny"
     data_dir: Path = Path(".atelier")
-    models_file: Path | None = None  # TOML: models of the operator's own, or in place of ours
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    models_file: Path | None = None
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the first accelerator"""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    compile: bool = False  # the denoisers, by torch.compile; the first requests of each shape wait for it
+    """`float32`, `float16`, `bfloat16`; `auto` is `float32` on a CPU, `float16` elsewhere; a model's own `dtype` comes
+    first
+    """
+    compile: bool = False
+    """compile the denoisers with `torch.compile`; the first requests of each shape wait for it"""
     accept_licences: Annotated[frozenset[str], NoDecode] = frozenset()
-    queue_size: int = Field(default=32, ge=1, le=900)  # requests that may wait; one more is refused
-    max_batch_size: int | None = Field(default=None, ge=1)  # requests in progress at once; None: the modality's own
-    max_step_seconds: float = Field(default=2.0, gt=0)  # of a forward that several share
-    max_memory_mb: int | None = Field(default=None, ge=1)  # for requests in progress; unset: most of what is free
-    text_packing: Literal["auto", "none", "float16", "int8"] = "auto"  # of chat models' linear layers, on a CPU
-    prefix_cache_mb: int = Field(default=256, ge=0)  # of the text worker, for how prompts begin; 0: none
-    max_models: int | None = Field(default=None, ge=1)  # in memory at once; None: all
-    max_models_mb: int | None = Field(default=None, ge=1)  # of their weights
-    keep_alive: float | None = Field(
-        default=None, gt=0
-    )  # seconds until a model that nobody uses leaves; None: it stays
-    cold_start: Literal["wait", "refuse"] = "wait"  # what becomes of a request for a model that is not in memory
+    """comma-separated ids of models whose licence the operator accepts, and `model:adapter` of adapters"""
+    queue_size: int = Field(default=32, ge=1, le=900)
+    """requests that may wait for a model, at most 900; one more gets 429"""
+    max_batch_size: int | None = Field(default=None, ge=1)
+    """requests that a model may have in progress at once, and so the largest batch; unset: 32 chats, 8 of anything else
+    (4 films)
+    """
+    max_step_seconds: float = Field(default=2.0, gt=0)
+    """what a forward that several requests share may take; a smaller batch is chosen beyond"""
+    max_memory_mb: int | None = Field(default=None, ge=1)
+    """what requests in progress may take by their estimates; unset: 80 % of what is free once the model is loaded"""
+    text_packing: Literal["auto", "none", "float16", "int8"] = "auto"
+    """how a chat model's linear layers are kept on a CPU: `float16`, `int8` (half of that, faster, less exact: see
+    [benchmarks](benchmarks.md)), `none` (as `ATELIER_DTYPE` says); `auto` is `float16` on a CPU where `ATELIER_DTYPE`
+    is `auto`. A model's [`quantisation`](models.md#fewer-bits) comes before it
+    """
+    prefix_cache_mb: int = Field(default=256, ge=0)
+    """what the text worker keeps of how prompts begin; 0: nothing"""
+    max_models: int | None = Field(default=None, ge=1)
+    """models that a worker has in memory at once; unset: all ([who leaves](models.md#in-memory))"""
+    max_models_mb: int | None = Field(default=None, ge=1)
+    """10⁶ bytes that their weights may take together; unset: any"""
+    keep_alive: float | None = Field(default=None, gt=0)
+    """seconds until a model that nobody uses leaves memory; unset: it stays"""
+    cold_start: Literal["wait", "refuse"] = "wait"
+    """a request for a model that is not in memory waits for it as long as its deadline lasts (`wait`), or has it loaded
+    and gets 503 with `Retry-After` (`refuse`)
+    """
     log_format: LogFormat = "text"
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)
-    receipts_url: str = ""  # the gateway's route for what was made; empty: nobody is told
-    internal_token: SecretStr = SecretStr("")  # shared with the gateway; empty: anybody may ask for generations
+    """pixels of an uploaded picture"""
+    receipts_url: str = ""
+    """the gateway's route for what was made, such as `http://gateway:8000/internal/receipts`; empty: nobody is told.
+    `atelier up` sets it
+    """
+    internal_token: SecretStr = SecretStr("")
 
     @field_validator("models_file", mode="before")
     @classmethod
