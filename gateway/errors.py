@@ -11,6 +11,7 @@ GatewayError
 ├── InsufficientScope  403  ask the operator for a key with this scope
 ├── ModelNotAllowed    403  choose a model that the key may use
 ├── NoSuchKey          404  choose another key to look at, to change or to revoke
+├── NoSuchPlace        404  begin anew, without `after`: what it names is not there (any more)
 ├── NoSuchArtefact     404  nothing: the file has been deleted
 ├── KeyRevoked         409  make another key: this one has ended for good
 ├── RangeNotSatisfiable 416  ask for a part that there is
@@ -128,6 +129,16 @@ class NoSuchKey(GatewayError):
     """There is no key of that id."""
 
     status, code = 404, "key_not_found"
+
+
+class NoSuchPlace(GatewayError):
+    """What a list was to go on after is not there, or is another's: an empty page would look like the end."""
+
+    status, code, param = 404, "after_not_found", "after"
+
+    def __init__(self, after: object) -> None:
+        """Take what was named."""
+        super().__init__(f"after: there is no '{after}' in this list (any more); leave `after` out to begin anew")
 
 
 class KeyRevoked(GatewayError):

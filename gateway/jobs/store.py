@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.database.database import for_reading
+from gateway.errors import NoSuchPlace
 from gateway.jobs import statements
 from gateway.jobs.books import give_back, pay
 from gateway.jobs.errors import JobsUnavailable
@@ -133,7 +134,11 @@ class Store:
         return await self._one(statements.REPEATED, its_key=idempotency)
 
     async def page(self, query: Query, num_rows: int) -> list[Job]:
-        """List jobs; after one that there is not, nothing."""
+        """List jobs.
+
+        Raises:
+            NoSuchPlace: there is no such job to go on after.
+        """
         wanted = [*_of(query.caller), JobRow.is_deleted.is_(False)]
         for column, value in ((JobRow.state, query.state), (JobRow.kind, query.kind), (JobRow.route, query.route)):
             if value is not None:
@@ -143,7 +148,9 @@ class Store:
             wanted.append(JobRow.seq > other if query.ascending else JobRow.seq < other)
         order = JobRow.seq if query.ascending else JobRow.seq.desc()
         async with self._database.connect() as connection:
-            rows = await connection.execute(select(*COLUMNS).where(*wanted).order_by(order).limit(num_rows))
+            rows = (await connection.execute(select(*COLUMNS).where(*wanted).order_by(order).limit(num_rows))).all()
+            if query.after is not None and not rows and await connection.scalar(select(other)) is None:
+                raise NoSuchPlace(query.after)
             return readable(rows)
 
     async def num_ahead(self, job: Job) -> int:

@@ -138,7 +138,11 @@ class Keyring:
         return key
 
     async def page(self, num_keys: int, after: str | None) -> list[Key]:
-        """Return the newest keys, revoked ones too."""
+        """Return the newest keys, revoked ones too.
+
+        Raises:
+            NoSuchPlace: there is no key `after`.
+        """
         with unavailable():
             return await store.page(self._database, num_keys, after)
 

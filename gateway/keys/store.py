@@ -8,6 +8,7 @@ from sqlalchemy import Row, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.callers import Budget
+from gateway.errors import NoSuchPlace
 from gateway.keys.schema import Grant, Key, Keys, KeyText
 
 Columns = tuple[object, ...]
@@ -34,13 +35,20 @@ async def get(database: AsyncEngine, key_id: str) -> Key | None:
 
 
 async def page(database: AsyncEngine, num_keys: int, after: str | None) -> list[Key]:
-    """Return the newest keys, revoked ones too; those behind the key `after`, where it is given."""
+    """Return the newest keys, revoked ones too; those behind the key `after`, where it is given.
+
+    Raises:
+        NoSuchPlace: there is no such key.
+    """
     newest_first = select(Keys.__table__).order_by(Keys.created_at.desc(), Keys.id.desc()).limit(num_keys)
     if after is not None:
         created_at = select(Keys.created_at).where(Keys.id == after).scalar_subquery()
         newest_first = newest_first.where(tuple_(Keys.created_at, Keys.id) < tuple_(created_at, after))
     async with database.connect() as connection:
-        return [_key(row) for row in await connection.execute(newest_first)]
+        rows = (await connection.execute(newest_first)).all()
+        if after is not None and not rows and await connection.scalar(select(created_at)) is None:
+            raise NoSuchPlace(after)
+        return [_key(row) for row in rows]
 
 
 async def change(database: AsyncEngine, key_id: str, grant: Grant, names: Collection[str]) -> bool:

@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy import Row as Selected
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from gateway.errors import NoSuchPlace
 from gateway.usage.schema import Entry, ReceiptRow, Row, Usage, units_of
 from services.schema import UNITS
 
@@ -36,9 +37,16 @@ class Window:
 
 
 async def page(engine: AsyncEngine, window: Window, num_rows: int) -> list[Entry]:
-    """Return the newest entries of the window."""
+    """Return the newest entries of the window.
+
+    Raises:
+        NoSuchPlace: there is no entry `after`.
+    """
     async with engine.connect() as connection:
         rows = (await connection.execute(_newest_first(window).limit(num_rows))).all()
+        known = select(Usage.id).where(Usage.id == window.after)
+        if window.after is not None and not rows and await connection.scalar(known) is None:
+            raise NoSuchPlace(window.after)
         said = await _receipts_of(connection, [row.id for row in rows])
     return [_entry(row, said.get(row.id)) for row in rows]
 
@@ -53,11 +61,20 @@ async def pages(
         window: what to read; rows that are written meanwhile may or may not come.
         num_rows: entries at most; all where None.
         page_rows: entries in a page at most.
+
+    Raises:
+        NoSuchPlace: there is no entry `after`.
     """
-    num_left = num_rows
+    num_left, begun = num_rows, False
     while num_left is None or num_left > 0:
         num_wanted = page_rows if num_left is None else min(page_rows, num_left)
-        entries = await page(engine, window, num_wanted)
+        try:
+            entries = await page(engine, window, num_wanted)
+        except NoSuchPlace:
+            if begun:
+                return  # what was read last has been deleted meanwhile, as it was too old, and so has all behind it
+            raise
+        begun = True
         if entries:
             yield entries
         if len(entries) < num_wanted:

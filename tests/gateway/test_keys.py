@@ -229,6 +229,10 @@ class TestAdmins:
         rest = gateway.client.get(f"/v1/keys?after={made[1]}", headers=bearer(admin)).json()
         assert [key["id"] for key in rest["data"]] == [made[0], admin.split("_")[1]]
         assert not rest["has_more"]
+        last = gateway.client.get(f"/v1/keys?after={admin.split('_')[1]}", headers=bearer(admin)).json()
+        assert (last["data"], last["has_more"]) == ([], False)
+        nowhere = gateway.client.get(f"/v1/keys?after={'0' * 16}", headers=bearer(admin))
+        assert (nowhere.status_code, error_of(nowhere)["code"]) == (404, "after_not_found")
 
     @pytest.mark.parametrize(
         ("wrong", "param"),
