@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_urlsafe
 
+import httpx
 import psutil
 import typer
 
@@ -69,11 +70,33 @@ async def announce(supervisor: Supervisor, settings: Settings, started: float) -
                 seconds = time.monotonic() - started
                 hint = "; what they do is in their logs" if seconds > LONG_WAIT_SECONDS else ""
                 typer.echo(f"Still waiting for {', '.join(sorted(supervisor.waiting_for))} ({seconds:.0f} s{hint})")
-    typer.echo(summary(settings, time.monotonic() - started, supervisor.failures))
+    ports = {task: port for task, port in settings.worker_ports.items() if task not in supervisor.failures}
+    async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
+        setbacks = {name: why for port in ports.values() for name, why in (await setbacks_at(port, http)).items()}
+    typer.echo(summary(settings, time.monotonic() - started, supervisor.failures, setbacks))
 
 
-def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> str:
-    """What is served where, and how to try and to stop it."""
+async def setbacks_at(port: int, http: httpx.AsyncClient) -> dict[str, str]:
+    """The models that the worker there cannot serve, and why; none where it does not say."""
+    try:
+        models = (await http.get(f"{worker_url(port)}/v1/models")).raise_for_status().json()["data"]
+    except httpx.HTTPError:
+        return {}
+    return {model["id"]: model["failure"] for model in models if model["state"] == "failed"}
+
+
+def summary(
+    settings: Settings, seconds: float, failures: Mapping[str, str], setbacks: Mapping[str, str] | None = None
+) -> str:
+    """What is served where, and how to try and to stop it.
+
+    Args:
+        settings: of this run.
+        seconds: that it took.
+        failures: the programs that cannot serve, and why.
+        setbacks: the models that cannot be served although their worker can serve others, and why.
+    """
+    setbacks = setbacks or {}
     url = gateway_url(settings)
     state = "is ready" if not failures else f"runs without {', '.join(failures)}"
     lines = [f"\nAtelier {state} after {seconds:.1f} s: {url} (its pages: {url}/docs)"]
@@ -82,12 +105,13 @@ def summary(settings: Settings, seconds: float, failures: Mapping[str, str]) -> 
     for task, port in settings.worker_ports.items():
         for model in local_models_of(task, settings.models):
             loading = "" if model.is_preloaded_in(settings.profile) else ", loads when first asked for"
-            state = ", not ready" if task in failures else loading
+            state = ", not ready" if task in failures else ", cannot be served" if model.id in setbacks else loading
             lines.append(f"  {task:<6} {model.id:<32} http://127.0.0.1:{port}{state}")
     for model in settings.models:
         if model.external is not None:
             lines.append(f"  {model.task:<6} {model.id:<32} {model.external.url}, elsewhere")
     lines.extend(f"\n{task} cannot serve: {failure}" for task, failure in failures.items())
+    lines.extend(f"\n{model} cannot be served: {setback}" for model, setback in setbacks.items())
     if settings.profile == "tiny":
         lines.append(
             "\nThe tiny models were never trained: what they make is noise. ATELIER_PROFILE=hub has real ones."

@@ -1,5 +1,6 @@
 """What `atelier up` and `down` say and decide before and after the processes, which tests/live starts for real."""
 
+import asyncio
 import fcntl
 import os
 import socket
@@ -8,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from cli.preflight import missing_weights
 from cli.settings import Settings
-from cli.up import programs, shared, summary
+from cli.up import programs, setbacks_at, shared, summary
 from services.registry import load_models, models_of
 from tests.cli.supervise import ROOT
 
@@ -227,6 +229,24 @@ def test_the_summary_says_who_cannot_serve_and_why(tmp_path: Path) -> None:
     text = summary(Settings(data_dir=tmp_path), seconds=1, failures={"audio": "the hub is away"})
     assert "audio cannot serve: the hub is away" in text
     assert [line.split()[0] for line in text.splitlines() if line.endswith("not ready")] == ["audio"]
+
+
+def test_a_model_that_cannot_be_served_is_not_listed_as_if_it_were(tmp_path: Path) -> None:
+    barred = "accept the licence of model 'shap-e'"
+    models = [{"id": "shap-e", "state": "failed", "failure": barred}, {"id": "other", "state": "cold", "failure": None}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"data": models})
+
+    async def asked() -> dict[str, str]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+            return await setbacks_at(3005, http)
+
+    setbacks = asyncio.run(asked())
+    text = summary(Settings(data_dir=tmp_path), seconds=1, failures={}, setbacks=setbacks)
+
+    assert [line.split()[1] for line in text.splitlines() if line.endswith("cannot be served")] == ["shap-e"]
+    assert f"shap-e cannot be served: {barred}" in text
 
 
 @pytest.mark.parametrize(("profile", "threads"), [("tiny", "1"), ("hub", None)])
