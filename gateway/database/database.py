@@ -13,6 +13,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from gateway.errors import Misconfigured
+
 VERSION_TABLE = "atelier_version"  # not Alembic's default name, so that other tables may share the database
 POSTGRES_LOCK = 0x61_74_65_6C_69_65_72  # any number that nobody else locks: "atelier"
 NEWEST = max(path.stem[:4] for path in Path(__file__).with_name("migrations").glob("versions/[0-9]*.py"))
@@ -29,7 +31,18 @@ async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator
     Args:
         url: SQLAlchemy's, with an asynchronous driver, such as `sqlite+aiosqlite:///var/atelier.sqlite3`.
         busy_seconds: how long SQLite waits for another connection's lock.
+
+    Raises:
+        Misconfigured: a newer version has made its tables.
     """
+    async with connected(url, busy_seconds) as engine:
+        await upgrade(engine, patience_seconds=busy_seconds)
+        yield engine
+
+
+@asynccontextmanager
+async def connected(url: str, busy_seconds: float = 30) -> AsyncGenerator[AsyncEngine]:
+    """Connect to the database as it is, and close it at the end."""
     engine = create_async_engine(
         url, hide_parameters=True, pool_size=NUM_CONNECTIONS, max_overflow=MORE_CONNECTIONS, pool_use_lifo=True
     )  # an error's text names no caller
@@ -37,7 +50,6 @@ async def open_database(url: str, *, busy_seconds: float = 30) -> AsyncGenerator
         _make_folder(make_url(url))
         event.listen(engine.sync_engine, "connect", _SqlitePragmas(busy_seconds))
     try:
-        await upgrade(engine, patience_seconds=busy_seconds)
         yield engine
     finally:
         await engine.dispose()
@@ -70,14 +82,25 @@ async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:
 
 
 async def _upgrade(connection: AsyncConnection) -> None:
+    await lock(connection)
+    found = await connection.run_sync(_version)
+    if found is not None and found > NEWEST:
+        raise Misconfigured(
+            f"ATELIER_DATABASE_URL: a newer version of Atelier has brought the database to {found}, and this one knows "
+            f"it up to {NEWEST}: start the newer one, or have it go back (python -m gateway.database {NEWEST})"
+        )
+    if found != NEWEST:
+        from gateway.database.migrate import migrate  # 10 MB that most starts need not have
+
+        await migrate(connection, VERSION_TABLE)
+
+
+async def lock(connection: AsyncConnection) -> None:
+    """Wait until nobody else changes the tables, and let nobody until the transaction ends."""
     if connection.dialect.name == "sqlite":
         await connection.exec_driver_sql("BEGIN IMMEDIATE")  # the second gateway waits here and then finds it done
     else:
         await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")  # likewise
-    if await connection.run_sync(_version) != NEWEST:
-        from gateway.database.migrate import migrate  # 10 MB that most starts need not have
-
-        await migrate(connection, VERSION_TABLE)
 
 
 def _version(connection: Connection) -> str | None:
