@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -128,6 +129,22 @@ class Artefacts:
                     await self._delete(found["path"])
         except BaseError as error:
             raise unavailable(error) from error
+
+    async def kept(self) -> dict[str, int]:
+        """The jobs that have files, and the bytes of those.
+
+        Raises:
+            ArtefactsUnavailable: the store does not answer, or refuses.
+        """
+        found: Counter[str] = Counter()
+        try:
+            async for page in obstore.list(self._store):
+                for each in page:
+                    found[each["path"].partition("/")[0]] += each["size"]
+        except BaseError as error:
+            raise unavailable(error) from error
+        del found[DRAFTS]
+        return found
 
     async def presigned(self, artefact: Artefact, expires_in: int) -> str | None:
         """Return a URL by which anybody may read the artefact for `expires_in` seconds; None: the store has no such.
