@@ -55,7 +55,7 @@ class Receipts:
         self._task = task
         tokens = listed(settings.internal_token)
         self._url = settings.receipts_url if tokens else ""  # without one the gateway takes none
-        self._headers = {TOKEN_HEADER: token for token in tokens[:1]}
+        self._headers = {TOKEN_HEADER: tokens[0]} if tokens else {}
         self._capacity = capacity
         self._queue: deque[Receipt] = deque()
         self._wake = threading.Condition()

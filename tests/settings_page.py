@@ -47,7 +47,7 @@ OTHERS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "OMP_WAIT_POLICY": ("", "`PASSIVE` where `atelier up` or Compose starts workers: waiting threads sleep"),
         "BENTOML_HOME": (
             "`~/bentoml`",
-            "a folder of its own for each worker, as `bentoml serve` empties the one of metrics",
+            "a folder for each worker: `bentoml serve` empties that of metrics in it",
         ),
         "BENTOML_CONFIG_OPTIONS": ("", "BentoML's own: `services.image.traffic.timeout=120` beats the decorator"),
         "BENTOML_DO_NOT_TRACK": ("", "`True` where we start or build something"),
@@ -59,11 +59,12 @@ OTHERS: Final[dict[str, dict[str, tuple[str, str]]]] = {
 }
 BEFORE = """# Settings
 
-All are environment variables. Gateway, workers, studio and `atelier up` read them once, when they start; `atelier up` passes them on to what
-it starts. `make settings` writes this page from the code.
+All are environment variables. Gateway, workers, studio and `atelier up` read them once, when they start; `atelier up`
+passes them on to what it starts. `make settings` writes this page from the code.
 
-Gateway and workers take what is not set from files, if `ATELIER_SECRETS_DIR` names a folder (such as `/run/secrets`): `ATELIER_INTERNAL_TOKEN` from
-the file `atelier_internal_token` in it, and so any other. A variable goes before a file, also an empty one.
+Gateway and workers take what is not set from files, if `ATELIER_SECRETS_DIR` names a folder (such as `/run/secrets`):
+`ATELIER_INTERNAL_TOKEN` from the file `atelier_internal_token` in it, and so any other. A variable goes before a file,
+also an empty one.
 
 """
 AFTER = """A key of a provider is in the variable that `api_key_env` of [its entry](providers.md) names.

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # How code and files of containers say which environment variables they read.
 READS = re.compile(
-    r"""environ(?:ment)?(?:\.get|\.setdefault)?[\[(]\s*"([A-Z][A-Z_0-9]+)"|"([A-Z][A-Z_0-9]+)"\ (?:not\ )?in\ os\.environ
+    r"""environ(?:ment)?(?:\.get|\.setdefault)?[\[(]\s*"([A-Z][A-Z_0-9]+)"
+    |"([A-Z][A-Z_0-9]+)"\ (?:not\ )?in\ os\.environ
     |"(OTEL_[A-Z_]+)"|"(ATELIER_[A-Z_]*[A-Z])"|\$\{([A-Z_]+)|^ARG\ ([A-Z_]+)|^\ {4}([A-Z_]+):\ *(?:\#.*)?$""",
     re.MULTILINE | re.VERBOSE,
 )

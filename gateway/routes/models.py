@@ -117,7 +117,7 @@ async def told(model_id: str, verb: str, state: State) -> ModelAnswer:
     tasks = {each.id: each.task for each in state.models}
     if model_id not in tasks:
         raise UnknownModel(f"model '{model_id[:200]}' is none of our workers'; choose one of: {', '.join(tasks)}")
-    headers = {TOKEN_HEADER: token for token in state.internal_tokens[:1]}
+    headers = {TOKEN_HEADER: state.internal_tokens[0]} if state.internal_tokens else {}
     await state.catalog.tell(tasks[model_id], model_id, f"/v1/models/{quote(model_id)}/{verb}", headers)
     return answer(model_id, tasks[model_id], state, await state.catalog.states([tasks[model_id]]))
 

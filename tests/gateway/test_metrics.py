@@ -1,20 +1,28 @@
 """What an operator can count, who can make series, and what of the workers cannot be reached from outside."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.errors import GatewayError
 from gateway.metrics import TASKS as TASKS_OF_ROUTES
-from services.engine.metrics import EngineMetrics
+from services.engine.metrics import Ending, EngineMetrics
+from services.receipts import Receipts
 from services.registry import load_models
+from services.settings import Settings as WorkerSettings
 from tests import dashboard
 from tests.gateway.conftest import PNG, TASKS, Gateway, Workers, opened
 
+ROOT = Path(__file__).parents[2]
 SPEECH = "/generate/audio?prompt=hello"
 
 Start = Callable[..., Gateway]
@@ -100,18 +108,49 @@ def test_a_worker_that_is_gone_is_timed_too(gateway: Gateway, workers: Workers) 
     assert asked(families) == {"audio": 1}
 
 
-class TestDashboard:
-    def test_every_series_that_it_asks_for_exists(self, gateway: Gateway) -> None:
-        gateway.client.get(SPEECH)
-        gateway.client.get("/generate/openai/text?prompt=x")
-        registry = CollectorRegistry()
-        EngineMetrics("image", registry).of("model")
-        families = [*gateway.metrics().values(), *text_string_to_metric_families(generate_latest(registry).decode())]
-        # A family without samples yet shows what its samples will be called.
-        names = {sample.name for family in families for sample in family.samples}
-        names |= {f"{family.name}_total" for family in families if family.type == "counter"}
+@pytest.fixture
+def series(gateway: Gateway) -> set[str]:
+    """The names that gateway and workers have between them."""
+    gateway.client.get(SPEECH)
+    gateway.client.get("/generate/openai/text?prompt=x")
+    registry = CollectorRegistry()
+    EngineMetrics("image", registry).of("model")
+    Receipts("image", WorkerSettings(), registry)
+    families = [*gateway.metrics().values(), *text_string_to_metric_families(generate_latest(registry).decode())]
+    # A family without samples yet shows what its samples will be called.
+    names = {sample.name for family in families for sample in family.samples}
+    return names | {f"{family.name}_total" for family in families if family.type == "counter"}
 
-        assert dashboard.series() - names == set()
+
+class TestAlerts:
+    def test_every_series_and_reason_that_they_look_at_exists(self, series: set[str]) -> None:
+        expressions = " ".join(rule["expr"] for rule in alerts())
+        reasons = {each for listed in re.findall(r'reason=~?"([^"]+)"', expressions) for each in listed.split("|")}
+        codes = {error.code for error in descendants(GatewayError)} | {f"worker_{status}" for status in (401, 429)}
+        endings = set(re.findall(r'ending="([^"]+)"', expressions))
+
+        assert dashboard.SERIES.findall(expressions)
+        assert set(dashboard.SERIES.findall(re.sub(r'"[^"]*"', "", expressions))) - series == set()
+        assert reasons - codes == set()
+        assert endings - set(Ending) == set()
+
+    def test_the_operators_page_says_what_to_do_about_each(self) -> None:
+        page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+        assert {rule["alert"] for rule in alerts()} == set(re.findall(r"^\| `(Atelier\w+)` \|", page, re.MULTILINE))
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def descendants(error: type[GatewayError]) -> set[type[GatewayError]]:
+    return {error}.union(*map(descendants, error.__subclasses__()))
+
+
+class TestDashboard:
+    def test_every_series_that_it_asks_for_exists(self, series: set[str]) -> None:
+        assert dashboard.series() - series == set()
         assert len(dashboard.series()) > 15
 
     def test_every_panel_has_a_title_a_unit_and_a_place_of_its_own(self) -> None:

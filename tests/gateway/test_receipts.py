@@ -77,7 +77,8 @@ def test_without_a_token_nobody_is_a_worker(start: Start, token: str | None) -> 
 
 
 def test_one_token_may_follow_the_other(start: Start, workers: Workers) -> None:
-    gateway = start(internal_token="new,old")
+    tokens = ["new", "old"]
+    gateway = start(internal_token=",".join(tokens))
     gateway.client.get(SPEECH)
 
     assert workers.requests[0].headers[TOKEN_HEADER] == "new"
