@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from sqlalchemy import inspect, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from gateway.database.database import POSTGRES_LOCK, VERSION_TABLE, open_database
@@ -43,6 +44,25 @@ def test_a_gateway_waits_while_another_makes_the_tables(url: str) -> None:
         return await waits
 
     assert asyncio.run(second()) == {*Tables.metadata.tables, VERSION_TABLE}
+
+
+def test_a_second_user_acts_as_the_first(url: str) -> None:
+    """So that its password may follow the first one's, and migrations still own what they change."""
+
+    async def owners() -> set[str]:
+        first = create_async_engine(url)
+        async with first.begin() as connection:
+            await connection.execute(text("CREATE ROLE second LOGIN PASSWORD 'another' IN ROLE atelier"))
+            await connection.execute(text("ALTER ROLE second SET role = atelier"))
+        await first.dispose()
+        second = make_url(url).set(username="second", password="another")  # noqa: S106 - the server asks for none
+        async with open_database(second.render_as_string(hide_password=False)) as database:
+            async with database.connect() as connection:
+                assert await connection.scalar(text("SELECT session_user")) == "second"
+                owners = await connection.scalars(text("SELECT tableowner FROM pg_tables WHERE schemaname = 'public'"))
+                return set(owners)
+
+    assert asyncio.run(owners()) == {"atelier"}
 
 
 def test_hours_say_what_their_day_does(url: str) -> None:
