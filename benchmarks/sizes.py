@@ -1,8 +1,8 @@
 """What is kept: `python -m benchmarks.sizes`; bytes of the database by requests and by jobs, and of Redis by callers.
 
-Rows are written by the gateway's own code: requests with one receipt each, as the log's writer and the workers' receipts
-do; jobs by a running gateway over the stand-in workers of `benchmarks.jobs`. SQLite, unless `--postgres URL` names an
-empty database; `--redis URL` measures that too.
+Rows are written by the gateway's own code: requests with one receipt each, as the log's writer and the workers do; jobs
+by a running gateway over the stand-in workers of `benchmarks.jobs`. SQLite, unless `--postgres URL` names an empty
+database; `--redis URL` measures that too.
 """
 
 import argparse

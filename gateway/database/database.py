@@ -82,25 +82,29 @@ async def upgrade(engine: AsyncEngine, *, patience_seconds: float) -> None:
 
 
 async def _upgrade(connection: AsyncConnection) -> None:
-    await lock(connection)
+    if await locked(connection) != NEWEST:
+        from gateway.database.migrate import migrate  # 10 MB that most starts need not have
+
+        await migrate(connection, VERSION_TABLE)
+
+
+async def locked(connection: AsyncConnection) -> str | None:
+    """Let nobody else change the tables until the transaction ends; return the last migration that they have seen.
+
+    Raises:
+        Misconfigured: we do not know it.
+    """
+    if connection.dialect.name == "sqlite":
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")  # the second gateway waits here and then finds it done
+    else:
+        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")  # likewise
     found = await connection.run_sync(_version)
     if found is not None and found > NEWEST:
         raise Misconfigured(
             f"ATELIER_DATABASE_URL: a newer version of Atelier has brought the database to {found}, and this one knows "
             f"it up to {NEWEST}: start the newer one, or have it go back (python -m gateway.database {NEWEST})"
         )
-    if found != NEWEST:
-        from gateway.database.migrate import migrate  # 10 MB that most starts need not have
-
-        await migrate(connection, VERSION_TABLE)
-
-
-async def lock(connection: AsyncConnection) -> None:
-    """Wait until nobody else changes the tables, and let nobody until the transaction ends."""
-    if connection.dialect.name == "sqlite":
-        await connection.exec_driver_sql("BEGIN IMMEDIATE")  # the second gateway waits here and then finds it done
-    else:
-        await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})")  # likewise
+    return found
 
 
 def _version(connection: Connection) -> str | None:

@@ -18,12 +18,20 @@ from gateway.settings import Settings
 
 
 async def main(settings: Settings, *, deletes: bool) -> None:
-    """Do it, and say what was found."""
+    """Do it, and say what was found.
+
+    Raises:
+        Misconfigured: the files are surely those of another database.
+    """
     artefacts = Artefacts.open(settings.artefacts_url, settings.artefacts_dir)
     kept = await artefacts.kept()  # first: whoever keeps a file has written a row before
     async with open_database(settings.database) as database:
         known = await named(database)
-        unnamed = {job_id: num_bytes for job_id, num_bytes in kept.items() if job_id not in known}
+        if kept and not known & kept.keys():
+            raise Misconfigured(
+                "ATELIER_DATABASE_URL: this database knows none of the jobs that have files: a wrong one?"
+            )
+        unnamed = {job_id: kept[job_id] for job_id in kept.keys() - known if job_id.startswith("job_")}  # not others'
         missing = await without_files(database, artefacts)
     for job_id in unnamed if deletes else ():
         await artefacts.delete(job_id)

@@ -56,11 +56,11 @@ def test_a_second_user_acts_as_the_first(url: str) -> None:
             await connection.execute(text("ALTER ROLE second SET role = atelier"))
         await first.dispose()
         second = make_url(url).set(username="second", password="another")  # noqa: S106 - the server asks for none
-        async with open_database(second.render_as_string(hide_password=False)) as database:
-            async with database.connect() as connection:
-                assert await connection.scalar(text("SELECT session_user")) == "second"
-                owners = await connection.scalars(text("SELECT tableowner FROM pg_tables WHERE schemaname = 'public'"))
-                return set(owners)
+        of_second = second.render_as_string(hide_password=False)
+        async with open_database(of_second) as database, database.connect() as connection:
+            assert await connection.scalar(text("SELECT session_user")) == "second"
+            found = await connection.scalars(text("SELECT tableowner FROM pg_tables WHERE schemaname = 'public'"))
+            return set(found)
 
     assert asyncio.run(owners()) == {"atelier"}
 

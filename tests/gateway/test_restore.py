@@ -221,6 +221,8 @@ def test_what_was_backed_up_under_load_is_whole_when_all_else_is_lost(tmp_path: 
         said = site.compare()
         assert said[0].startswith(f"files of {len(orphans)} jobs that the database does not know: ")
         assert said[1:] == ["jobs that lack files: 1", f"  {early}"]
+        with pytest.raises(subprocess.CalledProcessError):  # of another database: all of them would be gone
+            Site(site.folder, f"sqlite+aiosqlite:///{tmp_path / 'other.sqlite3'}").compare("--delete")
         site.compare("--delete")
         left = {path.name for path in (site.folder / "artefacts").iterdir() if path.name != ".drafts"}
         assert left == jobs.keys() - {early}

@@ -73,7 +73,10 @@ def test_a_gateway_that_meets_a_newer_database_says_so(url: str) -> None:
         asyncio.run(reopen())
     done = python_m_gateway(url, "gateway")
 
-    assert done.returncode == 1
+    back = python_m_gateway(url, "gateway.database", "0007")
+
+    assert (done.returncode, back.returncode) == (1, 1)
+    assert back.stderr.startswith("atelier: ATELIER_DATABASE_URL: a newer version")
     [said] = [line for line in done.stderr.splitlines() if line.startswith("atelier: ")]
     assert f"a newer version of Atelier has brought the database to 9999, and this one knows it up to {NEWEST}" in said
     assert "Traceback" not in done.stderr
