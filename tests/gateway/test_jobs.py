@@ -478,6 +478,10 @@ def test_who_deletes_what_is_listed_can_turn_the_page(gateway: Gateway, workers:
         ended(gateway.client, job_id)
     gateway.client.delete(f"/v1/3d/{ids[2]}")
 
+    assert gateway.client.get("/v1/3d", params={"after": ids[0]}).json()["data"] == []
+    for path in ("/v1/3d", "/v1/jobs", "/v1/videos"):
+        nowhere = gateway.client.get(path, params={"after": "job_nowhere"})
+        assert (nowhere.status_code, error_of(nowhere)["param"]) == (404, "after")
     assert [each["id"] for each in gateway.client.get("/v1/3d", params={"after": ids[2]}).json()["data"]] == ids[1::-1]
 
 

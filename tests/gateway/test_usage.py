@@ -29,6 +29,7 @@ from gateway.callers import Caller
 from gateway.database.database import NEWEST, VERSION_TABLE, open_database
 from gateway.database.migrate import alembic_config
 from gateway.database.types import Tables
+from gateway.errors import NoSuchPlace
 from gateway.routes.usage import CSV_COLUMNS, OTHER_CSV_COLUMNS, CsvResponse, inert, router
 from gateway.usage import queries
 from gateway.usage.log import UsageLog, append
@@ -406,6 +407,14 @@ class TestJson:
                 page = (await client.get("/v1/usage", params=params)).json()
                 seen += [entry["request_id"] for entry in page["data"]]
         assert seen == ids(records)[::-1]
+
+    async def test_a_place_that_is_not_there_is_not_taken_for_the_end(self, url: str) -> None:
+        async with filled_log(url, [make_record()]) as usage:
+            assert await usage.page(Window(after=1), 10) == []
+            with pytest.raises(NoSuchPlace):
+                await usage.page(Window(after=2), 10)
+            with pytest.raises(NoSuchPlace):
+                await anext(usage.pages(Window(after=2)))
 
     async def test_a_page_is_bounded_and_says_that_there_is_more(self, url: str) -> None:
         async with (
