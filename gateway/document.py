@@ -17,7 +17,7 @@ NAMED: dict[str, Any] = {  # a picture, as OpenAI's JSON bodies have it
     "required": ["image_url"],
 }
 WORDS = {
-    404: "There is no such model, job, key or file; `code` says which.",
+    404: "There is no such model, job, key, file or place in a list; `code` says which.",
     409: "It is not in a state for this, or the `Idempotency-Key` stands for another request.",
     413: "The body is too long, or has too many parts.",
     416: "The file has no such part.",
@@ -45,7 +45,8 @@ def statuses(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
     """Yield what may come besides what may always come."""
     is_generation, is_job = path.startswith(GENERATIONS), path.startswith(JOBS)
     has_body = "requestBody" in operation
-    if "{" in path or has_body or is_generation or "/voices" in path:
+    is_paged = any(parameter["name"] == "after" for parameter in operation.get("parameters", ()))
+    if "{" in path or has_body or is_generation or is_paged or "/voices" in path:
         yield 404
     if has_body:
         yield 413

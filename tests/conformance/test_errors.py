@@ -24,7 +24,8 @@ ERRORS = {
     "(`content_policy_violation`)",
     "AuthenticationError": "401: there is no key, or none that is valid (`invalid_api_key`)",
     "PermissionDeniedError": "403: the key is not for this (`insufficient_scope`, `model_not_allowed`)",
-    "NotFoundError": "404: no such model (`model_not_found`), job (`job_not_found`) or route",
+    "NotFoundError": "404: no such model (`model_not_found`), job (`job_not_found`), place in a list "
+    "(`after_not_found`) or route",
     "ConflictError": "409: a film that is not done has no files (`job_not_completed`); not tried again",
     "APIStatusError": "413: more than `ATELIER_MAX_UPLOAD_BYTES` (`payload_too_large`)",
     "UnprocessableEntityError": "never of Atelier's own: what OpenAI answers with 400 is 400 here; passed on where a "
