@@ -87,7 +87,7 @@ def test_the_newer_version_takes_the_database_back_and_forth(url: str) -> None:
         async with open_database(url) as engine, engine.connect() as connection:
             return await connection.run_sync(columns)
 
-    async def seen() -> tuple[str, Columns]:
+    async def seen() -> tuple[str | None, Columns]:
         async with opened(url) as connection:
             version = await connection.scalar(select(VERSION.c.version_num))
             return version, await connection.run_sync(columns)
