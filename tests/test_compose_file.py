@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.settings import Settings as UpSettings
 from gateway.keys.schema import KeyText
 from gateway.settings import Settings as GatewaySettings
 from services.registry import WORKERS
 from services.settings import Settings as WorkerSettings
-from tests.test_docs import OTHER_VARIABLES
+from tests import settings_page
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
@@ -29,9 +28,7 @@ def services() -> dict[str, Any]:
 
 
 def test_only_settings_that_exist_are_named() -> None:
-    fields = {*GatewaySettings.model_fields, *WorkerSettings.model_fields, *UpSettings.model_fields}
-    existing = {f"ATELIER_{field.upper()}" for field in fields} | OTHER_VARIABLES
-    assert set(re.findall(r"ATELIER_[A-Z0-9_]+", COMPOSE + GPU)) <= existing
+    assert set(re.findall(r"ATELIER_[A-Z0-9_]+", COMPOSE + GPU)) <= settings_page.documented()
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def restored(backup: Path, folder: Path, kind: str) -> Iterator[Site]:
         yield Site(folder, f"sqlite+aiosqlite:///{folder / 'atelier.sqlite3'}")
         return
     with postgres_server() as url:
-        restore = [postgres_program("pg_restore"), "--no-owner", f"--dbname={plain(url)}", backup / "atelier.dump"]
+        restore = [postgres_program("pg_restore"), "--no-owner", f"--dbname={plain(url)}", str(backup / "atelier.dump")]
         subprocess.run(restore, check=True)
         yield Site(folder, url)
 
