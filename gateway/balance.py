@@ -62,7 +62,12 @@ class Replicas:
 
     def __init__(self, urls: Sequence[str]) -> None:
         """Take their base URLs."""
-        self.all = tuple(Replica(url) for url in urls)
+        self.all: Sequence[Replica] = tuple(Replica(url) for url in urls)
+
+    def at(self, urls: Sequence[str]) -> list[Replica]:
+        """Those at these URLs, known and new."""
+        known = {replica.url: replica for replica in self.all}
+        return [known.get(url) or Replica(url) for url in urls]
 
     def in_order(self) -> list[Replica]:
         """Those to be tried, one after the other; where none is well, all: they say best themselves what is wrong."""
@@ -74,8 +79,8 @@ class Replicas:
 
     @property
     def state(self) -> State:
-        """The best of all states."""
-        return min((replica.state for replica in self.all), key=BY_WORTH.index)
+        """The best of all states; there may be none."""
+        return min((replica.state for replica in self.all), key=BY_WORTH.index, default="unreachable")
 
     @property
     def num_ready(self) -> int:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from gateway.balance import Replica, Replicas, State
 from gateway.errors import NoProvider, NotServed, UnknownModel, WorkerUnreachable
+from gateway.names import PREFIX, Names
 from gateway.providers import Provider
 from gateway.refusals import refusal
 from services.registry import Model, Task
@@ -111,6 +112,16 @@ class Health:
     num_replicas: int
 
 
+def fixed(urls: Sequence[str]) -> list[str]:
+    """Those that are no names."""
+    return [url for url in urls if not url.startswith(PREFIX)]
+
+
+def has_names(urls: Sequence[str]) -> bool:
+    """Whether some are."""
+    return len(fixed(urls)) < len(urls)
+
+
 class Catalog:
     """The workers by task, and the providers by model."""
 
@@ -127,7 +138,7 @@ class Catalog:
         """Know who serves what.
 
         Args:
-            workers: base URLs of replicas.
+            workers: base URLs of replicas; or names, each of which stands for any number of them.
             models: what our workers serve, or workers elsewhere that their entries name.
             providers: an id that our workers serve as well is theirs.
             fallbacks: of models of ours.
@@ -136,7 +147,9 @@ class Catalog:
             interval: how often, in seconds.
         """
         local = {model.task for model in models if not model.is_external}
-        self._workers = {task: Replicas(urls) for task, urls in workers.items() if task in local}
+        self._workers = {task: Replicas(fixed(urls)) for task, urls in workers.items() if task in local}
+        self._names = Names()
+        self._named = {self._workers[task]: workers[task] for task in self._workers if has_names(workers[task])}
         elsewhere = {model.id: model.external.url.rstrip("/") for model in models if model.external is not None}
         places = {url: Replicas([url]) for url in elsewhere.values()}  # several models may be at one
         self._elsewhere = {model: places[url] for model, url in elsewhere.items()}
@@ -296,11 +309,19 @@ class Catalog:
         return {task: Health(worker.state, worker.num_ready, len(worker.all)) for task, worker in self._workers.items()}
 
     async def _look_at_all(self) -> None:
-        places = {*self._workers.values(), *self._elsewhere.values()}
-        await asyncio.gather(*(self._look_at(replica) for place in places for replica in place.all))
+        await asyncio.gather(*map(self._look_at_place, {*self._workers.values(), *self._elsewhere.values()}))
+
+    async def _look_at_place(self, place: Replicas) -> None:
+        """Look at those that are there by now; who is new takes no request before it has been looked at."""
+        urls = self._named.get(place)
+        there = place.all if urls is None else place.at(await self._names.urls(urls))
+        await asyncio.gather(*map(self._look_at, there))
+        place.all = there
 
     async def __aenter__(self) -> Self:
-        """Look at all replicas again and again from now on."""
+        """Look at all replicas again and again; the first time, where there are names, before any request."""
+        if self._named:
+            await self.health()
         self._watching = asyncio.create_task(self._watch())
         return self
 
@@ -310,6 +331,7 @@ class Catalog:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        self._names.close()
 
     async def _watch(self) -> None:
         while True:

@@ -37,7 +37,8 @@ class Pulse:
         # Half the interval: timers are not exact, and nobody may count the same silence twice.
         if answer is None or now >= asked_at + self.interval / 2:
             answer = asyncio.create_task(self._ask(worker))
-            self._asked[worker] = now, answer
+            recent = {each: asked for each, asked in self._asked.items() if now < asked[0] + self.interval}
+            self._asked = recent | {worker: (now, answer)}  # workers come and go
         return await asyncio.shield(answer)  # others may wait for it too
 
     async def _ask(self, worker: str) -> bool:

@@ -23,7 +23,7 @@ from gateway.preference import prefers_job
 from gateway.providers import ADDED_USAGE, Provider
 from gateway.pulse import Pulse
 from gateway.refusals import refusal
-from gateway.transport import UNSENT
+from gateway.transport import MAX_URLS, UNSENT
 from gateway.waiting import Patience, Reason, departure
 from services.registry import Task
 from services.schema import (
@@ -305,6 +305,7 @@ class Relay:
         Raises:
             Declined: none does, or the one that does is too busy or fails.
         """
+        refused: Exception | None = None
         for replica in target.replicas.in_order():
             replica.take(errand.request.scope["leases"])
             sent = self._request(replica, errand, target.model, attempt)
@@ -345,8 +346,10 @@ class Relay:
         return upstream
 
     def _url(self, url: str) -> httpx.URL:
-        """Parse each once: there are few, and it takes as long as all else about a request."""
+        """Parse each once: there are few at a time, and it takes as long as all else about a request."""
         if url not in self._urls:
+            if len(self._urls) >= MAX_URLS:
+                self._urls.clear()
             self._urls[url] = httpx.URL(url)
         return self._urls[url]
 

@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from gateway.auth import is_loopback
 from gateway.limits import WhenDown
 from gateway.patterns import Patterns
-from gateway.urls import check_url
+from gateway.urls import check_url, check_worker_url
 from gateway.usage.content import Kept
 from gateway.usage.schema import MAX_CONTENT
 from services.logs import LogFormat
@@ -61,15 +61,25 @@ class Settings(SettingsWithFiles):
     ([artefacts](artefacts.md)); empty: `artefacts` in the data folder
     """
     text_url: str = loopback("text")
-    """where the text workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
+    """where the text workers are: several comma-separated URLs are replicas, and `dns+http://text:3000` is one for each
+    address that the name has, looked up with every probe; empty: this modality is not served
+    """
     audio_url: str = loopback("audio")
-    """where the audio workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
+    """where the audio workers are: several comma-separated URLs are replicas, and `dns+http://audio:3000` is one for each
+    address that the name has, looked up with every probe; empty: this modality is not served
+    """
     image_url: str = loopback("image")
-    """where the image workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
+    """where the image workers are: several comma-separated URLs are replicas, and `dns+http://image:3000` is one for each
+    address that the name has, looked up with every probe; empty: this modality is not served
+    """
     video_url: str = loopback("video")
-    """where the video workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
+    """where the video workers are: several comma-separated URLs are replicas, and `dns+http://video:3000` is one for each
+    address that the name has, looked up with every probe; empty: this modality is not served
+    """
     mesh_url: str = loopback("mesh")
-    """where the mesh workers are: several comma-separated URLs are replicas; empty: this modality is not served"""
+    """where the mesh workers are: several comma-separated URLs are replicas, and `dns+http://mesh:3000` is one for each
+    address that the name has, looked up with every probe; empty: this modality is not served
+    """
     openai_base_url: str = ""
     """an OpenAI-compatible server, such as `https://host/v1`; empty: no provider"""
     openai_api_key: SecretStr = SecretStr("")
@@ -182,13 +192,19 @@ class Settings(SettingsWithFiles):
             raise ValueError("must be an http or https URL, such as https://api.example.org")
         return value.rstrip("/")
 
-    @field_validator("text_url", "audio_url", "image_url", "video_url", "mesh_url", "openai_base_url")
+    @field_validator("text_url", "audio_url", "image_url", "video_url", "mesh_url")
     @classmethod
     def check_urls(cls, value: str) -> str:
         """Refuse where nobody could be asked."""
         for url in split(value):
-            check_url(url)
+            check_worker_url(url)
         return value
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def check_provider(cls, value: str) -> str:
+        """Likewise."""
+        return check_url(value) if value else value
 
     @field_validator("openai_api_key", "moderation_key", mode="before")
     @classmethod
