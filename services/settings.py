@@ -56,6 +56,10 @@ class Settings(SettingsWithFiles):
     """a request for a model that is not in memory waits for it as long as its deadline lasts (`wait`), or has it loaded
     and gets 503 with `Retry-After` (`refuse`)
     """
+    drain_file: Path | None = None
+    """as long as this file is there, `/readyz` says 503 and all else is served as before: what whoever stops a worker
+    makes first, so that gateways send it nothing more; a start deletes it
+    """
     log_format: LogFormat = "text"
     max_upload_bytes: int = Field(default=25_000_000, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)
@@ -66,7 +70,7 @@ class Settings(SettingsWithFiles):
     """
     internal_token: SecretStr = SecretStr("")
 
-    @field_validator("models_file", mode="before")
+    @field_validator("models_file", "drain_file", mode="before")
     @classmethod
     def read_empty(cls, value: object) -> object:
         """Read an empty variable as none: an empty path is the folder that one is in."""

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from services.encoders import Encoder
 from services.engine.assembly import Make, build_engine
-from services.engine.generation import Followed, Tally, Terms
+from services.engine.generation import Followed, Tally, Terms, restarting
 from services.engine.metrics import Ending
 from services.errors import DeadlineExceeded, InvalidRequest, ServiceError
 from services.logs import LogFormat, write_logs
@@ -130,6 +130,8 @@ class Worker:
     @bentoml.on_startup
     def start(self) -> None:
         """Load in the background; until that is done `/readyz` says 503, and so do requests."""
+        if self.settings.drain_file is not None:
+            self.settings.drain_file.unlink(missing_ok=True)  # of a stop before this start
         self.receipts.start()
         self.engine.start()
 
@@ -145,8 +147,11 @@ class Worker:
         Raises:
             HTTPException: they cannot; BentoML answers with it, and so `/readyz` says why.
         """
+        drain_file = self.settings.drain_file
         try:
             self.engine.check_is_ready()
+            if drain_file is not None and drain_file.exists():
+                raise restarting()
         except ServiceError as error:
             said = envelope(error.status, error.message, error.code)
             raise HTTPException(error.status, said.model_dump_json()) from error

@@ -74,8 +74,11 @@ class Cinema:
 
 
 @pytest.fixture(scope="module")
-def cinema() -> Iterator[tuple[str, Cinema]]:
-    with undisturbed_logging():
+def cinema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Cinema]]:
+    left_behind = tmp_path_factory.mktemp("worker") / "draining"  # by a stop before this start
+    left_behind.touch()
+    with undisturbed_logging(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATELIER_DRAIN_FILE", str(left_behind))
         cinema = Cinema()
     cinema.worker.start()
     with served(Starlette(routes=[Route("/v1/videos", cinema.__call__, methods=["POST"])])) as url:
@@ -298,6 +301,22 @@ def test_a_file_that_is_too_large_is_refused(cinema: tuple[str, Cinema]) -> None
 @pytest.mark.anyio
 async def test_a_worker_is_ready_when_its_engine_is(cinema: tuple[str, Cinema]) -> None:
     assert await cinema[1].worker.__is_ready__()
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_is_about_to_be_stopped_says_so_and_serves_on(cinema: tuple[str, Cinema]) -> None:
+    url, booth = cinema
+    file = booth.worker.settings.drain_file
+    assert file is not None
+    file.touch()
+    try:
+        with pytest.raises(HTTPException) as refusal:
+            await booth.worker.__is_ready__()
+        assert refusal.value.status_code == 503
+        assert json.loads(refusal.value.detail)["error"]["code"] == "model_loading"
+        assert post(url).status_code == 200
+    finally:
+        file.unlink()
 
 
 @pytest.mark.anyio
