@@ -78,5 +78,6 @@ def resolved(url: str) -> Sequence[str]:
             return ()
         raise
     kind = found[0][0]
-    places = [f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}" for _, _, _, _, (host, port, *_) in found]
-    return [parts._replace(netloc=place).geturl() for place, each in zip(places, found, strict=True) if each[0] == kind]
+    addresses = [str(address) for family, _, _, _, (address, *_) in found if family == kind]
+    hosts = [f"[{address}]" if ":" in address else address for address in addresses]
+    return [parts._replace(netloc=f"{host}:{parts.port or 80}").geturl() for host in hosts]

@@ -179,6 +179,11 @@ def test_only_the_gateway_reaches_workers_and_what_is_outside(cluster: Cluster) 
     assert not any(cluster.may_connect(name, None, 80) for name in cluster.pods)
 
 
+def test_a_pod_that_no_policy_names_is_cut_off(cluster: Cluster) -> None:
+    policy = cluster.all("NetworkPolicy")["nothing"]["spec"]
+    assert policy == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
 def test_workers_are_reached_pod_by_pod_and_the_gateway_by_its_service(cluster: Cluster) -> None:
     services, environment = cluster.all("Service"), cluster.environment("gateway")
     for task in WORKERS:
