@@ -61,24 +61,24 @@ class Settings(SettingsWithFiles):
     ([artefacts](artefacts.md)); empty: `artefacts` in the data folder
     """
     text_url: str = loopback("text")
-    """where the text workers are: several comma-separated URLs are replicas, and `dns+http://text:3000` is one for each
-    address that the name has, looked up with every probe; empty: this modality is not served
+    """where the text workers are: several comma-separated URLs are replicas, and `dns+http://text:3000` is one for
+    each address that the name has, looked up with every probe; empty: this modality is not served
     """
     audio_url: str = loopback("audio")
-    """where the audio workers are: several comma-separated URLs are replicas, and `dns+http://audio:3000` is one for each
-    address that the name has, looked up with every probe; empty: this modality is not served
+    """where the audio workers are: several comma-separated URLs are replicas, and `dns+http://audio:3000` is one for
+    each address that the name has, looked up with every probe; empty: this modality is not served
     """
     image_url: str = loopback("image")
-    """where the image workers are: several comma-separated URLs are replicas, and `dns+http://image:3000` is one for each
-    address that the name has, looked up with every probe; empty: this modality is not served
+    """where the image workers are: several comma-separated URLs are replicas, and `dns+http://image:3000` is one for
+    each address that the name has, looked up with every probe; empty: this modality is not served
     """
     video_url: str = loopback("video")
-    """where the video workers are: several comma-separated URLs are replicas, and `dns+http://video:3000` is one for each
-    address that the name has, looked up with every probe; empty: this modality is not served
+    """where the video workers are: several comma-separated URLs are replicas, and `dns+http://video:3000` is one for
+    each address that the name has, looked up with every probe; empty: this modality is not served
     """
     mesh_url: str = loopback("mesh")
-    """where the mesh workers are: several comma-separated URLs are replicas, and `dns+http://mesh:3000` is one for each
-    address that the name has, looked up with every probe; empty: this modality is not served
+    """where the mesh workers are: several comma-separated URLs are replicas, and `dns+http://mesh:3000` is one for
+    each address that the name has, looked up with every probe; empty: this modality is not served
     """
     openai_base_url: str = ""
     """an OpenAI-compatible server, such as `https://host/v1`; empty: no provider"""

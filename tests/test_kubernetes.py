@@ -12,13 +12,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cli.settings import Settings as UpSettings
 from gateway.app import create_app
 from gateway.catalog import JITTER, PROBE_SECONDS
 from gateway.settings import Settings as GatewaySettings
 from services.registry import WORKERS
 from services.settings import Settings as WorkerSettings
-from tests.test_docs import OTHER_VARIABLES
+from tests import settings_page
 from ui.settings import Settings as StudioSettings
 
 ROOT = Path(__file__).parents[1]
@@ -251,9 +250,7 @@ def test_secrets_come_as_files_and_are_those_that_the_document_makes(cluster: Cl
 
 
 def test_only_settings_that_exist_are_named() -> None:
-    fields = {*GatewaySettings.model_fields, *WorkerSettings.model_fields, *UpSettings.model_fields}
-    existing = {f"ATELIER_{field.upper()}" for field in fields} | OTHER_VARIABLES
-    assert set(re.findall(r"ATELIER_[A-Z0-9_]+", MANIFESTS + DOCUMENT)) <= existing
+    assert set(re.findall(r"ATELIER_[A-Z0-9_]+", MANIFESTS + DOCUMENT)) <= settings_page.documented()
 
 
 @pytest.mark.parametrize("name", READ_BY)
