@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.callers import Caller
 from gateway.errors import FILE_FIELDS, GatewayError, PayloadTooLarge, Restarting, render
+from gateway.events import END
 from gateway.headers import header, put_headers
 from gateway.keys.schema import MARK, without_keys
 from gateway.metrics import Metrics
@@ -47,6 +48,8 @@ class Exchange:
         self.model = ""  # that answered, if one did
         self.first_byte_seconds: float | None = None
         self._num_bytes = 0
+        self._tail = b""  # of events, as far as it may be their end
+        self._is_stream = False
         self._is_complete = False
         self._has_left = False
 
@@ -70,6 +73,7 @@ class Exchange:
             seconds = time.perf_counter() - self._began
             self.status = message["status"]
             self.model = header(message, b"x-model")
+            self._is_stream = header(message, b"content-type").startswith("text/event-stream")
             request_id = self.request_id.encode()
             put_headers(
                 message,
@@ -85,9 +89,16 @@ class Exchange:
         try:
             await self._send(message)
         except OSError:
-            self._has_left = True
+            self._has_left = not self._is_complete
             raise
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if message["type"] == "http.response.body":
+            self._note_end(message)
+
+    def _note_end(self, message: Message) -> None:
+        """See whether the caller has it all: behind the last event many close, and do not wait for the body's end."""
+        if self._is_stream:
+            self._tail = (self._tail + message.get("body", b""))[-len(END) :]
+        if self._tail == END or not message.get("more_body", False):
             self._is_complete = True
 
     @property

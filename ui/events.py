@@ -8,14 +8,12 @@ END = "[DONE]"
 
 
 def events_of(lines: Iterable[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the name and the fields of each event until the last."""
+    """Yield the name and the fields of each event; it reads to the end, so that the connection can serve again."""
     name = "message"
     for line in lines:
         key, _, value = line.partition(": ")
         if key == "event":
             name = value
-        elif key == "data" and value == END:
-            return
-        elif key == "data":
+        elif key == "data" and value != END:
             yield name, json.loads(value)
             name = "message"

@@ -125,6 +125,26 @@ class TestOwnership:
         assert [record.ending for record in records] == [ending]
         assert records[0].successful == (ending == "complete")
 
+    @pytest.mark.parametrize(
+        ("media_type", "ending"), [("text/event-stream; charset=utf-8", "complete"), ("text/plain", "left")]
+    )
+    def test_who_leaves_behind_the_last_event_has_had_it_all(
+        self, gateway: Gateway, workers: Workers, media_type: str, ending: str
+    ) -> None:
+        """As the official SDK does: it waits for `[DONE]`, and not for the end of the body."""
+        never: Future[None] = Future()
+        workers.streams_once(b"data: {}\n\ndata: [DO", b"NE]\n\n", opened(never), content_type=media_type)
+
+        with gateway.client.stream("GET", SPEECH) as response:
+            heard = b""
+            pieces = response.iter_raw()
+            while not heard.endswith(b"[DONE]\n\n"):
+                heard += next(pieces)
+
+        [row] = gateway.rows()
+        assert (row["ending"], row["successful"]) == (ending, ending == "complete")
+        assert workers.num_open == 0
+
 
 class TestHalf:
     @pytest.mark.parametrize("length", [None, "12"])
