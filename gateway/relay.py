@@ -212,6 +212,20 @@ class Relay:
         """
         if self.instead is not None and prefers_job(request.scope) and isinstance(targets[0], Ours):
             return await self.instead(request, targets[0].model, path, accept, body)
+        return await self.pass_on(request, targets, path, accept=accept, headers=headers, renamed=renamed, **body)
+
+    async def pass_on(
+        self,
+        request: Request,
+        targets: Sequence[Target],
+        path: str,
+        *,
+        accept: str,
+        headers: Mapping[str, str] | None = None,
+        renamed: Mapping[str, str] | None = None,
+        **body: Any,
+    ) -> Response:
+        """Send a request as `send` does, for an answer and never for a job."""
         errand = self._errand(request, path, accept, body, renamed or {})
         attempt, target, upstream = await self._first_to_take(targets, errand)
         if isinstance(target, Provider):

@@ -24,10 +24,10 @@ from services.engine.outputs import Mesh, Sound
 from services.media import animation, glb, jpeg, mp4, obj, ply, turntable
 from services.media.spritesheet import Spritesheet
 from services.provenance import Provenance
+from services.schema import MEDIA_TYPES
 
 PIECE = 192 * 1024  # bytes, and so 256 KiB as text
 THUMBNAIL_SIDE = 640  # pixels
-FILMS = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class FilmFiles:
         """Expect `num_frames` of one size; `provenance` goes into all files."""
         self._file = Scratch()
         self._line, self._xmp = ("", b"") if provenance is None else (provenance.line, provenance.xmp)
-        self._media_type = FILMS[output_format]
+        self._media_type = MEDIA_TYPES[output_format]
         match output_format:
             case "mp4":
                 film: Film = mp4.FileEncoder(self._file.path, frame_rate, comment=self._line)
@@ -162,7 +162,7 @@ class FilmFiles:
 
     def _pieces(self) -> Iterator[bytes]:
         for number, piece in enumerate(self._file.pieces()):
-            is_unsized = number == 0 and self._media_type == FILMS["webp"]
+            is_unsized = number == 0 and self._media_type == MEDIA_TYPES["webp"]
             yield animation.sized(piece, self._file.num_bytes) if is_unsized else piece
 
 

@@ -31,7 +31,21 @@ RUN_HEADERS: Final = (  # of an answer, as far as they are known when it begins
     "x-iterations",
     "x-generation-seconds",
 )
+CONVERSIONS: Final = "/v1/conversions"  # where a worker writes a finished file in another format
 FINAL_EVENTS: Final = "text/event-stream; final=1"  # as `Accept`: events with files that are finished, for jobs
+MEDIA_TYPES: Final[Mapping[str, str]] = {  # by the words for formats
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "mp4": "video/mp4",
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "aac": "audio/aac",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
 MAX_SEED: Final = 2**53 - 1  # the largest integer that every JSON reader keeps
 
 # Control characters but tab, line feed and carriage return; what broken UTF-8 is decoded to.

@@ -25,6 +25,12 @@ class NoSuchOutput(GatewayError):
     status, code, param = 404, "output_not_found", "variant"
 
 
+class NotConvertible(GatewayError):
+    """The file cannot be had in another format."""
+
+    status, code, param = 409, "not_convertible", "format"
+
+
 class NotDone(GatewayError):
     """The job has no files yet, or will have none."""
 

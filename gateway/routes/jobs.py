@@ -17,6 +17,7 @@ from gateway.bodies import checked, read_object
 from gateway.events import END, Events, event
 from gateway.fitting import FILM_OF, NewVideo, film, mesh_model
 from gateway.jobs.books import reservation
+from gateway.jobs.conversion import converted
 from gateway.jobs.desk import Order, Seen, visible_to
 from gateway.jobs.errors import NoSuchOutput, NotDone
 from gateway.jobs.schema import Change, Job, JobState, Output
@@ -30,7 +31,7 @@ from services.audio.schema import SpeechRequest
 from services.image.schema import EditRequest, ImageRequest
 from services.mesh.schema import MeshRequest
 from services.registry import Task
-from services.schema import Body, GenerationRequest
+from services.schema import MEDIA_TYPES, Body, GenerationRequest
 from services.text.schema import ChatRequest, CompletionRequest, ResponseRequest
 from services.video.schema import VideoRequest
 
@@ -109,6 +110,12 @@ class ContentQuery(BaseModel):
 
     variant: Annotated[str, StringConstraints(max_length=64)] | None = None
     step: Annotated[int, Field(ge=1, le=MAX_STEPS, description="of a chain, counted from 1")] | None = None
+    format: (
+        Annotated[
+            str, StringConstraints(max_length=8), Field(description="that it is converted to, such as webp, wav or gif")
+        ]
+        | None
+    ) = None
 
 
 @router.post("", status_code=202, openapi_extra={"requestBody": SHAPE})
@@ -322,7 +329,11 @@ async def content_of(request: Request, state: State, job: Job, query: ContentQue
         NoSuchOutput: there is no such.
     """
     output = output_of(job, query.variant, query.step)
-    response = await download(request, state.jobs.artefacts, output.artefact, job.title or job.id)
+    kept = state.jobs.artefacts
+    if query.format is None or MEDIA_TYPES.get(query.format) == output.artefact.media_type:
+        response = await download(request, kept, output.artefact, job.title or job.id)
+    else:
+        response = await converted(request, job, output, query.format, kept, state.catalog, state.relay)
     if output.step == len(job.steps) - 1 and job.model:  # a job knows no more of the steps before
         response.headers["x-model"] = job.model
         response.headers.update({} if job.seed is None else {"x-seed": str(job.seed)})

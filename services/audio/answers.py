@@ -12,16 +12,9 @@ from services.engine.outputs import Sound
 from services.errors import ServiceError
 from services.media import sound, wav
 from services.provenance import AI_GENERATED, SOFTWARE, Provenance
-from services.schema import envelope
+from services.schema import MEDIA_TYPES, envelope
+from services.settings import Settings
 
-MEDIA_TYPES: Mapping[Format, str] = {
-    "mp3": "audio/mpeg",
-    "opus": "audio/ogg",
-    "aac": "audio/aac",
-    "flac": "audio/flac",
-    "wav": "audio/wav",
-    "pcm": "audio/pcm",
-}
 END = b"data: [DONE]\n\n"
 
 
@@ -105,6 +98,21 @@ class SpeechEncoder:
             case form:
                 tags = {name.lower(): text for name, text in self._provenance.tags.items()}
                 return sound.Encoder(form, sample_rate, {**tags, "comment": AI_GENERATED})
+
+
+def converted(data: bytes, form: Format, provenance: Provenance, settings: Settings) -> bytes:
+    """Write speech that is a file already as one of another format.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    samples, sample_rate = sound.read(data)
+    encoder = SpeechEncoder(form, 1.0, provenance)
+    try:
+        content = encoder.add(Sound(samples, sample_rate)) + encoder.close(Done())
+        return encoder.finished(content, len(content))
+    finally:
+        encoder.abort()
 
 
 class SpeechEvents(EventStream):

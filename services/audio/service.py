@@ -1,6 +1,6 @@
 """The audio worker: `bentoml serve services.audio.service:AudioService`."""
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import bentoml
 from starlette.requests import Request
@@ -8,8 +8,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from services.admission import GatewayOnly
-from services.audio.answers import MEDIA_TYPES, SpeechEncoder, SpeechEvents
+from services.audio.answers import SpeechEncoder, SpeechEvents, converted
 from services.audio.schema import Format, SpeechRequest, chosen
+from services.conversion import conversions
 from services.encoders import Encoder
 from services.engine.stepper import Stepper
 from services.envelope import EnvelopeMiddleware
@@ -18,6 +19,7 @@ from services.finals import SoundFiles
 from services.registry import WORKERS, Model
 from services.requests import Correlation
 from services.responses import negotiated, rendered, wants, wants_final
+from services.schema import CONVERSIONS, MEDIA_TYPES
 from services.settings import Settings
 from services.uploads import JsonBodies
 from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
@@ -63,10 +65,10 @@ def format_of(job: SpeechRequest, request: Request) -> Format:
     """Choose the file's format: as the body says, else as `Accept` does, else as OpenAI does."""
     if job.response_format is not None:
         return job.response_format
-    return next((form for form, media_type in MEDIA_TYPES.items() if wants(request, media_type)), "mp3")
+    return next((form for form in get_args(Format) if wants(request, MEDIA_TYPES[form])), "mp3")
 
 
-routes = routes_with(Route("/v1/audio/voices", list_voices))
+routes = routes_with(Route("/v1/audio/voices", list_voices), conversions(Format, converted))
 
 
 @bentoml.service(
@@ -106,4 +108,4 @@ service = cast(bentoml.Service[AudioService], AudioService)
 service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
 service.add_asgi_middleware(GatewayOnly)
-service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)
+service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={CONVERSIONS})

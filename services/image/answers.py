@@ -13,13 +13,31 @@ from services.encoders import EventStream, server_sent, text_of
 from services.engine.events import Done, Event, Preview, Progress
 from services.errors import ServiceError
 from services.finals import File
-from services.image.schema import ImageJob, described, seed_of, usage
-from services.media import jpeg, png, webp
+from services.image.schema import ImageJob, OutputFormat, described, seed_of, usage
+from services.media import jpeg, picture, png, webp
 from services.provenance import Provenance
 from services.schema import envelope
+from services.settings import Settings
 
 BEST = 100
 END = b"data: [DONE]\n\n"
+
+
+def written(pixels: NDArray[np.uint8], form: OutputFormat, quality: int, provenance: Provenance) -> bytes:
+    """Write a picture of shape (height, width, 3) as a file that says where it comes from."""
+    if form == "png":
+        return png.encode(pixels, provenance.tags, provenance.xmp)
+    encode = jpeg.encode if form == "jpeg" else webp.encode
+    return encode(pixels, quality, provenance.line, provenance.xmp)
+
+
+def converted(data: bytes, form: OutputFormat, provenance: Provenance, settings: Settings) -> bytes:
+    """Write a picture that is a file already as one of another format.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return written(np.asarray(picture.read(data, settings.max_image_pixels)), form, BEST, provenance)
 
 
 class PictureEncoder:
@@ -49,10 +67,7 @@ class PictureEncoder:
     def sketch(self, data: NDArray[np.uint8]) -> bytes:
         """Encode what is only on its way to be the next picture."""
         provenance = replace(self._provenance, seed=self.seed)
-        if self._format == "png":
-            return png.encode(data, provenance.tags, provenance.xmp)
-        encode = jpeg.encode if self._format == "jpeg" else webp.encode
-        return encode(data, self._quality, provenance.line, provenance.xmp)
+        return written(data, self._format, self._quality, provenance)
 
     def close(self, done: Done) -> bytes:
         """Return nothing: each picture is whole."""
@@ -107,8 +122,8 @@ class PictureFiles:
 
     def close(self, done: Done) -> Iterator[File]:
         """Yield them."""
-        for number, picture in enumerate(self._pictures, start=1):
-            yield File("image" if number == 1 else f"image-{number}", self._inner.media_type, [picture])
+        for number, content in enumerate(self._pictures, start=1):
+            yield File("image" if number == 1 else f"image-{number}", self._inner.media_type, [content])
 
     def abort(self) -> None:
         """Forget them."""

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from services.admission import GatewayOnly
+from services.conversion import conversions
 from services.encoders import Encoder
 from services.engine.generation import Followed, Tally, Terms
 from services.engine.stepper import Stepper
@@ -17,14 +18,14 @@ from services.ensemble import Ensemble, OneReceipt
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
 from services.finals import FinalEvents
-from services.image.answers import DocumentEncoder, PictureEncoder, PictureEvents, PictureFiles
+from services.image.answers import DocumentEncoder, PictureEncoder, PictureEvents, PictureFiles, converted
 from services.image.edit import STRENGTH, Edit
-from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest, chosen, seed_of
+from services.image.schema import EditJob, EditRequest, ImageJob, ImageRequest, OutputFormat, chosen, seed_of
 from services.media.picture import fitting
 from services.registry import WORKERS, Model
 from services.requests import Correlation
 from services.responses import negotiated, rendered, wants_final
-from services.schema import GenerationRequest
+from services.schema import CONVERSIONS, GenerationRequest
 from services.settings import Settings
 from services.uploads import JsonBodies, missing, naming_the_field, read_form
 from services.worker import MAX_CONCURRENCY, SPARE, UNTRACED, Worker, routes_with
@@ -99,7 +100,7 @@ def encoder(request: Request, worker: Worker, job: ImageJob, body: ImageRequest,
     return form
 
 
-routes = routes_with(Route(EDITS, edit, methods=["POST"]))
+routes = routes_with(conversions(OutputFormat, converted), Route(EDITS, edit, methods=["POST"]))
 
 
 @bentoml.service(
@@ -152,4 +153,4 @@ service = cast(bentoml.Service[ImageService], ImageService)
 service.add_asgi_middleware(Correlation)
 service.add_asgi_middleware(EnvelopeMiddleware)
 service.add_asgi_middleware(GatewayOnly)
-service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS})
+service.add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS, CONVERSIONS})

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from io import BytesIO
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Literal
@@ -111,6 +112,22 @@ class Encoder:
         self._container.close()
         self._stream = None
         self._sink.take()
+
+
+def read(data: bytes) -> tuple[NDArray[np.float32], int]:
+    """Return the sound of a file that `Encoder` or `wav.Encoder` has made: mono samples in [-1, 1], and their rate.
+
+    Raises:
+        ValueError: it is none, or says not what it is, as bare samples do.
+    """
+    try:
+        with av.open(BytesIO(data)) as container:
+            rate = container.streams.audio[0].rate
+            to_floats = av.AudioResampler(format="flt", layout="mono", rate=rate)
+            frames = [part for frame in container.decode(audio=0) for part in to_floats.resample(frame)]
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError("this is no sound") from error
+    return np.concatenate([np.zeros(0, np.float32), *(frame.to_ndarray()[0] for frame in frames)]), rate
 
 
 def at_speed(samples: NDArray[np.float32], speed: float, sample_rate: int) -> NDArray[np.float32]:

@@ -9,12 +9,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from services.admission import GatewayOnly
+from services.conversion import conversions
 from services.encoders import Encoder, GifEncoder, Mp4Encoder, WebpEncoder
+from services.engine.events import Done
 from services.engine.stepper import Stepper, WholeCall
 from services.envelope import EnvelopeMiddleware
 from services.errors import InvalidRequest
 from services.finals import FilmFiles
+from services.media import film
 from services.media.picture import fitting
+from services.provenance import Provenance
 from services.registry import WORKERS, Model
 from services.requests import Correlation
 from services.responses import negotiated, rendered, wants
@@ -48,10 +52,10 @@ async def generate(request: Request) -> Response:
     A Starlette route, because BentoML's own multipart parsing changes what it reads (`"123"` becomes a number, a URL is
     downloaded).
     """
-    return await rendered(film(request, request.app.state.worker))
+    return await rendered(make_film(request, request.app.state.worker))
 
 
-async def film(request: Request, worker: "VideoService") -> Response:
+async def make_film(request: Request, worker: "VideoService") -> Response:
     """Read the form and answer it.
 
     Raises:
@@ -103,7 +107,23 @@ async def film_prompt(request: Request, worker: "VideoService", body: VideoReque
     return await worker.answer(request, body, TextVideoJob, prepare)
 
 
-routes = routes_with(Route("/v1/videos", generate, methods=["POST"]))
+def converted(data: bytes, form: Format, provenance: Provenance, settings: Settings) -> bytes:
+    """Write a film that is a file already as one of another format.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    read = film.read(data)
+    files = FilmFiles(read.frame_rate, read.num_frames, provenance, form)
+    try:
+        for frame in read.frames:
+            files.add(frame)
+        return b"".join(next(files.close(Done())).pieces)
+    finally:
+        files.abort()
+
+
+routes = routes_with(Route("/v1/videos", generate, methods=["POST"]), conversions(Format, converted))
 
 
 @bentoml.service(

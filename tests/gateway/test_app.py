@@ -10,8 +10,9 @@ from typing import Any, get_args
 import httpx
 import pytest
 
-from services.audio.answers import MEDIA_TYPES
+from services.audio.schema import Format
 from services.image.schema import OutputFormat
+from services.schema import MEDIA_TYPES
 from tests.gateway.conftest import LONG, PNG, Gateway, Workers, error_of
 
 SPEECH = "/generate/audio?prompt=hello"
@@ -104,10 +105,12 @@ class TestDocs:
             assert {"prompt", "model", "size"} <= form.keys() & named.keys()
 
     def test_each_format_of_speech_and_pictures_is_described(self, description: dict[str, Any]) -> None:
-        pictures = {f"image/{kind}" for kind in get_args(OutputFormat)}
-        for path, media_types in (("audio/speech", {*MEDIA_TYPES.values()}), ("images/edits", pictures)):
+        for path, words in (("audio/speech", get_args(Format)), ("images/edits", get_args(OutputFormat))):
             described = description["paths"][f"/v1/{path}"]["post"]["responses"]["200"]["content"]
-            assert described.keys() - {"application/json"} == {*media_types, "text/event-stream"}
+            assert described.keys() - {"application/json"} == {
+                *(MEDIA_TYPES[word] for word in words),
+                "text/event-stream",
+            }
 
     def test_what_is_only_for_workers_is_not_described(self, description: dict[str, Any]) -> None:
         assert "x-atelier" not in str(description).lower()

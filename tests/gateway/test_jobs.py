@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from openai import OpenAI
 from starlette.applications import Starlette
@@ -25,6 +26,8 @@ from cli.events import events_of
 from gateway.jobs.schema import Change, Job
 from gateway.jobs.store import Store
 from services.image.schema import EditRequest
+from services.media import png
+from services.provenance import Provenance
 from tests.gateway.conftest import LONG, Gateway, Workers, error_of, opened, served
 from tests.gateway.test_media import EDITS, parts
 from tests.gateway.test_receipts import entry_of
@@ -369,6 +372,73 @@ def test_a_silent_stream_says_that_it_is_still_there(
 SPEECH = "/v1/audio/speech"
 LATER = {"prefer": "respond-async"}
 SAID = {"input": "Good evening. And good night."}
+
+
+def convertible(workers: Workers) -> dict[str, Any]:
+    """Make pictures that say where they come from; convert what is to be converted, and keep how that was asked for."""
+    picture = png.encode(np.zeros((8, 8, 3), np.uint8), Provenance("a-model", "1", 5, {"size": "8x8"}).tags)
+    works(workers, files={"/v1/images/generations": (("image", "image/png", picture),)})
+    make, seen = workers.answer, {}
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/v1/conversions":
+            return await make(request)
+        seen["body"] = await request.aread()
+        return workers.stream(b"a picture in WebP", content_type="image/webp")
+
+    workers.answer = answer
+    return seen
+
+
+def test_a_file_can_be_had_in_another_format_and_is_not_made_again(gateway: Gateway, workers: Workers) -> None:
+    seen = convertible(workers)
+    job = ended(gateway.client, create(gateway.client, "/v1/images/generations", PROMPT, LATER)["id"])
+    [output] = job["outputs"]
+    answer = gateway.client.get(output["url"], params={"variant": "image", "format": "webp"})
+
+    assert (answer.content, answer.headers["content-type"]) == (b"a picture in WebP", "image/webp")
+    assert answer.headers["content-disposition"].endswith(".webp")
+    assert answer.headers["x-seed"] == "5"
+    assert b'"model":"a-model","revision":"1","seed":5,"parameters":{"size":"8x8"}' in seen["body"]
+    assert b"\x89PNG" in seen["body"]
+    same = gateway.client.get(output["url"], params={"variant": "image", "format": "png"})
+    assert (same.content, same.headers["etag"]) == (gateway.client.get(output["url"]).content, same.headers["etag"])
+    made = [row for row in gateway.rows() if row["modality"]]
+    assert [row["route"] for row in made] == ["/v1/images/generations"]
+
+
+@pytest.mark.parametrize(
+    ("path", "form", "status", "code"),
+    [
+        (MESH, "glb", 400, "invalid_value"),
+        (MESH, "webp", 400, "invalid_value"),
+        ("/v1/images/generations", "mp3", 400, "invalid_value"),
+        ("/v1/images/generations", "webp", 409, "not_convertible"),  # what is there is no picture
+        ("/v1/chat/completions", "png", 400, "invalid_value"),
+    ],
+)
+def test_what_cannot_be_had_in_a_format_is_refused(
+    gateway: Gateway, workers: Workers, path: str, form: str, status: int, code: str
+) -> None:
+    works(workers)
+    body = {"messages": [{"role": "user", "content": "hello"}]} if "chat" in path else PROMPT
+    job = ended(gateway.client, create(gateway.client, path, body, LATER)["id"])
+    answer = gateway.client.get(f"/v1/jobs/{job['id']}/content", params={"format": form})
+
+    assert (answer.status_code, error_of(answer)["code"], error_of(answer)["param"]) == (status, code, "format")
+
+
+def test_a_worker_that_is_away_converts_nothing_and_that_is_said(gateway: Gateway, workers: Workers) -> None:
+    convertible(workers)
+    job = ended(gateway.client, create(gateway.client, "/v1/images/generations", PROMPT, LATER)["id"])
+
+    async def nobody(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    workers.answer = nobody
+    answer = gateway.client.get(f"/v1/jobs/{job['id']}/content", params={"format": "webp"})
+
+    assert (answer.status_code, error_of(answer)["code"]) == (503, "worker_unavailable")
 
 
 def speaks(workers: Workers, gate: Future[None], *then: bytes | Exception) -> None:

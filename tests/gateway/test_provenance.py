@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -16,7 +16,8 @@ from PIL import Image
 
 from gateway.provenance.containers import format_of
 from gateway.provenance.statement import Statement, statement_of
-from services.audio.answers import MEDIA_TYPES, SpeechEncoder
+from services.audio.answers import SpeechEncoder
+from services.audio.schema import Format
 from services.encoders import Encoder, GifEncoder, GlbEncoder, Mp4Encoder, ObjEncoder, PlyEncoder, WebpEncoder
 from services.engine.events import Done
 from services.engine.outputs import Mesh, Sound
@@ -56,7 +57,7 @@ def written() -> dict[str, bytes]:
     for form in ("png", "jpeg", "webp"):
         job = ImageJob(prompt="a", size="64x64", num_inference_steps=1, guidance_scale=1, output_format=form)
         found[form] = encoded(PictureEncoder(job, PROVENANCE), PICTURE)
-    for sound in MEDIA_TYPES:
+    for sound in get_args(Format):
         if sound != "pcm":
             found[sound] = encoded(SpeechEncoder(sound, 1.0, PROVENANCE), SOUND, SOUND)
             [(_, found[f"{sound} of a job"])] = finished(SoundFiles(SpeechEncoder(sound, 2.0, PROVENANCE)), SOUND)
