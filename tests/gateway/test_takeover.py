@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -38,14 +40,15 @@ class Slow:
         if request.method == "GET":
             return Response()
         self.attempts.append(request.headers["x-atelier-attempt"])
-        return StreamingResponse(self.pieces(await request.json()), media_type="text/event-stream")
+        kind = ("audio", "audio/wav") if "audio" in request.url.path else ("glb", "model/gltf-binary")
+        return StreamingResponse(self.pieces(await request.json(), *kind), media_type="text/event-stream")
 
-    async def pieces(self, body: dict[str, object]) -> AsyncGenerator[bytes, None]:
+    async def pieces(self, body: dict[str, object], variant: str, media_type: str) -> AsyncGenerator[bytes, None]:
         yield sent("started")
         while not self.is_open:
             yield sent("progress", step=1, steps=2)
             await asyncio.sleep(0.05)
-        yield a_file("glb", "model/gltf-binary", json.dumps(body["seed"]).encode()) + sent("done", usage={"meshes": 1})
+        yield a_file(variant, media_type, json.dumps(body["seed"]).encode()) + sent("done", usage={"meshes": 1})
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -113,6 +116,21 @@ def test_a_gateway_that_is_gone_leaves_its_jobs_to_another(
     assert job["usage"] == {"meshes": 1}
     assert [row["units"] for row in rows if row["units"]] == [{"meshes": 1}]
     assert sum(each["units"].get("meshes", 0) for bucket in totals for each in bucket["results"]) == 1
+
+
+@pytest.mark.live
+def test_speech_can_be_heard_at_every_gateway(tmp_path: Path, database: str) -> None:
+    """At the one that works on it while it is made; at any other when it is."""
+    with gateways(tmp_path, database) as (worker, processes), ThreadPoolExecutor() as threads:
+        first = processes[0].url
+        asked = {"json": {"input": "hello", "seed": 7}, "headers": {"prefer": "respond-async"}, "timeout": LONG}
+        job_id = httpx.post(f"{first}/v1/audio/speech", trust_env=False, **asked).json()["id"]
+        hear = partial(httpx.get, trust_env=False, timeout=LONG)
+        heard = [threads.submit(hear, f"{each.url}/v1/jobs/{job_id}/sound") for each in processes]
+        worker.is_open = True
+
+        assert [each.result().content for each in heard] == [b"7"] * NUM_GATEWAYS
+        assert {each.result().headers["content-type"] for each in heard} == {"audio/wav"}
 
 
 @pytest.mark.fresh
