@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urljoin
 
@@ -75,9 +76,9 @@ def actions(job: Mapping[str, Any]) -> None:
     with st.container(horizontal=True):
         for output in job["outputs"] if is_done else ():
             download(job, output)
-        can_repeat = making.can_repeat(job)
-        if is_done and can_repeat:
+        if is_done:
             other_formats(job)
+        can_repeat = making.can_repeat(job)
         st.button(
             "Again with another seed",
             key=f"again-{job_id}",
@@ -98,23 +99,24 @@ def actions(job: Mapping[str, Any]) -> None:
 
 
 def other_formats(job: Mapping[str, Any]) -> None:
-    """Offer the other kinds of file that its route makes."""
-    field, words = options.formats_of(job["kind"])
-    there = {media.extension_of(output) for output in job["outputs"]}
-    others = [word for word in words if media.EXTENSIONS.get(f"image/{word}", word) not in there]
-    if not others:
+    """Offer the other kinds of file that what was made can be had as; the gateway has it converted."""
+    files = [each for each in job["outputs"] if each["variant"].partition("-")[0] == job["kind"]]
+    words = options.formats_of(job["kind"]) if files else ()
+    if not words:
         return
-    with st.popover("Other formats", key=f"formats-{job['id']}", help="Made once more, with the same seed"):
-        for word in others:
-            key = f"{word}-{job['id']}"
-            st.button(word.upper(), key=key, on_click=making.in_format, args=(job, field, word))
+    with st.popover("Other formats", key=f"formats-{job['id']}"):
+        for output in files:
+            for word in words:
+                other = {**output, **media.converted(job["kind"], output, word)}
+                if media.extension_of(other) != media.extension_of(output):
+                    download(job, other)
 
 
 def download(job: Mapping[str, Any], output: Mapping[str, Any]) -> None:
-    """Offer a file."""
+    """Offer a file. It is fetched when the button is pressed, where no cookie is to be seen: the key is taken here."""
     st.download_button(
         media.label_of(output),
-        lambda: making.file(output["url"]),
+        partial(client().file, output["url"]),
         file_name=f"{job['id']}-{output['variant']}.{media.extension_of(output)}",
         mime=output["media_type"],
         key=f"download-{output['url']}",

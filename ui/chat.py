@@ -11,8 +11,8 @@ import streamlit as st
 from ui import options
 from ui.errors import Problem
 from ui.key import COOKIE as KEY
-from ui.making import MAX_SEED
-from ui.session import client, told
+from ui.making import BACK, MAX_SEED, PROBLEM
+from ui.session import client, explain
 from ui.visitors import COOKIE as VISITOR
 from ui.visitors import Conversations
 
@@ -87,17 +87,28 @@ def ask(prompt: str, fields: Mapping[str, Any]) -> None:
     messages = [{"role": each["role"], "content": each["content"]} for each in said]
     answer = Answer()
     try:
-        with st.chat_message("assistant"), told():
+        with st.chat_message("assistant"):
             write(answer, {**fields, "messages": messages})
+    except Problem as problem:
+        if answer.text:
+            explain(problem)
+        else:
+            st.session_state.update({PROBLEM: problem, BACK: prompt})
     finally:  # also what was stopped midway was said
         if answer.text:
             said.append({"role": "assistant", "content": answer.text, "facts": answer.facts})
         else:
             said.pop()
+    if not answer.text:
+        st.rerun()
 
 
 def write(answer: Answer, fields: Mapping[str, Any]) -> None:
-    """Write an answer down as plain text: a model's markup is nobody's to be believed."""
+    """Write an answer down as plain text: a model's markup is nobody's to be believed.
+
+    Raises:
+        Problem: it was refused, or broke off.
+    """
     place = st.empty()
     for _ in answer.pieces(fields):
         place.text(answer.text)

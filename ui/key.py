@@ -19,6 +19,7 @@ PAGE = """<!doctype html>
 <title>Key · Atelier</title>
 <style>
 :root {{ color-scheme: light dark; }}
+html {{ background: Canvas; color: CanvasText; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 26rem; margin: 12vh auto; padding: 0 1.2rem; }}
 input, button {{ font: inherit; padding: .55rem .8rem; border-radius: .5rem; border: 1px solid GrayText; }}
 input {{ width: 100%; box-sizing: border-box; margin: .3rem 0 1rem; }}

@@ -11,14 +11,15 @@ from ui.errors import Problem
 from ui.session import client
 
 MAX_SEED = 2**53
-# In the session's state; CHANGED: something is no longer as the page shows it.
+# In the session's state; CHANGED: something is no longer as the page shows it; BACK: words that were refused.
 TASK, PROBLEM, PICTURES, FILES, GO, CHANGED = "task", "problem", "pictures", "files", "go", "changed"
+BACK = "back"
 BEGUN = "begun"  # the jobs that were begun here
 MAX_FILES = 60
 
 
-def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) -> None:
-    """Have something made."""
+def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None, words: str = "") -> None:
+    """Have something made; `words` that were written for it are given back where it is refused."""
 
     def make() -> None:
         job_id = client().begin(task, fields, picture)
@@ -27,6 +28,8 @@ def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) 
             kept(PICTURES)[job_id] = picture
 
     attempt(make)
+    if words and PROBLEM in st.session_state:
+        st.session_state[BACK] = words
 
 
 def lead(task: str) -> None:
@@ -38,12 +41,6 @@ def lead(task: str) -> None:
 def again(job: Mapping[str, Any]) -> None:
     """Have it made again with another seed."""
     begin(job["kind"], {**job["asked"], "seed": randrange(MAX_SEED)}, kept(PICTURES).get(job["id"]))
-    lead(job["kind"])
-
-
-def in_format(job: Mapping[str, Any], field: str, word: str) -> None:
-    """Have the same made once more as another kind of file."""
-    begin(job["kind"], {**job["asked"], "seed": job["seed"], field: word}, kept(PICTURES).get(job["id"]))
     lead(job["kind"])
 
 

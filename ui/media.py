@@ -18,6 +18,7 @@ EXTENSIONS = {
     "model/gltf-binary": "glb",
     "application/octet-stream": "bin",
 }
+TYPES = {"mp3": "audio/mpeg", "opus": "audio/ogg", "gif": "image/gif", "webp": "image/webp"}  # not as they are called
 LABELS = {"thumbnail": "Thumbnail", "spritesheet": "Sprite sheet", "points": "Points (PLY)", "preview": "Turning (GIF)"}
 
 Fetch = Callable[[str], bytes]
@@ -78,6 +79,12 @@ def extension_of(output: Mapping[str, Any]) -> str:
     """How the name of a file ends."""
     media_type = output["media_type"].partition(";")[0]
     return EXTENSIONS.get(media_type) or media_type.partition("/")[2].removeprefix("x-")
+
+
+def converted(kind: str, output: Mapping[str, Any], word: str) -> dict[str, str]:
+    """What becomes of a file's type and URL where it is had as another kind of file."""
+    media_type = TYPES.get(word) or f"{kind}/{word}"
+    return {"media_type": media_type, "url": f"{output['url']}&format={word}"}
 
 
 def label_of(output: Mapping[str, Any]) -> str:

@@ -57,6 +57,8 @@ def choose(there: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | 
     """
     models = {model["id"]: model for model in there}
     automatic = [None] if len(there) > 1 else []
+    if st.session_state.get(key) not in models:  # any more
+        st.session_state.pop(key, None)
     name = st.selectbox("Model", [*automatic, *models], format_func=lambda name: name or BY_WHAT_IS_GIVEN, key=key)
     for each in there if name is None else [models[name]]:
         st.caption(terms_of(each))

@@ -1,6 +1,6 @@
 """What may be chosen for each modality, as fields of its request; what is left alone is the model's own choice."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,12 @@ class Number:
     low: float
     high: float
     step: float = 1
+    usual: object = None
 
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
         ends = (self.low, self.high) if isinstance(self.step, float) else (int(self.low), int(self.high))
-        st.number_input(self.label, *ends, None, self.step, key=key, placeholder=placeholder(default))
+        st.number_input(self.label, *ends, None, self.step, key=key, placeholder=placeholder(default, self.usual))
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Choice:
 
     label: str
     words: tuple[str, ...]
+    usual: object = None
 
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
-        st.selectbox(self.label, self.words, None, key=key, placeholder=placeholder(default))
+        st.selectbox(self.label, self.words, None, key=key, placeholder=placeholder(default, self.usual))
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,11 @@ class Words:
     """A text."""
 
     label: str
+    usual: object = None
 
     def ask(self, key: str, default: object) -> None:
         """Let it be written."""
-        st.text_input(self.label, key=key, placeholder=placeholder(default))
+        st.text_input(self.label, key=key, placeholder=placeholder(default, self.usual))
 
 
 STEPS = Number("Denoising steps", 1, 200)
@@ -63,14 +66,14 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
         "size": SIZES,
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE,
-        "negative_prompt": Words("What it should not show"),
-        "n": Number("Pictures", 1, 10),
-        "output_format": Choice("Format", ("png", "webp", "jpeg")),
+        "negative_prompt": Words("What it should not show", "nothing"),
+        "n": Number("Pictures", 1, 10, usual=1),
+        "output_format": Choice("Format", ("png", "webp", "jpeg"), "png"),
         "seed": SEED,
     },
     "audio": {
-        "response_format": Choice("Format", ("mp3", "wav", "flac", "opus", "aac")),
-        "speed": Number("Speed", 0.25, 4.0, 0.25),
+        "response_format": Choice("Format", ("mp3", "wav", "flac", "opus", "aac"), "mp3"),
+        "speed": Number("Speed", 0.25, 4.0, 0.25, 1),
         "seed": SEED,
     },
     "video": {
@@ -78,7 +81,7 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
         "num_frames": Number("Frames", 1, 161),
         "fps": Number("Frames a second", 1, 30),
         "num_inference_steps": STEPS,
-        "output_format": Choice("Format", ("mp4", "gif", "webp")),
+        "output_format": Choice("Format", ("mp4", "gif", "webp"), "mp4"),
         "seed": SEED,
     },
     "mesh": {
@@ -98,27 +101,47 @@ def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
     if task == "audio":
         with told():
             voices = (model or {}).get("voices") or asked.voices(model["id"] if model else None)
+            forget_unless_in(voices, VOICE)
             st.selectbox("Voice", voices, None, key=VOICE, placeholder=placeholder(None))
     if model and model.get("adapters"):  # providers' have none
         names = [each["name"] for each in model["adapters"]]
-        st.selectbox("Adapter", names, None, key=f"{task}-adapter", placeholder="none")
+        forget_unless_in(names, adapter_key(task))
+        st.selectbox("Adapter", names, None, key=adapter_key(task), placeholder="none")
+    else:
+        forget_unless_in((), adapter_key(task))
+
+
+def keep() -> None:
+    """Keep what was chosen although its fields are not shown: Streamlit forgets what is on another page."""
+    for task in FIELDS:
+        for key in keys_of(task).values():
+            if key in st.session_state:
+                st.session_state[key] = st.session_state[key]
+
+
+def forget_unless_in(offered: Collection[str], key: str) -> None:
+    """Forget a choice that was one of another model's."""
+    if st.session_state.get(key) not in offered:
+        st.session_state.pop(key, None)
 
 
 def chosen(task: str) -> dict[str, Any]:
     """Return the fields that were, and the model."""
-    keys = {name: f"{task}-{name}" for name in FIELDS[task]} | {"model": model_key(task), "adapter": f"{task}-adapter"}
-    keys |= {"voice": VOICE} if task == "audio" else {}
-    values = {name: st.session_state.get(key) for name, key in keys.items()}
+    values = {name: st.session_state.get(key) for name, key in keys_of(task).items()}
     said = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
     return {name: value for name, value in said.items() if value not in (None, "")}
 
 
-def formats_of(task: str) -> tuple[str, tuple[str, ...]]:
-    """Return the field that chooses the file's format, and what it may say; nothing where all files come at once."""
-    for name, field in FIELDS[task].items():
-        if isinstance(field, Choice) and name.endswith("format"):
-            return name, field.words
-    return "", ()
+def keys_of(task: str) -> dict[str, str]:
+    """Under which the session has the fields of a request."""
+    keys = {name: f"{task}-{name}" for name in FIELDS[task]} | {"model": model_key(task), "adapter": adapter_key(task)}
+    return keys | ({"voice": VOICE} if task == "audio" else {})
+
+
+def formats_of(task: str) -> tuple[str, ...]:
+    """Return what kinds of file may be chosen; none where all files come at once."""
+    found = (field.words for name, field in FIELDS[task].items() if isinstance(field, Choice) and "format" in name)
+    return next(found, ())
 
 
 def model_key(task: str) -> str:
@@ -126,6 +149,12 @@ def model_key(task: str) -> str:
     return f"model-{task}"
 
 
-def placeholder(default: object) -> str:
-    """What stands where nothing was chosen."""
-    return "the model's own" if default is None else str(default)
+def adapter_key(task: str) -> str:
+    """Under which the session has the name of the adapter."""
+    return f"{task}-adapter"
+
+
+def placeholder(default: object, usual: object = None) -> str:
+    """What stands where nothing was chosen: the model's default, or else what is usual for all of them."""
+    found = usual if default is None else default
+    return "the model's own" if found is None else str(found)

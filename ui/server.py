@@ -27,8 +27,11 @@ def serve(settings: Settings) -> None:
             "server.fileWatcherType": "none",
             "server.maxUploadSize": max(1, settings.max_upload_bytes // 10**6),  # megabytes
             "browser.gatherUsageStats": False,
-            "theme.light.primaryColor": "#3b5bdb",
-            "theme.dark.primaryColor": "#748ffc",
+            "theme.light.primaryColor": "#364fc7",
+            "theme.light.textColor": "#111111",  # captions are paler, and still have to be read
+            "theme.light.codeTextColor": "#111111",
+            "theme.dark.primaryColor": "#91a7ff",
+            "theme.dark.codeTextColor": "#f1f3f5",
             "client.toolbarMode": "minimal",
             "client.showErrorDetails": "none",  # tracebacks are for the log
         }

@@ -7,6 +7,7 @@ import streamlit as st
 from ui import cards, chat, making, models, options
 from ui.bodies import Picture
 from ui.client import Client
+from ui.errors import Problem
 from ui.session import client, told
 
 FIRST = "text"
@@ -19,6 +20,8 @@ PLACEHOLDERS = {
     "mesh": "Describe a thing, or attach a picture of it",
 }
 PICTURES = ["png", "jpg", "jpeg", "webp"]
+NO_WORDS = "Nothing was written. Say what is to be made."
+ONLY_A_PICTURE = "A picture alone is not enough. Attach it again, and say what becomes of it."
 SAID = {"audio": "input"}  # the field that takes the words, where it is not the prompt
 
 
@@ -60,10 +63,13 @@ def show() -> None:
 
 
 def field_for(task: str) -> None:
-    """Let something be said, and perhaps a picture attached."""
+    """Let something be said, and perhaps a picture attached; a text that is written can be stopped here."""
+    if making.BACK in st.session_state:
+        st.session_state[said_key(task)] = st.session_state.pop(making.BACK)
     st.chat_input(
         PLACEHOLDERS[task],
-        key=f"said-{task}",
+        key=said_key(task),
+        submit_mode="stop" if task == "text" else "submit",
         accept_file=task in ("image", "video", "mesh"),
         file_type=PICTURES,
         on_submit=send,
@@ -73,12 +79,19 @@ def field_for(task: str) -> None:
 
 def send(task: str) -> None:
     """Ask for what was just said, with the options as they were then: nothing comes between the two."""
-    words, picture = read(st.session_state[f"said-{task}"])
+    words, picture = read(st.session_state[said_key(task)])
     fields = options.chosen(task)
-    if task == "text":
+    if not words and (picture is None or task == "image"):
+        st.session_state[making.PROBLEM] = Problem(NO_WORDS if picture is None else ONLY_A_PICTURE)
+    elif task == "text":
         st.session_state[chat.NEXT] = words, fields
     else:
-        making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture)
+        making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture, words)
+
+
+def said_key(task: str) -> str:
+    """Under which the session has what is written into the field."""
+    return f"said-{task}"
 
 
 def converse() -> None:

@@ -4,12 +4,15 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
 from tests.live.browsing import INVITATIONS, LONG, Visitor, chromium
@@ -98,14 +101,22 @@ def test_a_list_stays_open_while_jobs_end(system: System, visit: Visit, client: 
     expect(size).to_have_value("256x256")
 
 
-def test_text_is_written_and_downloaded(system: System, visit: Visit) -> None:
-    visitor = visit(system)
+def asked_of_text(client: httpx.Client, since: str) -> list[dict[str, Any]]:
+    """The newest rows of the usage log for texts."""
+    found: list[dict[str, Any]] = client.get("/v1/usage", params={"modality": "text", "since": since}).json()["data"]
+    return found
+
+
+def test_text_is_written_and_downloaded(system: System, visit: Visit, client: httpx.Client) -> None:
+    visitor, since = visit(system), datetime.now(UTC).isoformat()
     visitor.open()
     visitor.say("Tell me a story")
     expect(visitor.page.get_by_text(re.compile(r"seed \d+ · \d+ tokens · first word after"))).to_be_visible(
         timeout=LONG
     )
     answer = visitor.page.get_by_test_id("stChatMessage").last.get_by_test_id("stText").inner_text()
+    system.wait(lambda: bool(asked_of_text(client, since)))
+    assert [row["ending"] for row in asked_of_text(client, since)] == ["complete"]  # what came whole is no failure
 
     text = visitor.download(visitor.page.locator("body"), "Text").decode()
     assert text.startswith("user: Tell me a story\n\nassistant: ")
@@ -154,6 +165,42 @@ def test_a_modality_is_made_shown_and_downloaded(
     expect(card).to_contain_text(re.compile(r"seed \d+ · \d+\.\d s"))
     for button, part in files.items():
         assert part in visitor.download(card, button), button
+
+
+@pytest.mark.parametrize(
+    ("modality", "files"),
+    [
+        ("Image", {"WEBP": b"WEBP", "JPG": b"\xff\xd8"}),
+        ("Speech", {"WAV": b"RIFF", "FLAC": b"fLaC", "OPUS": b"OggS", "AAC": b"\xff\xf1"}),
+        ("Video", {"GIF": b"GIF89a", "WEBP": b"WEBP"}),
+    ],
+)
+def test_other_formats_are_downloaded_and_nothing_is_made_or_counted_again(
+    system: System, visit: Visit, client: httpx.Client, modality: str, files: dict[str, bytes]
+) -> None:
+    visitor = visit(system)
+    asked = words("a boat")
+    visitor.open()
+    visitor.choose(modality)
+    visitor.say(asked)
+    formats = visitor.card(asked).get_by_role("button", name="Other formats")
+    expect(formats).to_be_visible(timeout=LONG)
+    [job] = [job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked]
+    made = made_so_far(client)
+    formats.click()
+    for button, part in files.items():
+        content = visitor.download(visitor.page.locator("body"), button)
+        assert part in content, button
+        said = client.post("/v1/content_provenance_checks", files={"file": content}).json()["results"][0]
+        assert (said["model"], said["seed"]) == (job["model"], job["seed"])
+
+    assert made_so_far(client) == made
+
+
+def made_so_far(client: httpx.Client) -> list[dict[str, float]]:
+    """The units of all that was asked for."""
+    found = client.get("/v1/usage", params={"modality": "image,audio,video", "limit": 1000}).json()["data"]
+    return [row["units"] for row in found]
 
 
 def test_speech_plays_while_it_is_made_and_goes_on_when_it_is_whole(
@@ -302,6 +349,28 @@ def test_whatever_can_be_used_has_a_name_for_screen_readers(system: System, visi
         assert re.findall(f"{fields}|{pictures}", tree, re.MULTILINE) == [], tree
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["/", "/gallery", "/usage", "/models", "/access", "/key"])
+def test_nobody_is_shut_out(system: System, visit: Visit, path: str, scheme: Literal["light", "dark"]) -> None:
+    """By axe-core's rules: colours that cannot be told apart, names and roles that are missing."""
+    visitor = visit(system)
+    visitor.page.emulate_media(color_scheme=scheme)
+    visitor.open(path)
+    for modality in INVITATIONS if path == "/" else [""]:
+        if modality:
+            visitor.choose(modality)
+        visitor.page.wait_for_load_state("networkidle")
+        expect(visitor.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=LONG)
+        found = Axe().run(visitor.page).response["violations"]
+        grave = {
+            (each["id"], node["html"])
+            for each in found
+            if each["impact"] in ("serious", "critical")
+            for node in each["nodes"]
+        }
+        assert grave == set()
+
+
 def test_the_gallery_finds_shows_and_deletes(system: System, visit: Visit, client: httpx.Client) -> None:
     asked = words("a very rare thing")
     body = {"prompt": asked}
@@ -320,6 +389,51 @@ def test_the_gallery_finds_shows_and_deletes(system: System, visit: Visit, clien
 
     expect(visitor.page.get_by_text("Nothing is here yet, or nothing fits the search.")).to_be_visible(timeout=LONG)
     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+
+
+def test_words_that_are_refused_are_given_back(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    for modality, asked, reason in (
+        ("Image", "word " * 500, "must have at most 2000 characters"),
+        ("Text", "word " * 4000, "shorten it"),
+    ):
+        visitor.choose(modality)
+        visitor.say(asked)
+        expect(visitor.page.get_by_test_id("stAlert").first).to_contain_text(reason, timeout=LONG)
+        expect(visitor.page.get_by_test_id("stChatInputTextArea")).to_have_value(asked.strip(), timeout=LONG)
+    visitor.choose("Image")
+    visitor.say("   ")
+    expect(visitor.page.get_by_test_id("stAlert").first).to_contain_text("Nothing was written.", timeout=LONG)
+
+
+def test_a_text_can_be_stopped_and_what_was_written_stays(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.set("Tokens at most", "1800")
+    visitor.say(words("Tell me a long story"))
+    expect(visitor.page.get_by_test_id("stChatMessage").last.get_by_test_id("stText")).not_to_be_empty(timeout=LONG)
+    visitor.page.get_by_role("button", name="Stop script").click()
+    visitor.settle()
+    visitor.open()
+
+    expect(visitor.page.get_by_text(re.compile(r"seed \d+ · first word after"))).to_be_visible(timeout=LONG)
+    expect(visitor.page.get_by_test_id("stChatMessage")).to_have_count(2)
+
+
+def test_options_stay_as_they_are_on_other_pages(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("Image")
+    visitor.set("Denoising steps", "7")
+    visitor.choose("Speech")
+    visitor.page.get_by_role("link", name="Gallery").click()
+    expect(visitor.page.get_by_role("heading", name="Gallery")).to_be_visible(timeout=LONG)
+    visitor.page.get_by_role("link", name="Studio").click()
+    expect(visitor.page.get_by_label(re.compile(INVITATIONS["Text"] + "|" + INVITATIONS["Speech"]))).to_be_visible()
+    visitor.choose("Image")
+
+    expect(visitor.page.get_by_label("Denoising steps", exact=True)).to_have_value("7")
 
 
 def test_what_cannot_be_made_is_said_with_its_reason(system: System, visit: Visit, tmp_path: Path) -> None:
@@ -371,6 +485,22 @@ def test_a_key_is_asked_for_kept_over_reloads_and_on_no_page(locked: tuple[Syste
     visitor.open("/key")
     page.get_by_role("button", name="Forget the key").click()
     expect(page.get_by_test_id("stAlert")).to_contain_text("Give a key that is valid.", timeout=LONG)
+
+
+def test_files_are_downloaded_with_the_key(locked: tuple[System, str], visit: Visit) -> None:
+    system, key = locked
+    visitor, asked = visit(system), words("a boat")
+    visitor.open("/key")
+    visitor.page.get_by_label("Key").fill(key)
+    visitor.page.get_by_role("button", name="Use this key").click()
+    visitor.choose("Image")
+    visitor.say(asked)
+    card = visitor.card(asked)
+    expect(card.get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
+
+    assert visitor.download(card, "PNG").startswith(b"\x89PNG")
+    card.get_by_role("button", name="Other formats").click()
+    assert b"WEBP" in visitor.download(visitor.page.locator("body"), "WEBP")
 
 
 def test_a_worker_that_is_not_there_is_said_to_be_so(locked: tuple[System, str], visit: Visit) -> None:

@@ -65,6 +65,23 @@ def test_voice_and_adapter_are_those_of_the_model(serving: Gateway, visit: Visit
     assert bodies(serving, "/v1/images/generations") == [{"prompt": "a boat", "adapter": "ink", "model": "sd"}]
 
 
+def test_what_only_another_model_has_is_not_asked_of_this_one(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/models"] = {
+        "data": [
+            model("image", "sd", adapters=[{"name": "ink"}]),
+            model("image", "other", is_default=False, adapters=[{"name": "chalk"}]),
+            model("audio", "bark", voices=["alloy"]),
+        ]
+    }
+    serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
+    stale = {"image-adapter": "ink", "model-image": "other", "audio-voice": "of long ago", "model-audio": "gone"}
+    page, speech = visit(task="image", **stale), visit(task="audio", **stale)
+    page.chat_input[0].set_value("a boat").run()
+
+    assert bodies(serving, "/v1/images/generations") == [{"prompt": "a boat", "model": "other"}]
+    assert [box.value for box in speech.selectbox if box.label in ("Model", "Voice")] == ["bark", None]
+
+
 def test_a_job_under_way_says_how_far_it_is_and_can_be_cancelled(serving: Gateway, visit: Visit) -> None:
     doing = job("mesh", **UNDER_WAY)
     serving.answers["GET", "/v1/models"] = {"data": [model("mesh", "shap-e")]}
@@ -100,16 +117,24 @@ def test_again_is_the_same_with_another_seed(serving: Gateway, visit: Visit) -> 
     assert body["seed"] != 5
 
 
-def test_another_format_is_the_same_with_the_same_seed(serving: Gateway, visit: Visit) -> None:
-    picture = {"variant": "image", "media_type": "image/png", "url": "/v1/jobs/job_1/content"}
-    serving.answers["GET", "/v1/jobs"] = page_of(job("image", asked={"prompt": "a boat"}, outputs=[picture]))
-    serving.answers["GET", "/v1/jobs/job_1/content"] = Response(png(), media_type="image/png")
-    serving.answers["POST", "/v1/images/generations"] = {"id": "job_2"}
-    page = visit(task="image")
-    assert {button.label for button in page.button} >= {"WEBP", "JPEG"}
-    labelled(page, "WEBP").click().run()
+@pytest.mark.parametrize(
+    ("kind", "media_type", "shown", "labels"),
+    [
+        ("image", "image/jpeg", Response(png(), media_type="image/png"), ["JPG", "PNG", "WEBP"]),
+        ("audio", "audio/ogg", Response(b"OggS", media_type="audio/ogg"), ["OPUS", "MP3", "WAV", "FLAC", "AAC"]),
+        ("video", "image/gif", Response(png(), media_type="image/png"), ["GIF", "MP4", "WEBP"]),
+    ],
+)
+def test_what_was_made_can_be_had_in_every_format(
+    serving: Gateway, visit: Visit, kind: str, media_type: str, shown: Response, labels: list[str]
+) -> None:
+    made = {"variant": kind, "media_type": media_type, "url": "/v1/jobs/job_1/content?variant=x"}
+    serving.answers["GET", "/v1/models"] = {"data": [model(kind, "a-model", voices=["alloy"])]}
+    serving.answers["GET", "/v1/jobs"] = page_of(job(kind, outputs=[made]))
+    serving.answers["GET", "/v1/jobs/job_1/content"] = shown
+    page = visit(task=kind)
 
-    assert bodies(serving, "/v1/images/generations") == [{"prompt": "a boat", "seed": 5, "output_format": "webp"}]
+    assert [button.proto.label for button in page.get("download_button")] == labels
 
 
 def test_what_was_made_of_a_picture_that_is_not_here_cannot_be_made_again(serving: Gateway, visit: Visit) -> None:
