@@ -12,7 +12,7 @@ from starlette.routing import Route
 from services.errors import InvalidRequest
 from services.provenance import Provenance
 from services.responses import rendered
-from services.schema import CONVERSIONS, MEDIA_TYPES
+from services.schema import CONVERSIONS, MAX_CONVERTED, MEDIA_TYPES
 from services.settings import Settings
 from services.uploads import missing, naming_the_field, read_form
 
@@ -51,7 +51,7 @@ async def converted(request: Request, words: tuple[str, ...], convert: Convert) 
         ServiceError: it cannot be converted.
     """
     settings: Settings = request.app.state.worker.settings
-    files, fields = await read_form(request, [FILE_FIELD], settings.max_upload_bytes)
+    files, fields = await read_form(request, [FILE_FIELD], MAX_CONVERTED)
     if FILE_FIELD not in files:
         raise missing(FILE_FIELD)
     word = fields.get("output_format", "")

@@ -32,6 +32,7 @@ RUN_HEADERS: Final = (  # of an answer, as far as they are known when it begins
     "x-generation-seconds",
 )
 CONVERSIONS: Final = "/v1/conversions"  # where a worker writes a finished file in another format
+MAX_CONVERTED: Final = 64_000_000  # bytes of such a file, which gateway and worker hold in memory
 FINAL_EVENTS: Final = "text/event-stream; final=1"  # as `Accept`: events with files that are finished, for jobs
 MEDIA_TYPES: Final[Mapping[str, str]] = {  # by the words for formats
     "png": "image/png",

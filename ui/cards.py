@@ -39,7 +39,8 @@ def card(job: Mapping[str, Any]) -> None:
 
 def listen(job: Mapping[str, Any]) -> None:
     """Play a speech, also while it is made; by itself where it was begun here."""
-    url = urljoin(st.context.url or "", sound.PATH.format(job_id=job["id"]))
+    path = f"{sound.PATH.format(job_id=job['id'])}?attempt={job['attempts']}"  # one that broke off is never heard again
+    url = urljoin(st.context.url or "", path)
     st.audio(url, autoplay=job["id"] in making.kept(making.BEGUN), alt=f"Speech: {job['prompt']}")
 
 

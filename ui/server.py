@@ -30,7 +30,7 @@ def serve(settings: Settings) -> None:
             "theme.light.primaryColor": "#364fc7",
             "theme.light.textColor": "#111111",  # captions are paler, and still have to be read
             "theme.light.codeTextColor": "#111111",
-            "theme.dark.primaryColor": "#91a7ff",
+            "theme.dark.primaryColor": "#748ffc",
             "theme.dark.codeTextColor": "#f1f3f5",
             "client.toolbarMode": "minimal",
             "client.showErrorDetails": "none",  # tracebacks are for the log

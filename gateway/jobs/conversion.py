@@ -21,7 +21,7 @@ from gateway.relay import Relay
 from services.audio import schema as audio
 from services.image import schema as image
 from services.registry import Task
-from services.schema import CONVERSIONS, MEDIA_TYPES
+from services.schema import CONVERSIONS, MAX_CONVERTED, MEDIA_TYPES
 from services.video import schema as video
 
 FORMATS: Mapping[Task, tuple[str, ...]] = {
@@ -46,12 +46,14 @@ async def converted(
 
     Raises:
         RequestValidationError: it cannot be had in this one.
-        NotConvertible: it does not say where it comes from.
+        NotConvertible: it is too large, or does not say where it comes from.
         GatewayError: the file cannot be read, or no worker is there to write it.
     """
     words = formats_of(job, output)
     if form not in words:
         raise unfit(f"must be one of {', '.join(words)} for this file" if words else "this file has one format alone")
+    if output.artefact.num_bytes > MAX_CONVERTED:
+        raise NotConvertible(f"a file of more than {MAX_CONVERTED // 10**6} MB is not converted; download it as it is")
     data = await kept_whole(artefacts, output.artefact)
     known = format_of(data)
     said = None if known is None else await asyncio.to_thread(statement_of, data, known)

@@ -48,6 +48,7 @@ def job(kind: str, job_id: str = "job_1", **fields: object) -> dict[str, object]
         "seed": 5,
         "progress": 0,
         "steps": [kind],
+        "attempts": 1,
         "step_progress": {},
         "queue_position": None,
         "eta_seconds": None,

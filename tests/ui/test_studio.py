@@ -82,6 +82,18 @@ def test_what_only_another_model_has_is_not_asked_of_this_one(serving: Gateway, 
     assert [box.value for box in speech.selectbox if box.label in ("Model", "Voice")] == ["bark", None]
 
 
+def test_speech_that_begins_again_has_another_player(serving: Gateway, visit: Visit) -> None:
+    """For that of a worker that died has broken off, and would stay so."""
+    serving.answers["GET", "/v1/models"] = {"data": [model("audio", "bark", voices=["alloy"])]}
+    urls = []
+    for attempts in (1, 2):
+        speaks = job("audio", **UNDER_WAY, attempts=attempts)
+        serving.answers["GET", "/v1/jobs"], serving.answers["GET", "/v1/jobs/job_1"] = page_of(speaks), speaks
+        urls.append(visit(task="audio").get("audio")[0].proto.url)
+
+    assert len(set(urls)) == 2
+
+
 def test_a_job_under_way_says_how_far_it_is_and_can_be_cancelled(serving: Gateway, visit: Visit) -> None:
     doing = job("mesh", **UNDER_WAY)
     serving.answers["GET", "/v1/models"] = {"data": [model("mesh", "shap-e")]}
