@@ -21,7 +21,7 @@ WORDS = {
     409: "It is not in a state for this, or the `Idempotency-Key` stands for another request.",
     413: "The body is too long, or has too many parts.",
     416: "The file has no such part.",
-    500: "The model failed on this request.",
+    500: "The model, or what converts a file, failed on this request.",
     502: "An outside model server failed.",
     504: "The result was not there within the deadline.",
     507: "There is no room for what would be kept.",
@@ -57,7 +57,7 @@ def statuses(path: str, operation: Mapping[str, Any]) -> Iterator[int]:
     if is_job or is_generation:
         yield 507
     if path.endswith("/content"):
-        yield 416
+        yield from (416, 500, 504)  # of a worker that converts
 
 
 def takes(contract: type[BaseModel], media_type: str = "application/json", *files: str) -> dict[str, Any]:

@@ -215,7 +215,8 @@ MIDDLEWARES = (
     ".add_asgi_middleware(EnvelopeMiddleware)",
     ".add_asgi_middleware(GatewayOnly)",
     ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES)",
-    ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS})",
+    ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={CONVERSIONS})",
+    ".add_asgi_middleware(JsonBodies, max_bytes=MAX_BODY_BYTES, forms={EDITS, CONVERSIONS})",
 )
 
 

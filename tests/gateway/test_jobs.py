@@ -378,7 +378,8 @@ def convertible(workers: Workers) -> dict[str, Any]:
     """Make pictures that say where they come from; convert what is to be converted, and keep how that was asked for."""
     picture = png.encode(np.zeros((8, 8, 3), np.uint8), Provenance("a-model", "1", 5, {"size": "8x8"}).tags)
     works(workers, files={"/v1/images/generations": (("image", "image/png", picture),)})
-    make, seen = workers.answer, {}
+    make = workers.answer
+    seen: dict[str, Any] = {}
 
     async def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path != "/v1/conversions":

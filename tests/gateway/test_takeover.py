@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -123,7 +124,11 @@ def test_speech_can_be_heard_at_every_gateway(tmp_path: Path, database: str) -> 
     """At the one that works on it while it is made; at any other when it is."""
     with gateways(tmp_path, database) as (worker, processes), ThreadPoolExecutor() as threads:
         first = processes[0].url
-        asked = {"json": {"input": "hello", "seed": 7}, "headers": {"prefer": "respond-async"}, "timeout": LONG}
+        asked: dict[str, Any] = {
+            "json": {"input": "hello", "seed": 7},
+            "headers": {"prefer": "respond-async"},
+            "timeout": LONG,
+        }
         job_id = httpx.post(f"{first}/v1/audio/speech", trust_env=False, **asked).json()["id"]
         hear = partial(httpx.get, trust_env=False, timeout=LONG)
         heard = [threads.submit(hear, f"{each.url}/v1/jobs/{job_id}/sound") for each in processes]

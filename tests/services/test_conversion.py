@@ -98,6 +98,10 @@ def test_a_film_is_the_same_in_another_format(made: FilmFormat, wanted: FilmForm
 
 @pytest.mark.parametrize("data", [b"", b"nothing of that kind", b"GIF89a", b"RIFF____WEBP", b"\0\0\0\x08ftypisom"])
 def test_what_is_none_is_refused(data: bytes) -> None:
-    for convert, form in ((pictures.converted, "png"), (speech.converted, "wav"), (video.converted, "gif")):
+    for convert in (
+        lambda: pictures.converted(data, "png", PROVENANCE, SETTINGS),
+        lambda: speech.converted(data, "wav", PROVENANCE, SETTINGS),
+        lambda: video.converted(data, "gif", PROVENANCE, SETTINGS),
+    ):
         with pytest.raises(ValueError, match=r"."):
-            convert(data, form, PROVENANCE, SETTINGS)  # type: ignore[operator] # each has words of its own
+            convert()

@@ -17,6 +17,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     with serving() as playing:
         monkeypatch.setenv("ATELIER_URL", playing.url)
         monkeypatch.setattr(ContextProxy, "cookies", {})  # AppTest has mocks there, others at each run
+        monkeypatch.setattr(ContextProxy, "url", "http://studio.example/")
         yield playing
 
 
