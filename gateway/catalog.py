@@ -13,10 +13,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from gateway.balance import Replica, Replicas, State
+from gateway.errand import Absent
 from gateway.errors import NoProvider, NotServed, UnknownModel, WorkerUnreachable
 from gateway.names import PREFIX, Names
 from gateway.providers import Provider
-from gateway.refusals import refusal
+from gateway.refusals import workers_refusal
 from services.registry import Model, Task
 
 PROBE_SECONDS = 2.0
@@ -242,10 +243,10 @@ class Catalog:
         """
         for replica in self._ours(task, model).replicas.in_order():
             question = self._http.build_request("GET", f"{replica.url}{path}", params=query, timeout=ASK_SECONDS)
-            with suppress(httpx.RequestError):
+            with suppress(httpx.RequestError, Absent):
                 answer = await self._http.send(question, stream=True)
                 if not answer.is_success:
-                    raise await refusal(answer, {})
+                    raise await workers_refusal(answer, {})
                 try:
                     return await answer.aread()
                 finally:
@@ -264,11 +265,11 @@ class Catalog:
         for replica in self._ours(task, model).replicas.all:
             url = f"{replica.url}{path}"
             order = self._http.build_request("POST", url, json={}, headers=headers, timeout=ASK_SECONDS)
-            with suppress(httpx.RequestError):
+            with suppress(httpx.RequestError, Absent):
                 answer = await self._http.send(order, stream=True)
                 try:
                     if not answer.is_success:
-                        raise await refusal(answer, {})
+                        raise await workers_refusal(answer, {})
                 finally:
                     await answer.aclose()
                 has_answered = True

@@ -41,6 +41,10 @@ class Errand:
         return self.ends_at - asyncio.get_running_loop().time()
 
 
+class Absent(Exception):
+    """Behind the address of a replica there is no worker now: what stands before it says so. Another may be asked."""
+
+
 class Declined(Exception):
     """The errand has surely not been taken on, and somebody else may be asked."""
 

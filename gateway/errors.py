@@ -363,15 +363,23 @@ class WorkerRefused(GatewayError):
     """The worker answered 4xx or 5xx."""
 
     def __init__(
-        self, status: int, message: str, code: str, param: str | None, should_retry: bool, retry_after: int | None
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None,
+        should_retry: bool,
+        retry_after: int | None,
+        is_in_envelope: bool = True,
     ) -> None:
-        """Take over what the worker said."""
+        """Take over what the worker said; `is_in_envelope`: as workers do."""
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
         self.should_retry = should_retry
         self.retry_after = retry_after
+        self.is_in_envelope = is_in_envelope
         self.nothing_was_made = status < 500 or should_retry
 
     @property

@@ -8,19 +8,39 @@ from http.client import responses
 import httpx
 from pydantic import ValidationError
 
-from gateway.errors import WorkerRefused
+from gateway.errand import Absent
+from gateway.errors import WorkerDied, WorkerRefused
 from services.schema import ErrorDetail, ErrorEnvelope, error_type
 
 MAX_ERROR_BYTES = 65_536
 RETRY_AFTER = 3  # seconds, where a busy worker does not say
+# Of what stands before workers and finds none, or loses one: theirs are in envelopes.
+NOBODY_THERE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE})
+LOST = frozenset({HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
+
+
+async def workers_refusal(upstream: httpx.Response, renamed: Mapping[str, str]) -> WorkerRefused:
+    """Read an error of a worker, or of a proxy before it, and close.
+
+    Raises:
+        Absent: the proxy has found no worker.
+        WorkerDied: it has lost the one that worked on this.
+    """
+    refused = await refusal(upstream, renamed)
+    if not refused.is_in_envelope and upstream.status_code in NOBODY_THERE:
+        raise Absent("a proxy finds no worker") from refused
+    if not refused.is_in_envelope and upstream.status_code in LOST:
+        raise WorkerDied("the worker went away while it worked on this; try again") from refused
+    return refused
 
 
 async def refusal(upstream: httpx.Response, renamed: Mapping[str, str], who: str = "worker") -> WorkerRefused:
     """Read an error of a worker, or of `who` else, and close."""
+    is_in_envelope = True
     try:
         said = ErrorEnvelope.model_validate_json(await error_body(upstream)).error
     except ValidationError:
-        said = unreadable(upstream.status_code, who)
+        said, is_in_envelope = unreadable(upstream.status_code, who), False
     finally:
         await upstream.aclose()
     status = upstream.status_code if upstream.is_error else HTTPStatus.BAD_GATEWAY
@@ -34,6 +54,7 @@ async def refusal(upstream: httpx.Response, renamed: Mapping[str, str], who: str
         renamed.get(said.param or "", said.param),
         should_retry=should_retry,
         retry_after=int(retry_after) if retry_after.isdecimal() else RETRY_AFTER if should_retry and is_busy else None,
+        is_in_envelope=is_in_envelope,
     )
 
 

@@ -15,14 +15,14 @@ from starlette.types import Receive, Scope, Send
 from gateway.balance import Replica
 from gateway.bodies import form_with_model, with_members
 from gateway.catalog import Ours, Target
-from gateway.errand import Declined, Errand
+from gateway.errand import Absent, Declined, Errand
 from gateway.errors import CallerLeft, GatewayError, ProviderFailed, WorkerDied, WorkerTimedOut, WorkerUnreachable
 from gateway.meter import Meter
 from gateway.metrics import Metrics
 from gateway.preference import prefers_job
 from gateway.providers import ADDED_USAGE, Provider
 from gateway.pulse import Pulse
-from gateway.refusals import refusal
+from gateway.refusals import workers_refusal
 from gateway.transport import MAX_URLS, UNSENT
 from gateway.waiting import Patience, Reason, departure
 from services.registry import Task
@@ -49,6 +49,7 @@ JSON = (b"content-type", b"application/json")
 MAX_TEXT_BYTES = 4_000_000
 NEXT_PLEASE = 500  # and beyond: an answer after which somebody else may be asked; so is TOO_MANY
 TOO_MANY = 429
+WORKER = "atelier.worker"  # extension of an answer: the base URL of the replica that it comes from
 
 
 class RelayResponse(Response):
@@ -253,8 +254,7 @@ class Relay:
         Raises:
             WorkerUnreachable: it does not any more.
         """
-        url = str(upstream.request.url)
-        gone = asyncio.create_task(self._pulse.stops(url.removesuffix(upstream.request.url.path)))
+        gone = asyncio.create_task(self._pulse.stops(upstream.extensions[WORKER]))
         try:
             async with Patience() as patience:
                 patience.unless(gone)
@@ -328,7 +328,7 @@ class Relay:
             except (CallerLeft, WorkerTimedOut) as error:
                 error.nothing_was_made = UNSENT in sent.extensions
                 raise
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            except (httpx.ConnectError, httpx.ConnectTimeout, Absent) as error:
                 replica.refused_connection()
                 refused = error
         raise Declined(WorkerUnreachable("the worker for this takes no connections; it may be starting")) from refused
@@ -338,6 +338,7 @@ class Relay:
 
         Raises:
             httpx.ConnectError: or httpx.ConnectTimeout: nothing was sent.
+            Absent: nobody took it.
         """
         late = WorkerTimedOut("the result was not there within the deadline; ask for less")
         async with Patience(errand.seconds_left, late) as patience:
@@ -353,9 +354,10 @@ class Relay:
                 replica.broke_off()
                 raise WorkerDied("the worker went away while it worked on this; try again") from error
             upstream.request = sent
+            upstream.extensions[WORKER] = replica.url
             replica.answered()
             if not upstream.is_success:
-                refused = await refusal(upstream, errand.renamed)
+                refused = await workers_refusal(upstream, errand.renamed)
                 raise Declined(refused) if refused.status == TOO_MANY or refused.status >= NEXT_PLEASE else refused
         return upstream
 

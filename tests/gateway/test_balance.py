@@ -97,6 +97,18 @@ class TestNotAccepted:
             response = client.get(SPEECH)
             assert (response.status_code, response.content) == (200, b"b.test")
 
+    @pytest.mark.parametrize("status", [404, 503])
+    def test_no_caller_notices_a_proxy_that_finds_no_worker(self, start: Start, workers: Workers, status: int) -> None:
+        async def answer(request: httpx.Request) -> httpx.Response:
+            answered = workers.stream(b"No replicas are available.")
+            answered.status_code = status if request.url.host == "a.test" else 200
+            return answered
+
+        workers.answer = answer
+        client = start(audio_url="http://a.test/audio,http://b.test/audio").client
+        while "a.test" not in {request.url.host for request in workers.requests}:
+            assert client.get(SPEECH).status_code == 200
+
     def test_it_is_left_out_at_once_and_until_it_is_ready(self, start: Start, hosts: Hosts) -> None:
         hosts.errors["a.test"] = httpx.ConnectError("refused")
         hosts.unready.add("a.test")

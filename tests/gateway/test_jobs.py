@@ -80,11 +80,11 @@ def works(
     """Do each job; the first `broken` break off; where there is a gate, after a preview."""
 
     async def answer(request: httpx.Request) -> httpx.Response:
-        path = request.url.path
+        path = request.url.path.removeprefix("/mesh")
         begun = (
             sent("started") + sent("progress", step=1, steps=4, eta_seconds=2.0) + sent("preview", step=1, b64="eA==")
         )
-        if sum(each.url.path == path for each in workers.requests) <= broken:
+        if sum(each.url.path.endswith(path) for each in workers.requests) <= broken:
             return workers.stream(begun, httpx.ReadError("gone"), x_seed="5", x_model="a-model")
         done = b"".join(a_file(*each) for each in {**FILES, **files}[path]) + sent("done", usage=USAGE.get(path, {}))
         waits = [] if gate is None else [opened(gate)]
@@ -290,6 +290,42 @@ def test_a_call_that_breaks_off_is_made_again(gateway: Gateway, workers: Workers
     assert (job["status"], job["attempts"], len(job["outputs"])) == ("completed", 3, 2)
     assert [each.headers["x-atelier-attempt"] for each in workers.requests] == ["1", "2", "3"]
     assert len({json.loads(each.content)["seed"] for each in workers.requests}) == 1
+
+
+def test_a_call_that_a_proxys_worker_was_lost_with_is_made_again(gateway: Gateway, workers: Workers) -> None:
+    works(workers)
+    does = workers.answer
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if len(workers.requests) > 1:
+            return await does(request)
+        lost = workers.stream(b"Internal Server Error")
+        lost.status_code = 500
+        return lost
+
+    workers.answer = answer
+    job = ended(gateway.client, create(gateway.client, headers={"prefer": "respond-async"})["id"])
+
+    assert (job["status"], job["attempts"]) == ("completed", 2)
+
+
+def test_a_worker_under_a_path_is_asked_there_whether_it_lives(start: Start, workers: Workers) -> None:
+    asked: set[str] = set()
+    health = workers.health
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.add(str(request.url))
+        return await health(request)
+
+    workers.health = answer  # type: ignore[method-assign] # the double's
+    gate: Future[None] = Future()
+    works(workers, gate)
+    gateway = start(mesh_url="http://a.test/mesh", probe_interval=0.01)
+    job_id = create(gateway.client)["id"]
+    until(gateway.client, job_id, lambda _: "http://a.test/mesh/livez" in asked)
+    gate.set_result(None)
+
+    assert "http://a.test/livez" not in asked
 
 
 def test_what_the_worker_refuses_fails_with_its_words(gateway: Gateway, workers: Workers) -> None:

@@ -93,16 +93,26 @@ class TestRefusal:
             b"",
         ],
     )
-    @pytest.mark.parametrize("status", [404, 422, 500, 503, 599])
+    @pytest.mark.parametrize(
+        ("status", "shown", "words"),
+        [
+            (422, 422, "the worker answered 422 "),
+            (599, 599, "the worker answered 599 "),
+            (404, 503, "the worker for this takes no connections"),
+            (503, 503, "the worker for this takes no connections"),
+            (500, 503, "the worker went away"),
+            (502, 503, "the worker went away"),
+        ],
+    )
     def test_what_is_in_no_envelope_is_not_shown(
-        self, gateway: Gateway, workers: Workers, status: int, body: bytes
+        self, gateway: Gateway, workers: Workers, status: int, shown: int, words: str, body: bytes
     ) -> None:
         workers.refuses(status, body)
 
         response = gateway.client.get(SPEECH)
 
-        assert response.status_code == status
-        assert error_of(response)["message"].startswith(f"the worker answered {status} ")
+        assert response.status_code == shown
+        assert error_of(response)["message"].startswith(words)
         assert not [word for word in ("/srv", "torch", "bentoml", "Traceback") if word in response.text]
         assert workers.num_open == 0
 
@@ -114,7 +124,7 @@ class TestRefusal:
 
         workers.answer = answer
         response = gateway.client.get(SPEECH)
-        assert (response.status_code, error_of(response)["code"]) == (500, "internal_server_error")
+        assert (response.status_code, error_of(response)["code"]) == (503, "worker_died")
         assert workers.num_open == 0
 
     def test_a_redirect_is_not_followed_nor_passed_on(self, gateway: Gateway, workers: Workers) -> None:
