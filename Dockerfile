@@ -33,10 +33,12 @@ ARG TORCH_WHEELS=wheels
 # The lock is there so that COPY finds something where no such folder is.
 COPY locks/worker.txt ${TORCH_WHEELS}* /wheels/
 
+# WORKER_LOCK=ray: with Ray, for a cluster.
 FROM python AS worker-packages
-COPY locks/worker.txt locks/
+ARG WORKER_LOCK=worker
+COPY locks/${WORKER_LOCK}.txt locks/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --require-hashes --no-deps --requirement locks/worker.txt \
+    pip install --require-hashes --no-deps --requirement locks/${WORKER_LOCK}.txt \
     && { python -m compileall -q -j 0 /opt/atelier/lib > /dev/null || true; }
 ARG TORCH_INDEX
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheels,source=/wheels,target=/wheels \

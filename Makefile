@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install open3d up down compose test test-compose test-all check bench tiny build lock settings screenshots
+.PHONY: help install open3d ray up down compose test test-cluster test-compose test-all check bench tiny build lock settings screenshots
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(MAKEFILE_LIST) | awk -F'~' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -27,9 +27,15 @@ compose: ## serve everything in containers: make the secrets, build the images, 
 open3d: install ## install what reshapes meshes: Open3D (0.5 GB; tests need it, too)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement locks/open3d.txt
 
-test: open3d ## run all tests: the fast ones on two cores, then those with live workers
-	@$(BIN)/python -m pytest -m "not live and not fresh and not compose" --numprocesses 2 --dist loadfile
+ray: install ## install what runs workers on many hosts: Ray (100 MB; tests need it, too)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement locks/ray.txt
+
+test: open3d test-cluster ## run all tests: those on Ray, the fast ones on two cores, then those with live workers
+	@$(BIN)/python -m pytest -m "not live and not fresh and not compose and not cluster" --numprocesses 2 --dist loadfile
 	@$(BIN)/python -m pytest -m "live"
+
+test-cluster: ray ## try the workers on Ray, in a network and a process namespace of their own
+	@unshare --map-root-user --net --pid --mount-proc --fork --kill-child $(BIN)/python -m pytest -m "cluster" tests/cluster
 
 test-compose: install ## build the images and try docker-compose.yml on a Docker engine of the tests' own (.ci/engine installs it; root)
 	@$(BIN)/python -m pytest -m "compose" tests/compose
@@ -60,6 +66,7 @@ bench: install ## measure the start, the scheduler, batching against two peers, 
 	@$(BIN)/python -m benchmarks.gateway --soak 100000
 	@$(BIN)/python -m benchmarks.jobs
 	@$(BIN)/python -m benchmarks.chaos
+	@$(BIN)/python -m benchmarks.cluster
 
 tiny: install ## build the tiny checkpoints that are missing
 	@$(BIN)/python -m services.tiny

@@ -23,6 +23,7 @@ LOCKS = {
     "gateway": ["--group", "install", "--constraint", "locks/all.txt"],
     "open3d": ["--extra", "open3d", "--constraint", "locks/all.txt"],
     "worker": [*WORKERS, "--constraint", "locks/all.txt"],
+    "ray": [*WORKERS, "--extra", "cluster", "--constraint", "locks/all.txt"],
     "ui": ["--extra", "ui", "--constraint", "locks/all.txt"],
     "bento": [*WORKERS, "--constraint", "locks/all.txt"],
 }

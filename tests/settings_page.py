@@ -39,6 +39,7 @@ OTHERS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "ATELIER_TORCH_WHEELS": ("", "folder of wheels to take torch from; of the worker image `wheels`"),
         "PYTHON_IMAGE": ("`python:3.11-slim-bookworm`", "build argument: what the images begin with"),
         "TORCH_INDEX": ("", "build argument that Compose makes of `ATELIER_TORCH_INDEX`"),
+        "WORKER_LOCK": ("`worker`", "build argument: `ray` for a worker image [with Ray](cluster.md)"),
         "TORCH_WHEELS": ("`wheels`", "build argument that Compose makes of `ATELIER_TORCH_WHEELS`"),
         **{f"{task}_GPU": ("`0`", "its GPU in containers") for task in ("TEXT", "AUDIO", "IMAGE", "VIDEO", "MESH")},
     },

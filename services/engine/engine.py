@@ -172,6 +172,14 @@ class Engine:
         if all(slot.state == "failed" for slot in preloaded.values()):
             for slot in preloaded.values():
                 slot.check()
+        self.check_is_alive()
+
+    def check_is_alive(self) -> None:
+        """Raise unless there is somebody to run requests.
+
+        Raises:
+            ModelLoading: the worker is going down.
+        """
         if self._is_closing or not self._thread.is_alive():
             raise restarting()
 
