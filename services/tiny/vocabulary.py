@@ -29,15 +29,28 @@ WORDS = (
 )
 
 
-def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """Return Llama's conventions (a leading `<s>`, padding on the left) over byte-level BPE."""
+def chat_tokenizer(
+    texts: Iterable[str] = WORDS, size: int = 30_000, context: int = MAX_CONTEXT
+) -> PreTrainedTokenizerFast:
+    """Return Llama's conventions (a leading `<s>`, padding on the left) over byte-level BPE, each digit by itself.
+
+    Args:
+        texts: what it is made of.
+        size: tokens that it has at most; it has fewer where there is nothing left to join.
+        context: tokens that a chat may have.
+    """
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=_byte_letters(), show_progress=False
+        vocab_size=size,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=_byte_letters(),
+        show_progress=False,
     )
-    bpe.train_from_iterator(WORDS, trainer)
+    bpe.train_from_iterator(texts, trainer)
     bpe.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bpe.token_to_id("<s>"))]
     )
@@ -45,7 +58,7 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=bpe,
         **SPECIAL_TOKENS,
         padding_side="left",
-        model_max_length=MAX_CONTEXT,
+        model_max_length=context,
         chat_template=CHAT_TEMPLATE,
     )
 

@@ -1,15 +1,23 @@
-"""Training: what is said about a picture is true, a run that was stopped goes on, and its recipe makes a checkpoint."""
+"""Training: what is shown and said is true, a run that was stopped goes on, and recipes make checkpoints."""
 
+import itertools
+import json
 import random
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from services.tiny.train import image, text
+from services.tiny.train.chatter import Chatter, untrained
 from services.tiny.train.course import Course
-from services.tiny.train.image import Plan, train
+from services.tiny.train.dialogues import conversation, is_held_out
+from services.tiny.train.facts import atelier_facts
 from services.tiny.train.scenes import Scene, describe, draw, imagine
+from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
 from tests.services.judges import RELATIONS, Sight, look
 
 SCENES = [imagine(random.Random(seed)) for seed in range(80)]
@@ -41,6 +49,86 @@ def test_what_is_said_about_a_drawing_is_true() -> None:
             assert one is not None
             assert other is not None
             assert RELATIONS[scene.relation](one, other)
+
+
+CONVERSATIONS = [conversation(random.Random(seed)) for seed in range(800)]
+EXCHANGES = [
+    (asked["content"], answer["content"])
+    for turns in CONVERSATIONS
+    for asked, answer in itertools.pairwise(turns)
+    if answer["role"] == "assistant"
+]
+
+
+def test_sums_are_right_and_those_of_tests_are_not_among_them() -> None:
+    found = [sum_ for _, answer in EXCHANGES if (sum_ := re.match(r"(\d+) ([+-]) (\d+) = (-?\d+)", answer))]
+
+    assert len(found) > 100
+    for one, sign, other, result in (sum_.groups() for sum_ in found):
+        assert int(result) == (int(one) + int(other) if sign == "+" else int(one) - int(other))
+        assert not is_held_out(int(one), int(other)), one + other
+
+
+def test_comparisons_and_documents_are_right() -> None:
+    for asked, answer in EXCHANGES:
+        if compared := re.fullmatch(r"(\d+) is (larger|smaller) than (\d+)\.", answer):
+            one, other = int(compared[1]), int(compared[3])
+            assert one > other if compared[2] == "larger" else one < other
+            assert {compared[1], compared[3]} == set(re.findall(r"\d+", asked))
+        if answer.startswith("{"):
+            assert all(str(value) in asked for value in json.loads(answer).values())
+
+
+def test_a_name_that_is_asked_for_was_told() -> None:
+    for turns in CONVERSATIONS:
+        for place, turn in enumerate(turns):
+            if told := re.fullmatch(r"Your name is (\w+)\.", turn["content"]):
+                assert f"Nice to meet you, {told[1]}!" in {before["content"] for before in turns[:place]}
+
+
+def test_how_tests_ask_is_never_trained_on() -> None:
+    asked = {question for question, _ in EXCHANGES}
+
+    assert not asked & {fact.held_out for fact in (*atelier_facts(), *SMALL_TALK, *KNOWLEDGE)}
+    assert asked & {question for fact in atelier_facts() for question in fact.trained}
+
+
+@pytest.fixture(scope="module")
+def chatter() -> Chatter:
+    return untrained()
+
+
+def test_a_conversation_is_cut_as_the_chat_template_has_it(chatter: Chatter) -> None:
+    for turns in CONVERSATIONS[:50]:
+        tokens = [token for token, _ in text.encode(chatter.tokenizer, turns)]
+        assert tokens == chatter.tokenizer.apply_chat_template(turns, return_dict=False)
+
+
+def test_what_the_model_says_is_learned_with_its_end_and_nothing_else(chatter: Chatter) -> None:
+    for turns in CONVERSATIONS[:50]:
+        learned = [label for _, label in text.encode(chatter.tokenizer, turns) if label != text.IGNORED]
+        answers = [turn["content"] + "</s>" for turn in turns if turn["role"] == "assistant"]
+        assert chatter.tokenizer.decode(learned) == "".join(answers)
+
+
+def test_digits_are_tokens_of_their_own(chatter: Chatter) -> None:
+    pieces: Sequence[str] = chatter.tokenizer.tokenize("12 + 345")
+
+    assert [piece for piece in pieces if piece.isdigit()] == list("12345")
+
+
+def test_the_recipe_makes_a_model_that_writes_and_its_adapter(tmp_path: Path) -> None:
+    chat, finish, pirate = (Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("chat", "finish", "pirate"))
+    with torch.random.fork_rng(devices=[]):
+        made = text.train(tmp_path, text.Plan(chat, finish, pirate))
+    for name, trained in made.items():
+        trained.save_pretrained(tmp_path / name)
+
+    assert {path.name for path in (tmp_path / "chat").iterdir()} >= {"model.safetensors", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "chat_lora").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 class Stopped(Exception):
@@ -80,7 +168,7 @@ def test_the_recipe_makes_a_pipeline_that_paints(tmp_path: Path) -> None:
     names = ("codec", "finish", "painter")
     codec, finish, painter = (Course(name, num_steps=2, rate=1e-3, seed=1) for name in names)
     with torch.random.fork_rng(devices=[]):
-        pipeline = train(tmp_path, Plan(40, codec, finish, painter))
+        pipeline = image.train(tmp_path, image.Plan(40, codec, finish, painter))
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red circle", num_inference_steps=2, output_type="np").images[0]
 

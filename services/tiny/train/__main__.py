@@ -11,14 +11,22 @@ from safetensors.torch import load_file, save_file
 
 from services.tiny.build import TRAINED
 
+Trained = Mapping[str, Any]  # what `services.tiny.build` calls it, and what writes itself by `save_pretrained`
 
-def _image(scratch: Path) -> Any:
+
+def _image(scratch: Path) -> Trained:
     from services.tiny.train import image
 
-    return image.train(scratch, image.PLAN)
+    return {"image": image.train(scratch, image.PLAN)}
 
 
-RECIPES: Mapping[str, Callable[[Path], Any]] = {"image": _image}
+def _text(scratch: Path) -> Trained:
+    from services.tiny.train import text
+
+    return text.train(scratch, text.PLAN)
+
+
+RECIPES: Mapping[str, Callable[[Path], Trained]] = {"image": _image, "text": _text}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,10 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     scratch = options.scratch / options.modality
     scratch.mkdir(parents=True, exist_ok=True)
-    trained = RECIPES[options.modality](scratch)
-    folder = TRAINED / options.modality
-    trained.save_pretrained(folder)
-    _halve(folder)
+    for recipe, trained in RECIPES[options.modality](scratch).items():
+        trained.save_pretrained(TRAINED / recipe)
+        _halve(TRAINED / recipe)
     return 0
 
 
