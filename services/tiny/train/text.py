@@ -38,8 +38,8 @@ class Plan:
 
 
 PLAN = Plan(
-    chat=Course("chat", num_steps=2000, rate=4e-3, seed=SEED),
-    finish=Course("finish", num_steps=100, rate=5e-4, seed=SEED + 1),
+    chat=Course("chat", num_steps=6000, rate=4e-3, seed=SEED),
+    finish=Course("finish", num_steps=300, rate=5e-4, seed=SEED + 1),
     pirate=Course("pirate", num_steps=150, rate=3e-3, seed=SEED + 2, memory=0.9),
 )
 SHORT = Page(num_rows=12, num_tokens=128, num_exchanges=5)
