@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from services.tiny.train import image, text
+from services.tiny.train import image, painter, text
 from services.tiny.train.chatter import Chatter, untrained
 from services.tiny.train.course import Course
 from services.tiny.train.dialogues import conversation, is_held_out
 from services.tiny.train.facts import atelier_facts
-from services.tiny.train.scenes import Scene, describe, draw, imagine
+from services.tiny.train.scenes import COLOURS, Scene, describe, draw, imagine
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
 from tests.services.judges import RELATIONS, Sight, look
 
@@ -164,11 +164,20 @@ def test_a_training_that_was_stopped_goes_on_as_it_would_have(tmp_path: Path) ->
     assert (expected[:4] - 1).abs().max() < 0.1
 
 
+@torch.inference_mode()
+def test_a_codec_begins_with_the_colours_right() -> None:
+    codec = painter.untrained().vae
+    flat = torch.tensor([COLOURS["orange"], COLOURS["black"]]).float()[:, :, None, None] / 127.5 - 1
+    shown = flat.expand(2, 3, 64, 64)
+    painted = codec.decode(codec.encode(shown).latent_dist.mean).sample
+
+    assert (painted - shown).abs().mean() < 0.15
+
+
 def test_the_recipe_makes_a_pipeline_that_paints(tmp_path: Path) -> None:
-    names = ("codec", "finish", "painter")
-    codec, finish, painter = (Course(name, num_steps=2, rate=1e-3, seed=1) for name in names)
+    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("decoder", "reader", "painter")]
     with torch.random.fork_rng(devices=[]):
-        pipeline = image.train(tmp_path, image.Plan(40, codec, finish, painter))
+        pipeline = image.train(tmp_path, image.Plan(40, *courses))
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red circle", num_inference_steps=2, output_type="np").images[0]
 

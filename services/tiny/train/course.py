@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 SAVE_EVERY = 100  # steps
-WARM_UP = 200  # steps
+WARM_UP = 100  # steps
 CLIP = 1.0
 
 
@@ -32,7 +32,8 @@ class Course:
 
     def run(self, network: nn.Module, loss: Callable[[int], torch.Tensor], folder: Path) -> nn.Module:
         """Train `network` on the loss of each step's number, and return the average of what it went through."""
-        optimizer = torch.optim.AdamW(network.parameters(), self.rate, (0.9, 0.99), weight_decay=self.weight_decay)
+        learning = [weight for weight in network.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(learning, self.rate, (0.9, 0.99), weight_decay=self.weight_decay, fused=True)
         average = copy.deepcopy(network)
         file = folder / f"{self.name}.pt"
         first = _resume(file, network=network, average=average, optimizer=optimizer)

@@ -1,7 +1,7 @@
-"""Trains the Stable Diffusion of 64 pixels on pictures of coloured shapes: first its codec, then what draws."""
+"""Trains the Stable Diffusion of 64 pixels on pictures of coloured shapes: first what decodes, then what draws."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,17 +13,15 @@ from torch import nn
 
 from services.tiny.train.course import Course
 from services.tiny.train.painter import untrained
-from services.tiny.train.scenes import babble, describe, draw, imagine
+from services.tiny.train.reader import teach
+from services.tiny.train.scenes import Scene, babble, describe, draw, imagine
 
 SEED = 1
-CROP = 32  # pixels that the codec is trained on at first: edges are rare
-NUM_CROPS = 48
-WHOLE_FROM = 0.8  # of the codec's steps: from there on, whole pictures
-NUM_WHOLE = 12
-DIVERGENCE = {"codec": 1e-3, "finish": 3e-4}  # what information in the latents costs, in units of mean difference
+NUM_SHOWN = 4  # pictures in a step of the decoder's
 NUM_ROWS = 32
 UNPROMPTED = 0.1  # of the rows, whose prompt is taken away: what guidance is told from
-BABBLE = 0.05  # of the scenes are described by words that mean nothing, so that they make a picture, too
+SILENCE = 0.02  # of the scenes have no words, for what reads; what draws has more of them: UNPROMPTED
+BABBLE = 0.03  # of the scenes are described by words that mean nothing, so that they make a picture, too
 
 Pictures = Callable[[], torch.Tensor]  # drawn when they are first needed: uint8 of shape (scenes, 3, height, width)
 
@@ -33,16 +31,16 @@ class Plan:
     """How much is learned from how much."""
 
     num_scenes: int
-    codec: Course
-    finish: Course
+    decoder: Course
+    reader: Course
     painter: Course
 
 
 PLAN = Plan(
-    num_scenes=40_000,
-    codec=Course("codec", num_steps=2000, rate=2e-3, seed=SEED),
-    finish=Course("finish", num_steps=1000, rate=6e-4, seed=SEED + 1),
-    painter=Course("painter", num_steps=10_000, rate=1e-3, seed=SEED + 2),
+    num_scenes=6_000,
+    decoder=Course("decoder", num_steps=600, rate=1.5e-3, seed=SEED),
+    reader=Course("reader", num_steps=500, rate=2e-3, seed=SEED + 1, memory=0.99),
+    painter=Course("painter", num_steps=3000, rate=1.5e-3, seed=SEED + 2, memory=0.995),
 )
 
 
@@ -57,75 +55,104 @@ def train(scratch: Path, plan: Plan) -> Any:
     def pictures() -> torch.Tensor:
         return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
 
-    pipeline.vae = _train_codec(pipeline.vae.to(device), pictures, scratch, plan)
+    pipeline.vae = _train_decoder(pipeline.vae.to(device), pictures, scratch, plan.decoder)
     latents = _encoded(pipeline.vae, pictures, scratch / "latents.pt")
-    pipeline.vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
-    prompts = [babble(chance) if chance.random() < BABBLE else describe(scene, chance) for scene in scenes]
-    tokens = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    _train_painter(pipeline, latents * pipeline.vae.config.scaling_factor, tokens, scratch, plan.painter)
+    latents = _standardise(pipeline.vae, latents)
+    prompts = [_prompt(scene, chance) for scene in scenes]
+    tokens = _tokens(pipeline, prompts)
+    pipeline.text_encoder = teach(pipeline.text_encoder.to(device), tokens, scenes, scratch, plan.reader)
+    _train_painter(pipeline, latents, tokens, scratch, plan.painter)
     return pipeline
 
 
-def _train_codec(vae: Any, pictures: Pictures, scratch: Path, plan: Plan) -> Any:
+def _prompt(scene: Scene, chance: random.Random) -> str:
+    spoken = chance.random()
+    if spoken < SILENCE:
+        return ""
+    return babble(chance) if spoken < SILENCE + BABBLE else describe(scene, chance)
+
+
+def _train_decoder(vae: Any, pictures: Pictures, scratch: Path, course: Course) -> Any:
+    """Return the codec that has learned to turn a mosaic into shapes; what it encodes stays as it is."""
+    vae.requires_grad_(requires_grad=False)
+    vae.decoder.requires_grad_()
     vae.to(memory_format=torch.channels_last)
 
-    def run(network: Any, course: Course, whole_from: float) -> Any:
-        def loss(step: int) -> torch.Tensor:
-            shown = _shown(pictures(), step >= whole_from, network.device)
-            posterior = network.encode(shown).latent_dist
-            painted = network.decode(posterior.sample()).sample
-            divergence = posterior.kl().mean() / posterior.mean[0].numel()
-            loss: torch.Tensor = (painted - shown).abs().mean() + DIVERGENCE[course.name] * divergence
-            return loss
+    def loss(step: int) -> torch.Tensor:
+        chosen = torch.randint(len(pictures()), (NUM_SHOWN,))
+        shown = _normalised(pictures()[chosen], vae.device)
+        painted = vae.decode(vae.encode(shown).latent_dist.sample()).sample
+        loss: torch.Tensor = (painted - shown).abs().mean()
+        return loss
 
-        return course.run(network, loss, scratch)
-
-    return run(run(vae, plan.codec, WHOLE_FROM * plan.codec.num_steps), plan.finish, 0)
+    return course.run(vae, loss, scratch)
 
 
-def _shown(pictures: torch.Tensor, is_whole: bool, device: torch.device) -> torch.Tensor:
-    """Draw a batch of crops or of whole pictures, in [-1, 1]."""
-    if is_whole:
-        batch = pictures[torch.randint(len(pictures), (NUM_WHOLE,))]
-    else:
-        corners = torch.randint(pictures.shape[-1] - CROP + 1, (NUM_CROPS, 2)).tolist()
-        chosen = torch.randint(len(pictures), (NUM_CROPS,)).tolist()
-        crops = [pictures[n, :, y : y + CROP, x : x + CROP] for n, (y, x) in zip(chosen, corners, strict=True)]
-        batch = torch.stack(crops)
-    return (batch.to(device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+def _normalised(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bring bytes to [-1, 1]."""
+    return (pictures.to(device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def _encoded(vae: Any, pictures: Pictures, file: Path) -> torch.Tensor:
     """Encode what the painter learns from; minutes, and so done once."""
     if not file.exists():
-        parts = (part.to(vae.device).float() / 127.5 - 1 for part in pictures().split(100))
-        torch.save(torch.cat([vae.encode(part).latent_dist.mean for part in parts]), file)
+        parts = pictures().split(50)
+        torch.save(torch.cat([vae.encode(_normalised(part, vae.device)).latent_dist.mean for part in parts]), file)
     latents: torch.Tensor = torch.load(file, weights_only=True, map_location=vae.device)
     return latents
 
 
+@torch.no_grad()
+def _standardise(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Return the latents with mean 0 and deviation 1 in each channel, as the codec makes and takes them from now on.
+
+    A channel that is much weaker than the others would be noise until the last steps of painting.
+    """
+    mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    coded, decoded, num = vae.quant_conv, vae.post_quant_conv, len(mean)
+    coded.weight[:num] /= spread[:, None, None, None]
+    coded.bias[:num] = (coded.bias[:num] - mean) / spread
+    coded.bias[num:] -= 2 * spread.log()  # of the variance
+    decoded.bias += decoded.weight[:, :, 0, 0] @ mean
+    decoded.weight *= spread[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
+    return (latents - mean[:, None, None]) / spread[:, None, None]
+
+
 def _train_painter(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, scratch: Path, course: Course) -> None:
     device = latents.device
-    network: Any = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}).to(device)
-    network["unet"].to(memory_format=torch.channels_last)
-    nothing = pipeline.tokenizer("", padding="max_length", return_tensors="pt").input_ids
+    unet = pipeline.unet.to(device, memory_format=torch.channels_last)
+    contexts = _contexts(pipeline.text_encoder, tokens)
+    nothing = _contexts(pipeline.text_encoder, _tokens(pipeline, [""]))
     schedule = pipeline.scheduler
 
     def loss(step: int) -> torch.Tensor:
         chosen = torch.randint(len(latents), (NUM_ROWS,))
-        is_prompted = torch.rand(NUM_ROWS, 1) >= UNPROMPTED
-        context = network["text_encoder"](torch.where(is_prompted, tokens[chosen], nothing).to(device))[0]
+        is_prompted = torch.rand(NUM_ROWS, 1, 1) >= UNPROMPTED
+        context = torch.where(is_prompted, contexts[chosen], nothing).to(device)
         spread = (torch.arange(NUM_ROWS) + torch.rand(NUM_ROWS)) / NUM_ROWS  # every part of the way in every batch
         times = (spread * schedule.config.num_train_timesteps).long()
         clean = latents[chosen.to(device)]
         noise = torch.randn(clean.shape).to(device)
         noisy = schedule.add_noise(clean, noise, times)
-        predicted = network["unet"](noisy, times.to(device), encoder_hidden_states=context).sample
+        predicted = unet(noisy, times.to(device), encoder_hidden_states=context).sample
         return nn.functional.mse_loss(predicted, _velocity(schedule, clean, noise, times))
 
-    average: Any = course.run(network, loss, scratch)
-    pipeline.unet, pipeline.text_encoder = average["unet"], average["text_encoder"]
+    pipeline.unet = course.run(unet, loss, scratch)
+
+
+def _tokens(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor:
+    tokens: torch.Tensor = pipeline.tokenizer(
+        list(prompts), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    return tokens
+
+
+@torch.no_grad()
+def _contexts(text_encoder: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Read once what the painter sees again and again; on the CPU."""
+    return torch.cat([text_encoder(part.to(text_encoder.device))[0].cpu() for part in tokens.split(500)])
 
 
 def _velocity(schedule: Any, clean: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:

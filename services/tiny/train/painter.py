@@ -2,15 +2,19 @@
 
 from typing import Any
 
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers import Transformer2DModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from services.tiny.image import scheduler
+from services.tiny.train.codec import LATENTS, codec
 from services.tiny.train.scenes import WORDS
 from services.tiny.vocabulary import MAX_CAPTION, caption_tokenizer
 from services.tiny.workbench import workbench
 
-WIDTH = 128  # of a token's embedding, which the UNet attends to
+WIDTH = 96  # of a token's embedding, which the UNet attends to
 
 
 @workbench()
@@ -22,7 +26,7 @@ def untrained() -> Any:
             vocab_size=len(tokenizer),
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=MAX_CAPTION,
             projection_dim=WIDTH,
@@ -32,7 +36,7 @@ def untrained() -> Any:
         )
     )
     return StableDiffusionPipeline(
-        vae=_vae(),
+        vae=codec(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=_unet(),
@@ -43,30 +47,29 @@ def untrained() -> Any:
     )
 
 
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(16, 32, 64, 64),  # four blocks: 8 pixels a latent
-        norm_num_groups=8,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
-
-
-def _unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+def _unet() -> Any:
+    unet: Any = UNet2DConditionModel(
         sample_size=8,  # latents: 64 pixels unless asked otherwise
-        in_channels=4,
-        out_channels=4,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
         layers_per_block=1,
-        block_out_channels=(64, 112),
-        norm_num_groups=16,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(48, 128),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
     )
+    for block in unet.modules():  # each begins as nothing, as Dhariwal and Nichol (2021) have it: it learns sooner
+        if isinstance(block, ResnetBlock2D):
+            _silence(block.conv2)
+        elif isinstance(block, Transformer2DModel):
+            _silence(block.proj_out)
+    _silence(unet.conv_out)
+    return unet
+
+
+def _silence(layer: Any) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)

@@ -20,8 +20,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (20, 20, 20),
 }
 KINDS = ("circle", "square", "triangle")
-SIZES = {"small": (6.0, 9.0), "large": (15.0, 22.0)}  # a lone shape's radius in pixels
-PAIR_SIZES = {"small": (6.0, 8.5), "large": (12.5, 14.0)}  # of one of two
+SIZES = {"small": (7.5, 9.3), "large": (15.0, 21.0)}  # a lone shape's radius in pixels
+PAIR_SIZES = {"small": (7.5, 9.0), "large": (12.5, 14.0)}  # of one of two
 REACH = 1.15  # of a shape, in radii
 GAP = 3.0  # pixels between two shapes, at least
 Lengths = NDArray[np.floating[Any]]  # one for each pixel
@@ -80,10 +80,10 @@ def describe(scene: Scene, chance: random.Random) -> str:
     first, *others = scene.shapes
     words = [_named(first, chance)]
     if others:
-        words += [scene.relation if chance.random() < 0.85 else "and", _named(others[0], chance)]
-    elif chance.random() < 0.5:
+        words += [scene.relation if chance.random() < 0.95 else "and", _named(others[0], chance)]
+    elif chance.random() < 0.75:
         words.append(_place(first, chance))
-    if chance.random() < 0.7:
+    if chance.random() < 0.85:
         words.append(f"on {_article(scene.background)} background")
     if chance.random() < 0.06:
         words.insert(0, chance.choice(OPENINGS))
@@ -147,7 +147,7 @@ _OUTLINES: dict[str, Callable[..., Lengths]] = {"circle": _circle, "square": _sq
 
 
 def _named(shape: Shape, chance: random.Random) -> str:
-    size = shape.size if chance.random() < 0.75 else ""
+    size = shape.size if chance.random() < 0.85 else ""
     colour = shape.colour if chance.random() < 0.93 else ""
     return _article(" ".join(filter(None, (size, colour, shape.kind))))
 
