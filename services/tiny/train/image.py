@@ -37,10 +37,10 @@ class Plan:
 
 
 PLAN = Plan(
-    num_scenes=6_000,
-    decoder=Course("decoder", num_steps=600, rate=1.5e-3, seed=SEED),
+    num_scenes=12_000,
+    decoder=Course("decoder", num_steps=2000, rate=1.5e-3, seed=SEED),
     reader=Course("reader", num_steps=500, rate=2e-3, seed=SEED + 1, memory=0.99),
-    painter=Course("painter", num_steps=3000, rate=1.5e-3, seed=SEED + 2, memory=0.995),
+    painter=Course("painter", num_steps=6000, rate=1.5e-3, seed=SEED + 2, memory=0.995),
 )
 
 
@@ -56,7 +56,7 @@ def train(scratch: Path, plan: Plan) -> Any:
         return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
 
     pipeline.vae = _train_decoder(pipeline.vae.to(device), pictures, scratch, plan.decoder)
-    latents = _encoded(pipeline.vae, pictures, scratch / "latents.pt")
+    latents = _encoded(pipeline.vae, pictures, scratch / f"latents-{plan.num_scenes}.pt")
     latents = _standardise(pipeline.vae, latents)
     prompts = [_prompt(scene, chance) for scene in scenes]
     tokens = _tokens(pipeline, prompts)
