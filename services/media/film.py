@@ -36,7 +36,7 @@ def read(data: bytes) -> Film:
 
 def mp4(data: bytes) -> Film:
     """Read H.264, whose colours are as `mp4.Encoder` writes them."""
-    container = av.open(BytesIO(data))
+    container = av.open(BytesIO(data), "r")
     stream = container.streams.video[0]
 
     def frames() -> Iterator[NDArray[np.uint8]]:

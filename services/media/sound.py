@@ -121,7 +121,7 @@ def read(data: bytes) -> tuple[NDArray[np.float32], int]:
         ValueError: it is none, or says not what it is, as bare samples do.
     """
     try:
-        with av.open(BytesIO(data)) as container:
+        with av.open(BytesIO(data), "r") as container:
             rate = container.streams.audio[0].rate
             to_floats = av.AudioResampler(format="flt", layout="mono", rate=rate)
             frames = [part for frame in container.decode(audio=0) for part in to_floats.resample(frame)]
