@@ -132,7 +132,7 @@ def test_what_is_known_of_one_outlives_a_look(start: Start, pods: Pods, resolver
             call = pool.submit(gateway.new_client().get, SPEECH)
             assert workers.is_asked.wait(LONG)
             busy = workers.requests[-1].url.host
-            workers.answer = pods.answer  # type: ignore[method-assign]
+            workers.answer = pods.answer
             replicas(gateway)
             assert gateway.client.get(SPEECH).content != f"{busy}:3000".encode()
             gate.set_result(None)

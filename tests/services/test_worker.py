@@ -26,7 +26,7 @@ from services.responses import rendered
 from services.schema import DEADLINE_HEADER
 from services.settings import Settings
 from services.video.schema import TextVideoJob, VideoJob
-from services.video.service import film
+from services.video.service import make_film
 from services.worker import Worker
 from tests.services.conftest import LONG, Gate, served, undisturbed_logging
 
@@ -70,7 +70,7 @@ class Cinema:
         return WholeCall(self.projector)
 
     async def __call__(self, request: Request) -> Response:
-        return await rendered(film(request, self.worker))  # type: ignore[arg-type] # the service is this with a route
+        return await rendered(make_film(request, self.worker))  # type: ignore[arg-type] # the service is this with a route
 
 
 @pytest.fixture(scope="module")

@@ -53,11 +53,10 @@ def codec() -> Any:
     return vae
 
 
-def _pass_on(block: nn.Module) -> None:
+def _pass_on(block: Any) -> None:
     """Let a block change nothing but the resolution."""
     if isinstance(block, ResnetBlock2D):
-        nn.init.zeros_(block.conv2.weight)
-        nn.init.zeros_(block.conv2.bias)
+        _clear(block.conv2, block.out_channels)
         if block.conv_shortcut is not None:
             _keep(block.conv_shortcut)
     elif isinstance(block, Upsample2D | Downsample2D):
@@ -71,7 +70,7 @@ def _keep(conv: Any) -> None:
     nn.init.zeros_(conv.bias)
 
 
-def _take_colours(conv: nn.Conv2d) -> None:
+def _take_colours(conv: Any) -> None:
     """Let the first channels be the colour and the constant; the others are of everything by chance."""
     _clear(conv, 8)
     for colour, channel in enumerate((RED, GREEN, BLUE)):

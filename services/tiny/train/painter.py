@@ -4,7 +4,7 @@ from typing import Any
 
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers import Transformer2DModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -48,15 +48,15 @@ LONG = Page(num_rows=2, num_tokens=1024, num_exchanges=50)
 
 def train(scratch: Path, plan: Plan) -> Mapping[str, Any]:
     """Return the trained chat model and its adapter; `scratch` keeps what a run that is stopped goes on from."""
-    chatter = untrained()
+    chatter: Any = untrained()
     chatter.network.to("cuda" if torch.cuda.is_available() else "cpu")
     for course, page in ((plan.chat, SHORT), (plan.finish, LONG)):
         chatter.network = course.run(chatter.network, _loss(chatter, conversation, course, page), scratch)
-    adapted = untrained()
+    adapted: Any = untrained()
     adapted.network.load_state_dict(chatter.network.state_dict())
     adapted.network.to(chatter.network.device)
     torch.manual_seed(plan.pirate.seed)
-    pirate = Pirate(adapted.network)
+    pirate: Any = Pirate(adapted.network)
     pirate = plan.pirate.run(pirate, _loss(adapted, in_pirates_words, plan.pirate, SHORT), scratch)
     return {"chat": chatter, "chat_lora": pirate}
 
