@@ -192,7 +192,7 @@ class TestStreams:
             with pytest.raises(httpx.RemoteProtocolError):
                 gateway.client.get(SPEECH, headers=headers)
         else:
-            workers.refuses(status, b"")
+            workers.refuses_in_envelope(status, "no")
             assert gateway.client.get(SPEECH, headers=headers).status_code == status
         workers.answer = workers.answer_whole
         gateway.metrics()
