@@ -185,6 +185,7 @@ def test_other_formats_are_downloaded_and_nothing_is_made_or_counted_again(
     visitor.say(asked)
     formats = visitor.card(asked).get_by_role("button", name="Other formats")
     expect(formats).to_be_visible(timeout=LONG)
+    visitor.settle()  # a list that is opened while the page is drawn anew closes
     [job] = [job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked]
     made = made_so_far(client)
     formats.click()
@@ -249,6 +250,7 @@ def test_a_picture_is_attached_animated_made_3d_and_made_again(system: System, v
     visitor.choose("Image")
     visitor.say(asked, file)
     expect(visitor.card(asked).get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
+    visitor.settle()
     visitor.card(asked).get_by_role("button", name="Again with another seed").click()
     expect(visitor.page.locator("[class*='st-key-card-']").filter(has_text=asked)).to_have_count(2, timeout=LONG)
 
