@@ -30,9 +30,10 @@ open3d: install ## install what reshapes meshes: Open3D (0.5 GB; tests need it, 
 ray: install ## install what runs workers on many hosts: Ray (100 MB; tests need it, too)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement locks/ray.txt
 
-test: open3d test-cluster ## run all tests: those on Ray, the fast ones on two cores, then those with live workers
+test: open3d ## run all tests: the fast ones on two cores, those with live workers, then those on Ray
 	@$(BIN)/python -m pytest -m "not live and not fresh and not compose and not cluster" --numprocesses 2 --dist loadfile
 	@$(BIN)/python -m pytest -m "live"
+	@$(MAKE) --no-print-directory test-cluster
 
 test-cluster: ray ## try the workers on Ray, in a network and a process namespace of their own
 	@unshare --map-root-user --net --pid --mount-proc --fork --kill-child $(BIN)/python -m pytest -m "cluster" tests/cluster

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,24 +27,15 @@ import httpx
 import yaml
 from PIL import Image
 
+from benchmarks.chaos import CHAT, ENDS, TASKS, accepted, is_success, until
 from benchmarks.hosts import HERE, NETWORK, Host, go_inside
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-TASKS = ("text", "audio", "image", "video", "mesh")
 HEAD, WORKERS, GATEWAYS = 1, (2, 3), (11, 12)  # numbers of hosts
 SERVE, PORT, GCS = 8000, 8000, 6379
 PATIENCE = 900  # seconds that are waited at most for anything
-CHAT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 8}
-FINAL = ("completed", "failed", "cancelled")
 NOTICED = 8.0  # seconds in which a gateway surely has noticed that something does not answer
-JOBS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("/v1/chat/completions", CHAT),
-    ("/v1/audio/speech", {"input": "Good evening.", "response_format": "wav"}),
-    ("/v1/images/generations", {"prompt": "a boat", "num_inference_steps": 4, "size": "64x64"}),
-    ("/v1/videos", {"prompt": "a boat", "num_frames": 5, "num_inference_steps": 2}),
-    ("/v1/3d/generations", {"prompt": "a chair", "num_inference_steps": 2, "grid_size": 16}),
-)
 
 
 def picture() -> bytes:
@@ -68,23 +59,6 @@ def say(words: str) -> None:
     print(f"{time.strftime('%X')} {words}", flush=True)  # noqa: T201
 
 
-def until(is_so: Callable[[], bool], what: str) -> float:
-    """Wait until something is so; how many seconds that took."""
-    began = time.monotonic()
-    while not is_so():
-        if time.monotonic() - began > PATIENCE:
-            sys.exit(f"{what}: that never came true")
-        time.sleep(0.5)
-    return time.monotonic() - began
-
-
-def is_success(url: str) -> bool:
-    """Whether a GET there is answered well."""
-    with suppress(httpx.HTTPError):
-        return httpx.get(url, trust_env=False, timeout=5).is_success
-    return False
-
-
 class Servers:
     """Postgres and Redis, in the program's own namespace."""
 
@@ -95,7 +69,18 @@ class Servers:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         programs = found[-1] if found else Path("/usr/bin")
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
-        made = [programs / "initdb", "-D", data, "-U", "atelier", "-A", "trust", "-E", "UTF8", "--no-sync"]
+        made: list[Path | str] = [
+            programs / "initdb",
+            "-D",
+            data,
+            "-U",
+            "atelier",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        ]
         subprocess.run(made, check=True, user="nobody", **quiet)
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {NETWORK}.0/24 trust\n")
@@ -106,7 +91,7 @@ class Servers:
         ]
         self.postgres = f"postgresql+asyncpg://atelier@{HERE}:5432/postgres"
         self.redis = f"{HERE}:6379"
-        until(lambda: not subprocess.run([programs / "pg_isready", "-q", "-h", HERE]).returncode, "Postgres")
+        until(PATIENCE, lambda: not subprocess.run([programs / "pg_isready", "-q", "-h", HERE]).returncode)
 
 
 class System:
@@ -154,7 +139,8 @@ class System:
         self.urls = [f"http://{NETWORK}.{number}:{PORT}" for number in GATEWAYS]
         for number in GATEWAYS:
             self.start_gateway(number)
-            until(lambda number=number: is_success(f"http://{NETWORK}.{number}:{PORT}/livez"), "a gateway")  # type: ignore[misc]
+        for url in self.urls:
+            until(PATIENCE, lambda url=url: is_success(f"{url}/livez"))  # type: ignore[misc]
         self.key = (folder / "admin.key").read_text().strip()
         self.start_head()
 
@@ -264,16 +250,7 @@ class Load:
         """Have a job accepted by whichever gateway lives, again and again."""
         number = 0
         while True:
-            path, body = JOBS[number % len(JOBS)]
-            headers = {"prefer": "respond-async", "idempotency-key": f"job-{number}"}
-            for attempt in range(1000):
-                with suppress(httpx.HTTPError):
-                    url = self.system.urls[(number + attempt) % len(GATEWAYS)]
-                    answer = await http.post(url + path, json=body, headers=headers)
-                    if answer.is_success:
-                        self.jobs.append(answer.json()["id"])
-                        break
-                await asyncio.sleep(0.2)
+            self.jobs.append(await accepted(http, self.system.urls, number))
             number += 1
             await asyncio.sleep(pause)
 
@@ -337,7 +314,7 @@ def scaling(system: System) -> float:
         sleeper = {"name": "sleeper", "num_replicas": num_hosts, "max_replicas_per_node": 1}
         application = {"name": "text", "route_prefix": "/text", "import_path": "benchmarks.sleeper:application"}
         system.deploy({"proxy_location": "EveryNode", "applications": [{**application, "deployments": [sleeper]}]})
-        until(lambda number=number: system.is_ready("text", number), "the model that sleeps")  # type: ignore[misc]
+        until(PATIENCE, lambda number=number: system.is_ready("text", number))  # type: ignore[misc]
         time.sleep(6)  # until gateways and routers know all
         rates.append(asyncio.run(asked_for(system.urls[0], system.key, 32, 20)))
         say(f"a model that sleeps, {num_hosts} host(s): {rates[-1]:.2f} answers/s")
@@ -345,8 +322,9 @@ def scaling(system: System) -> float:
     return rates[1] / rates[0]
 
 
-def deploy_all(system: System) -> None:
-    """Run the five services, once on each host."""
+def deploy_all(system: System) -> float:
+    """Run the five services, once on each host; how many seconds it took until all were ready."""
+    began = time.monotonic()
     config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())
     for application in config["applications"]:
         application["args"] |= {"min_replicas": 2, "max_replicas": 2, "num_cpus": 1}
@@ -354,7 +332,8 @@ def deploy_all(system: System) -> None:
     system.deploy(config)
     for number in WORKERS:
         for task in TASKS:
-            until(lambda task=task, number=number: system.is_ready(task, number), task)  # type: ignore[misc]
+            until(PATIENCE, lambda task=task, number=number: system.is_ready(task, number))  # type: ignore[misc]
+    return time.monotonic() - began
 
 
 async def faults(system: System, load: Load, steady: float) -> bool:
@@ -368,7 +347,12 @@ async def faults(system: System, load: Load, steady: float) -> bool:
         say(f"before: {before:.2f} answers/s, {len(load.errors(began, time.monotonic()))} errors")
         for what, kill, mend, outage in (
             ("a worker host is cut off", system.hosts[WORKERS[1]].cut, system.hosts[WORKERS[1]].heal, 25.0),
-            ("a gateway is killed", lambda: system.kill_gateway(GATEWAYS[0]), lambda: system.start_gateway(11), 6.0),
+            (
+                "a gateway is killed",
+                lambda: system.kill_gateway(GATEWAYS[0]),
+                lambda: system.start_gateway(GATEWAYS[0]),
+                6.0,
+            ),
             ("the head is killed", system.hosts[HEAD].kill, system.start_head, 12.0),
         ):
             say(what)
@@ -378,7 +362,7 @@ async def faults(system: System, load: Load, steady: float) -> bool:
             say("it comes back")
             mended = time.monotonic()
             await asyncio.to_thread(mend)
-            await asyncio.to_thread(until, lambda: is_whole(system), "the system")
+            await asyncio.to_thread(until, PATIENCE, lambda: is_whole(system))
             whole = time.monotonic()
             await asyncio.sleep(steady)
             fault = Fault(at, mended, whole, time.monotonic(), of_gateway="gateway" in what)
@@ -422,12 +406,12 @@ def ended_well(system: System, load: Load) -> bool:
                 {
                     each: http.get(f"/v1/jobs/{each}").json()
                     for each in load.jobs
-                    if each not in jobs or jobs[each]["status"] not in FINAL
+                    if each not in jobs or jobs[each]["status"] not in ENDS
                 }
             )
-            return all(job["status"] in FINAL for job in jobs.values())
+            return all(job["status"] in ENDS for job in jobs.values())
 
-        until(have_ended, "the jobs")
+        until(PATIENCE, have_ended)
     found = Counter(job["status"] for job in jobs.values())
     say(f"jobs accepted: {len(jobs)}; {dict(found)}, {sum(job['attempts'] for job in jobs.values())} attempts")
     for job in jobs.values():
@@ -438,7 +422,7 @@ def ended_well(system: System, load: Load) -> bool:
 
 def main() -> None:
     """Measure, and fail where a promise is broken."""
-    go_inside()
+    go_inside("benchmarks.cluster")
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--steady", type=float, default=25, help="seconds of load between two faults")
     options.add_argument("--only", choices=("scaling", "faults"))
@@ -457,20 +441,13 @@ def main() -> None:
     else:
         is_good &= scaling(system) >= 1.8
     if asked.only != "scaling":
-        say(f"all modalities at both hosts, {until_deployed(system):.0f} s after they were deployed")
+        say(f"all modalities at both hosts, {deploy_all(system):.0f} s after they were deployed")
         load = Load(system)
         is_good &= asyncio.run(faults(system, load, asked.steady))
         is_good &= ended_well(system, load)
     if asked.keep is None:
         shutil.rmtree(folder, ignore_errors=True)
     sys.exit(0 if is_good else "a promise is broken")
-
-
-def until_deployed(system: System) -> float:
-    """Deploy all; how many seconds that took."""
-    began = time.monotonic()
-    deploy_all(system)
-    return time.monotonic() - began
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ PRIVATE = "mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs n
 APART = ("unshare", "--net", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child")
 
 
-def go_inside() -> None:
-    """Start this program anew in namespaces of its own, with a bridge, unless that is where it is."""
+def go_inside(program: str) -> None:
+    """Start a program, by its name as a module, anew in namespaces of its own with a bridge, unless this is there."""
     if INSIDE not in sys.argv:
-        os.execvp(APART[0], [*APART, sys.executable, "-m", "benchmarks.cluster", *sys.argv[1:], INSIDE])
+        os.execvp(APART[0], [*APART, sys.executable, "-m", program, *sys.argv[1:], INSIDE])
     sys.argv.remove(INSIDE)
     for words in (
         "link set lo up",

@@ -25,13 +25,13 @@ class Settings(BaseSettings):
     text_port: int = Field(default=WORKERS["text"].port, ge=1, le=65535)
     """port of the text worker that is started; where `ATELIER_TEXT_URL` is set none is, as it runs elsewhere"""
     audio_port: int = Field(default=WORKERS["audio"].port, ge=1, le=65535)
-    """port of the audio worker that is started; where `ATELIER_AUDIO_URL` is set none is, as it runs elsewhere"""
+    """likewise of the audio worker"""
     image_port: int = Field(default=WORKERS["image"].port, ge=1, le=65535)
-    """port of the image worker that is started; where `ATELIER_IMAGE_URL` is set none is, as it runs elsewhere"""
+    """likewise of the image worker"""
     video_port: int = Field(default=WORKERS["video"].port, ge=1, le=65535)
-    """port of the video worker that is started; where `ATELIER_VIDEO_URL` is set none is, as it runs elsewhere"""
+    """likewise of the video worker"""
     mesh_port: int = Field(default=WORKERS["mesh"].port, ge=1, le=65535)
-    """port of the mesh worker that is started; where `ATELIER_MESH_URL` is set none is, as it runs elsewhere"""
+    """likewise of the mesh worker"""
     ui_port: int = Field(default=8501, ge=1, le=65535)
     """port of the [studio](studio.md)"""
     models_file: Path | None = None

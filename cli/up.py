@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_urlsafe
+from types import MappingProxyType
 
 import httpx
 import psutil
@@ -86,7 +87,7 @@ async def setbacks_at(port: int, http: httpx.AsyncClient) -> dict[str, str]:
 
 
 def summary(
-    settings: Settings, seconds: float, failures: Mapping[str, str], setbacks: Mapping[str, str] | None = None
+    settings: Settings, seconds: float, failures: Mapping[str, str], setbacks: Mapping[str, str] = MappingProxyType({})
 ) -> str:
     """What is served where, and how to try and to stop it.
 
@@ -96,7 +97,6 @@ def summary(
         failures: the programs that cannot serve, and why.
         setbacks: the models that cannot be served although their worker can serve others, and why.
     """
-    setbacks = setbacks or {}
     url = gateway_url(settings)
     state = "is ready" if not failures else f"runs without {', '.join(failures)}"
     lines = [f"\nAtelier {state} after {seconds:.1f} s: {url} (its pages: {url}/docs)"]

@@ -189,6 +189,7 @@ class Relay:
         accept: str,
         headers: Mapping[str, str] | None = None,
         renamed: Mapping[str, str] | None = None,
+        may_be_a_job: bool = True,
         **body: Any,
     ) -> Response:
         """Send a request to the first of `targets` that takes it on, and answer as soon as it does.
@@ -200,6 +201,7 @@ class Relay:
             accept: the media type wanted.
             headers: to be added to the answer.
             renamed: the worker's names of fields that the client calls otherwise.
+            may_be_a_job: whether a client that prefers a job has one instead.
             body: `content`, `files` or `data`, as httpx takes them.
 
         Raises:
@@ -211,22 +213,8 @@ class Relay:
             ProviderResting: it is left alone for a while.
             CallerLeft: the client left before the answer.
         """
-        if self.instead is not None and prefers_job(request.scope) and isinstance(targets[0], Ours):
+        if may_be_a_job and self.instead is not None and prefers_job(request.scope) and isinstance(targets[0], Ours):
             return await self.instead(request, targets[0].model, path, accept, body)
-        return await self.pass_on(request, targets, path, accept=accept, headers=headers, renamed=renamed, **body)
-
-    async def pass_on(
-        self,
-        request: Request,
-        targets: Sequence[Target],
-        path: str,
-        *,
-        accept: str,
-        headers: Mapping[str, str] | None = None,
-        renamed: Mapping[str, str] | None = None,
-        **body: Any,
-    ) -> Response:
-        """Send a request as `send` does, for an answer and never for a job."""
         errand = self._errand(request, path, accept, body, renamed or {})
         attempt, target, upstream = await self._first_to_take(targets, errand)
         if isinstance(target, Provider):

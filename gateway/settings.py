@@ -65,21 +65,13 @@ class Settings(SettingsWithFiles):
     each address that the name has, looked up with every probe; empty: this modality is not served
     """
     audio_url: str = loopback("audio")
-    """where the audio workers are: several comma-separated URLs are replicas, and `dns+http://audio:3000` is one for
-    each address that the name has, looked up with every probe; empty: this modality is not served
-    """
+    """likewise the audio workers"""
     image_url: str = loopback("image")
-    """where the image workers are: several comma-separated URLs are replicas, and `dns+http://image:3000` is one for
-    each address that the name has, looked up with every probe; empty: this modality is not served
-    """
+    """likewise the image workers"""
     video_url: str = loopback("video")
-    """where the video workers are: several comma-separated URLs are replicas, and `dns+http://video:3000` is one for
-    each address that the name has, looked up with every probe; empty: this modality is not served
-    """
+    """likewise the video workers"""
     mesh_url: str = loopback("mesh")
-    """where the mesh workers are: several comma-separated URLs are replicas, and `dns+http://mesh:3000` is one for
-    each address that the name has, looked up with every probe; empty: this modality is not served
-    """
+    """likewise the mesh workers"""
     openai_base_url: str = ""
     """an OpenAI-compatible server, such as `https://host/v1`; empty: no provider"""
     openai_api_key: SecretStr = SecretStr("")

@@ -71,7 +71,9 @@ async def converted(
         ("file", ("file", data)),
     ]
     targets = catalog.worker(job.steps[output.step].task)
-    return await relay.pass_on(request, targets, CONVERSIONS, accept=media_type, headers=headers, files=fields)
+    return await relay.send(
+        request, targets, CONVERSIONS, accept=media_type, headers=headers, may_be_a_job=False, files=fields
+    )
 
 
 def unfit(sentence: str) -> RequestValidationError:

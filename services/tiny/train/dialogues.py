@@ -67,42 +67,32 @@ def name(chance: random.Random) -> str:
 
 def added(chance: random.Random, one: int, other: int) -> Exchange:
     """Ask for a sum."""
-    question = chance.choice(
-        (
-            f"What is {one} + {other}?",
-            f"What is {one} plus {other}?",
-            f"How much is {one} + {other}?",
-            f"How much is {one} plus {other}?",
-            f"{one} + {other}",
-            f"{one} + {other} = ?",
-            f"{one}+{other}",
-            f"Add {one} and {other}.",
-            f"Compute {one} + {other}.",
-            f"Calculate {one} + {other}.",
-        )
-    )
-    return question, f"{one} + {other} = {one + other}."
+    return _calculation(chance, one, "+", "plus", other, f"Add {one} and {other}."), f"{one} + {other} = {one + other}."
 
 
 def subtracted(chance: random.Random, one: int, other: int) -> Exchange:
     """Ask for a difference, mostly of what is larger."""
     if chance.random() < 0.85:
         one, other = max(one, other), min(one, other)
-    question = chance.choice(
+    order = f"Subtract {other} from {one}."
+    return _calculation(chance, one, "-", "minus", other, order), f"{one} - {other} = {one - other}."
+
+
+def _calculation(chance: random.Random, one: int, sign: str, word: str, other: int, order: str) -> str:
+    return chance.choice(
         (
-            f"What is {one} - {other}?",
-            f"What is {one} minus {other}?",
-            f"How much is {one} - {other}?",
-            f"How much is {one} minus {other}?",
-            f"{one} - {other}",
-            f"{one} - {other} = ?",
-            f"{one}-{other}",
-            f"Subtract {other} from {one}.",
-            f"Compute {one} - {other}.",
-            f"Calculate {one} - {other}.",
+            f"What is {one} {sign} {other}?",
+            f"What is {one} {word} {other}?",
+            f"How much is {one} {sign} {other}?",
+            f"How much is {one} {word} {other}?",
+            f"{one} {sign} {other}",
+            f"{one} {sign} {other} = ?",
+            f"{one}{sign}{other}",
+            order,
+            f"Compute {one} {sign} {other}.",
+            f"Calculate {one} {sign} {other}.",
         )
     )
-    return question, f"{one} - {other} = {one - other}."
 
 
 def compared(chance: random.Random, one: int, other: int) -> Exchange:
