@@ -62,6 +62,7 @@ class Replicas:
 
     def __init__(self, urls: Sequence[str]) -> None:
         """Take their base URLs."""
+        self._chance = random.Random()  # of its own: what seeds the process's makes gateways choose alike
         self.all: Sequence[Replica] = tuple(Replica(url) for url in urls)
 
     def at(self, urls: Sequence[str]) -> list[Replica]:
@@ -74,7 +75,7 @@ class Replicas:
         if len(self.all) == 1:
             return list(self.all)
         usable = [replica for replica in self.all if replica.is_usable] or list(self.all)
-        random.shuffle(usable)  # who is equally busy takes turns
+        self._chance.shuffle(usable)  # who is equally busy takes turns
         return sorted(usable, key=lambda replica: replica.num_outstanding)
 
     @property

@@ -161,6 +161,7 @@ class Catalog:
         self._fallbacks = {**{provider.id: provider.fallbacks for provider in providers}, **fallbacks}
         self._http = http
         self._interval = interval
+        self._chance = random.Random()
         self._look: asyncio.Task[None] | None = None
 
     def worker(self, task: Task, model: str | None = None) -> tuple[Target, ...]:
@@ -337,7 +338,7 @@ class Catalog:
     async def _watch(self) -> None:
         while True:
             await self.health()
-            await asyncio.sleep(self._interval * random.uniform(*JITTER))
+            await asyncio.sleep(self._interval * self._chance.uniform(*JITTER))
 
     async def _look_at(self, replica: Replica) -> None:
         try:

@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from random import randrange
-from secrets import token_hex
+from secrets import randbelow, token_hex
 from typing import Any, ParamSpec, TypeVar
 
 import anyio
@@ -200,7 +199,7 @@ class Desk:
         common: dict[str, Any] = {
             "task": order.task, "path": order.path, "model": order.model, "takes": order.takes,
         }  # fmt: skip
-        seed = {"seed": randrange(MAX_SEED)} if order.task in SEEDED else {}  # every attempt makes the same
+        seed = {"seed": randbelow(MAX_SEED)} if order.task in SEEDED else {}  # every attempt makes the same
         if "content" not in order.body:
             fields = {**seed, **order.body.get("data", {})}
             fields = {name: str(value) for name, value in fields.items() if name not in STREAMED}

@@ -1,11 +1,12 @@
 """Models that take turns in memory: who is there, who leaves for whom, and that nobody is forgotten."""
 
 import asyncio
+import gc
 import random
 import shutil
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ from services.settings import Settings
 from tests.services.conftest import LONG, Bench, Gate, MakeBench, Scripted
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries_aside() -> Iterator[None]:
+    """As a worker does, once: what other tests have imported is not searched whenever a model leaves."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Shelf:
