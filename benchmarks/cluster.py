@@ -109,6 +109,8 @@ class System:
             "RAY_worker_niceness": "0",
             "RAY_external_storage_namespace": "atelier",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+            "RAY_agent_register_timeout_ms": "300000",
+            "RAY_worker_register_timeout_seconds": "300",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_timeout_ms": "4000",
             "RAY_health_check_failure_threshold": "5",

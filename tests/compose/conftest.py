@@ -53,13 +53,17 @@ class Composed:
     def key(self) -> str:
         return (self.folder / "secrets" / "admin_key").read_text().strip()
 
-    def compose(self, *arguments: str) -> str:
+    def compose(self, *arguments: str, **variables: str) -> str:
         gateway, ui = map(str, self.ports)
         settings = {"ATELIER_PORT": gateway, "ATELIER_UI_PORT": ui, "COMPOSE_FILE": FILES, "OMP_NUM_THREADS": "1"}
-        return self.engine.docker("compose", *arguments, folder=self.folder, **settings)
+        return self.engine.docker("compose", *arguments, folder=self.folder, **settings, **variables)
+
+    def containers(self, service: str) -> list[str]:
+        return self.compose("ps", "--all", "--quiet", service).split()
 
     def container(self, service: str) -> str:
-        return self.compose("ps", "--all", "--quiet", service).strip()
+        (found,) = self.containers(service)
+        return found
 
     def inspect(self, service: str, template: str) -> str:
         return self.engine.docker("inspect", "--format", template, self.container(service)).strip()

@@ -8,14 +8,18 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from services.registry import load_models
+from services.tiny.build import ensure
 from tests.compose.conftest import TORCH, Composed
 from tests.compose.engine import BASE, Engine
 from tests.live.pictures import png
+from tests.services.hubs import Hub, files_of, serving
 
 SERVICES = ("gateway", "ui", "text", "audio", "image", "video", "mesh", "postgres", "redis")
 WORKERS = ("text", "audio", "image", "video", "mesh")
@@ -235,6 +239,60 @@ def test_workers_have_told_what_they_made(client: httpx.Client, composed: Compos
         return {unit for row in rows for unit in row["units"] or {}}
 
     composed.wait(lambda: units() >= {"tokens", "audio_seconds", "pixel_steps", "frames", "meshes"})
+
+
+# --- other weights, and more workers ---
+
+
+def test_real_weights_come_from_the_hub_into_their_volume(
+    composed: Composed, client: httpx.Client, tmp_path: Path
+) -> None:
+    """Those of a hub that has a small model under the name of the real one."""
+    source = next(model.hub for model in load_models() if model.id == CHAT)
+    assert source is not None
+    gateway = ("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "atelier_workers")
+    host = composed.engine.docker(*gateway).strip()
+    restart = ("up", "--detach", "--wait", "--no-deps", "text")
+    settings = composed.folder / "atelier.env"
+    with serving(Hub(files_of(ensure("text", tmp_path)), source.repository, source.revision, host)) as hub:
+        settings.write_text(f"HF_ENDPOINT={hub.url}\n")
+        composed.compose(*restart, ATELIER_PROFILE="hub")
+        composed.wait(lambda: composed.answers("/readyz") == 200)
+        question = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}  # small is small
+        answer = client.post("/v1/chat/completions", json=question)
+        found = composed.compose("exec", "-T", "text", "find", "/weights/hub", "-name", "model.safetensors")
+    assert answer.json()["usage"]["completion_tokens"] <= 8
+    assert re.fullmatch(rf"/weights/hub/.*/{source.revision}/model.safetensors\n", found)
+    assert any(path.endswith("/model.safetensors") for path in hub.asked)
+
+    settings.unlink()
+    composed.compose(*restart)
+    composed.wait(lambda: composed.answers(TEXT) == 200)
+
+
+def generations(composed: Composed, container: str) -> float:
+    """How many a worker has finished."""
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:3000/metrics').read().decode())"
+    series = composed.engine.docker("exec", container, "python", "-c", ask)
+    return sum(map(float, re.findall(r"^atelier_generations_total\{.*\} (\S+)$", series, re.MULTILINE)))
+
+
+def test_another_worker_is_found_and_missed_again(composed: Composed, client: httpx.Client) -> None:
+    def replicas() -> dict[str, int]:
+        found: dict[str, int] = client.get("/readyz").json()["replicas"]["image"]
+        return found
+
+    first = composed.container("image")
+    composed.compose("up", "--detach", "--wait", "--no-deps", "--scale", "image=2", "image")
+    composed.wait(lambda: replicas() == {"ready": 2, "all": 2})
+    (second,) = set(composed.containers("image")) - {first}
+    composed.wait(
+        lambda: composed.answers("/generate/image", params=DRAWN) == 200 and generations(composed, second) > 0
+    )
+
+    composed.compose("up", "--detach", "--wait", "--no-deps", "--scale", "image=1", "image")
+    composed.wait(lambda: replicas() == {"ready": 1, "all": 1})
+    assert composed.answers("/generate/image", params=DRAWN) == 200
 
 
 # --- what breaks, and heals ---

@@ -58,9 +58,16 @@ class Hub:
         files: by path.
         repository: what it is called.
         revision: the only one that there is.
+        host: address that it listens on.
     """
 
-    def __init__(self, files: dict[str, bytes], repository: str = "test/tiny", revision: str = REVISION) -> None:
+    def __init__(
+        self,
+        files: dict[str, bytes],
+        repository: str = "test/tiny",
+        revision: str = REVISION,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.files = files
         self.damaged: set[str] = set()  # of these, one byte comes otherwise
         self.withheld: set[str] = set()  # these are not to be had for now
@@ -81,8 +88,8 @@ class Hub:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.server = ThreadingHTTPServer((host, 0), Handler)
+        self.url = f"http://{host}:{self.server.server_port}"
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = urlsplit(handler.path).path
