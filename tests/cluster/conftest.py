@@ -5,6 +5,7 @@ own, which `make test` makes and which end with it.
 """
 
 import fcntl
+import json
 import os
 import secrets
 import socket
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,8 +48,13 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running one."""
+    """A running one.
 
+    Args:
+        ray: the environment of who talks to it.
+    """
+
+    ray: dict[str, str]
     gateway: str = f"http://127.0.0.1:{GATEWAY}"
 
     def serve(self, task: str) -> str:
@@ -65,15 +72,26 @@ class Cluster:
         found = [each for each in psutil.process_iter() if "".join(each.cmdline()[:1]).startswith(name)]
         return found[0] if found else None
 
-    def count(self, name: str, **labels: str) -> float:
-        """The sum of a series of the workers, as Ray exports it."""
-        families = text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{METRICS}/metrics", timeout=30).text)
-        return sum(
-            sample.value
-            for family in families
-            for sample in family.samples
-            if sample.name == f"ray_{name}" and labels.items() <= sample.labels.items()
+    def left(self, resource: str) -> float:
+        """How much of a resource no process has been given."""
+        ask = "import json, ray; ray.init(log_to_driver=False); print(json.dumps(ray.available_resources()))"
+        said = subprocess.run(
+            [sys.executable, "-c", ask], env=self.ray, capture_output=True, text=True, check=True, timeout=LONG
         )
+        return float(json.loads(said.stdout.splitlines()[-1]).get(resource, 0))
+
+    def counts(self, name: str, **labels: str) -> dict[str, float]:
+        """A series of the workers, as Ray exports it, summed for each process."""
+        families = text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{METRICS}/metrics", timeout=30).text)
+        found: defaultdict[str, float] = defaultdict(float)
+        for sample in (sample for family in families for sample in family.samples):
+            if sample.name == f"ray_{name}" and labels.items() <= sample.labels.items():
+                found[sample.labels["WorkerId"]] += sample.value
+        return dict(found)
+
+    def count(self, name: str, **labels: str) -> float:
+        """Likewise of all processes together."""
+        return sum(self.counts(name, **labels).values())
 
     def row(self, request_id: str) -> dict[str, Any]:
         """What the usage log has of a request, once its receipt is in."""
@@ -89,10 +107,15 @@ class Cluster:
 
 
 def configuration(folder: Path) -> Path:
-    """What is deployed: the file of the documentation, with fewer modalities and on loopback."""
+    """What is deployed: the file of the documentation, with fewer modalities and on loopback.
+
+    Two processes that make pictures fit on the GPU. There is none: Ray counts one, and models run on the CPU.
+    """
     config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text(encoding="utf-8"))
     config["http_options"] = {"host": "127.0.0.1", "port": SERVE}
     config["applications"] = [each for each in config["applications"] if each["name"] in TASKS]
+    (image,) = (each["args"] for each in config["applications"] if each["name"] == "image")
+    image |= {"target_ongoing_requests": 1, "num_gpus": 0.5}
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return file
@@ -125,7 +148,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     urls = {f"ATELIER_{task.upper()}_URL": "" for task in ("audio", "video", "mesh")}
     urls |= {f"ATELIER_{task.upper()}_URL": f"http://127.0.0.1:{SERVE}/{task}" for task in TASKS}
     gateway = {**common, **urls, "ATELIER_PORT": str(GATEWAY), "ATELIER_DATA_DIR": str(folder)}
-    head = ("ray", "start", "--head", "--block", "--num-cpus=8", "--object-store-memory=100000000")
+    head = ("ray", "start", "--head", "--block", "--num-cpus=8", "--num-gpus=1", "--object-store-memory=100000000")
     with ExitStack() as stack:
 
         def start(*command: str, environment: dict[str, str]) -> None:
@@ -141,7 +164,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         address = {**ray, "RAY_ADDRESS": "127.0.0.1:6379"}
         wait_until(lambda: is_listening(6379))
         subprocess.run(command, env=address, cwd=ROOT, check=True, timeout=LONG)
-        running = Cluster()
+        running = Cluster(address)
         wait_until(running.is_ready)
         yield running
 

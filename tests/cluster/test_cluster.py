@@ -2,6 +2,7 @@
 
 import json
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ CHAT = "/v1/chat/completions"
 DRAWN = "/v1/images/generations"
 LONG_TEXT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1900, "temperature": 0}
 LONG_PICTURE = {"prompt": "a", "size": "512x512", "num_inference_steps": 200}
+SMALL: dict[str, str | int] = {"prompt": "a", "size": "64x64", "num_inference_steps": 2}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -55,11 +57,10 @@ def test_a_stream_comes_in_pieces_to_its_end(client: httpx.Client) -> None:
 
 
 def test_a_picture_is_drawn_and_drawn_over(client: httpx.Client) -> None:
-    query: dict[str, str | int] = {"prompt": "a", "size": "64x64", "num_inference_steps": 2}
-    drawn = client.get("/generate/image", params=query)
+    drawn = client.get("/generate/image", params=SMALL)
     assert drawn.content.startswith(PNG)
 
-    form = {name: str(value) for name, value in query.items()}
+    form = {name: str(value) for name, value in SMALL.items()}
     edited = client.post("/v1/images/edits", files={"image": ("a.png", drawn.content, "image/png")}, data=form)
     assert edited.json()["data"][0]["b64_json"]
 
@@ -129,6 +130,18 @@ def test_a_process_that_is_killed_takes_its_requests_along_and_is_replaced(
     assert replacement is not None
     assert replacement.pid != victim.pid
     assert client.post(CHAT, json=text(7)).status_code == 200
+
+
+def test_many_requests_start_a_second_process_that_shares_the_gpu(cluster: Cluster, client: httpx.Client) -> None:
+    def at_work() -> int:
+        return sum(map(bool, cluster.counts("atelier_iterations_total", modality="image").values()))
+
+    assert (at_work(), cluster.left("GPU")) == (1, 0.5)
+    with ExitStack() as callers:
+        for number in range(6):
+            callers.enter_context(send(DRAWN, LONG_PICTURE, f"one-of-many-{number}"))
+        wait_until(lambda: cluster.left("GPU") == 0)
+        wait_until(lambda: client.get("/generate/image", params=SMALL).is_success and at_work() == 2)
 
 
 @pytest.mark.parametrize(
