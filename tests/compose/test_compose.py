@@ -250,11 +250,15 @@ def test_real_weights_come_from_the_hub_into_their_volume(
     """Those of a hub that has a small model under the name of the real one."""
     source = next(model.hub for model in load_models() if model.id == CHAT)
     assert source is not None
+    files = files_of(ensure("text", tmp_path))
+    tokenizer = json.loads(files["tokenizer_config.json"])  # where the real one has its template
+    tokenizer["chat_template"] = files.pop("chat_template.jinja").decode()
+    files["tokenizer_config.json"] = json.dumps(tokenizer).encode()
     gateway = ("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "atelier_workers")
     host = composed.engine.docker(*gateway).strip()
     restart = ("up", "--detach", "--wait", "--no-deps", "text")
     settings = composed.folder / "atelier.env"
-    with serving(Hub(files_of(ensure("text", tmp_path)), source.repository, source.revision, host)) as hub:
+    with serving(Hub(files, source.repository, source.revision, host)) as hub:
         settings.write_text(f"HF_ENDPOINT={hub.url}\n")
         composed.compose(*restart, ATELIER_PROFILE="hub")
         composed.wait(lambda: composed.answers("/readyz") == 200)
