@@ -63,7 +63,7 @@ class Settings(BaseSettings):
             Refused: the operator's file cannot be read, or something in it does not fit.
         """
         try:
-            return load_models(self.models_file)
+            return load_models(self.models_file, self.profile)
         except ValueError as error:
             raise Refused(f"ATELIER_MODELS_FILE: {error}") from error
 

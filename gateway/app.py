@@ -258,7 +258,7 @@ def registered_models(settings: Settings) -> tuple[Model, ...]:
         Misconfigured: the operator's cannot be read, or something in it does not fit.
     """
     try:
-        return load_models(settings.models_file)
+        return load_models(settings.models_file, settings.profile)
     except ValueError as error:
         raise Misconfigured(f"ATELIER_MODELS_FILE: {error}") from error
 

@@ -229,6 +229,7 @@ class Model(BaseModel):
 
     id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=200)]  # headers carry it
     task: Task
+    profile: Profile | None = None  # the only one that it is served under; None: both
     defaults: Mapping[str, Any] = {}
     input_modalities: Annotated[tuple[Modality, ...], Field(validate_default=True)] = ()
     template: Template = Template()
@@ -418,11 +419,12 @@ class Entries(BaseModel):
     models: tuple[Model, ...]
 
 
-def load_models(own: Path | None = None) -> tuple[Model, ...]:
+def load_models(own: Path | None = None, profile: Profile | None = None) -> tuple[Model, ...]:
     """Read the registry.
 
     Args:
         own: the operator's file. An entry replaces ours of the same id, or comes after all of ours.
+        profile: whose models; None: all.
 
     Raises:
         ValueError: a file cannot be read, is no TOML or an entry does not fit; the message names file and field.
@@ -432,7 +434,7 @@ def load_models(own: Path | None = None) -> tuple[Model, ...]:
         if model.id in found and found[model.id].task != model.task:
             raise ValueError(f"{own}: '{model.id}' is a model for {found[model.id].task} and remains one")
         found[model.id] = model
-    return tuple(found.values())
+    return tuple(model for model in found.values() if None in (profile, model.profile) or profile == model.profile)
 
 
 def read_models(file: Path) -> tuple[Model, ...]:

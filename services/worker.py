@@ -115,7 +115,7 @@ class Worker:
         if provider is not None:
             trace.set_tracer_provider(provider)
         self.engine = build_engine(task, make, self.settings)
-        models = local_models_of(task, load_models(self.settings.models_file))
+        models = local_models_of(task, load_models(self.settings.models_file, self.settings.profile))
         self.models: Mapping[str, Model] = {model.id: model for model in models}
         self.templates = {model.id: model.template for model in models}
         self.revisions = {model.id: model.revision_in(self.settings.profile) for model in models}

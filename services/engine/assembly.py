@@ -120,7 +120,7 @@ def build_engine(
     Raises:
         ValueError: there is none, as others serve them all.
     """
-    models = local_models_of(task, load_models(settings.models_file))
+    models = local_models_of(task, load_models(settings.models_file, settings.profile))
     if not models:
         raise ValueError(f"this worker has no models: by ATELIER_MODELS_FILE others serve all those for {task}")
     for model in models:
