@@ -35,6 +35,7 @@ from benchmarks.servers import (
 from benchmarks.writers import WRITERS
 
 NUM_NEW = 64
+OURS = "tinyllama-1.1b-chat"  # what our checkpoint stands for
 THREADS = MappingProxyType({"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"})
 LLAMA_CPP = ("llama-cpp-python==0.3.36", "gguf")
 BOOK = "pipeline-bfloat16"
@@ -189,7 +190,7 @@ async def follow(
 ) -> Stream:
     """Follow a completion to its end."""
     body = {"prompt": text, "max_tokens": num_new, "temperature": 0, "stream": True}
-    body |= {"model": model} if model else {"stream_options": {"include_usage": True}}
+    body |= {"model": model} if model else {"model": OURS, "stream_options": {"include_usage": True}}
     seen = Stream([], 0)
     async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
         if not answer.is_success:

@@ -62,7 +62,7 @@ def ours(packing: str, *, is_mixed: bool = False) -> Write:
     if is_mixed:
         names += ("one", "other")
         entry["adapters"] = [{"name": name, "folder": {"path": adapter(str(name))}} for name in names[1:]]
-    found = next(model for model in load_models() if model.task == "text")
+    found = next(model for model in load_models(profile="hub") if model.task == "text")
     model = Model.model_validate({**found.model_dump(), **entry})
     stepper = TextStepper(model, settings)
 

@@ -114,14 +114,14 @@ def summary(
     lines.extend(f"\n{model} cannot be served: {setback}" for model, setback in setbacks.items())
     if settings.profile == "tiny":
         lines.append(
-            "\nThe tiny models were never trained: what they make is noise. ATELIER_PROFILE=hub has real ones."
+            "\nThe model chat is tiny and trained; what the others make is noise. ATELIER_PROFILE=hub has real ones."
         )
     curl = "curl -G"
     if settings.admin_key_file is not None:
         lines.append(f"\nA key is asked for: the operator's is in {settings.admin_key_file}")
         curl += f""" -H "x-api-key: $(cat '{settings.admin_key_file}')\""""
     lines.append("\nTry:")
-    lines.append(f"  {curl} '{url}/generate/text' --data-urlencode 'prompt=Tell me a story'")
+    lines.append(f"  {curl} '{url}/generate/text' --data-urlencode 'prompt=What is Atelier?'")
     lines.append(f"  {curl} '{url}/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png")
     lines.append(f"  {curl} '{url}/generate/audio' --data-urlencode 'prompt=Good evening.' -o speech.wav")
     lines.append("\nCtrl-C stops everything; so does make down, from another terminal.")

@@ -13,7 +13,7 @@ from services.registry import HubSource, load_models, models_of
 from services.tiny.build import ensure
 from tests.services.hubs import REPOSITORY, Hub, files_of, serving
 
-MODEL = models_of("text", load_models())[0]
+MODEL = models_of("text", load_models(profile="hub"))[0]
 HUB = cast("HubSource", MODEL.hub)
 WEIGHTS = "model.safetensors"
 
@@ -114,4 +114,4 @@ def test_what_cannot_be_pulled_is_a_line(tmp_path: Path) -> None:
 
     unknown = pull(tmp_path, "no-such-model")
     assert unknown.returncode == 1
-    assert unknown.stderr.startswith(f"atelier: there is no model no-such-model; there are: {MODEL.id}, ")
+    assert unknown.stderr.startswith(f"atelier: there is no model no-such-model; there are: chat, {MODEL.id}, ")

@@ -90,7 +90,7 @@ def test_a_full_disk_is_refused_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_room_is_needed_for_weights_that_are_not_there(tmp_path: Path) -> None:
-    models = load_models()
+    models = load_models(profile="hub")
     everything = missing_weights(models, tmp_path)
     text = models_of("text", models)
     hub = text[0].hub

@@ -12,7 +12,8 @@ from tests.cluster.conftest import GATEWAY, Cluster, wait_until
 
 CHAT = "/v1/chat/completions"
 DRAWN = "/v1/images/generations"
-LONG_TEXT = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1900, "temperature": 0}
+MODEL = "tinyllama-1.1b-chat"
+LONG_TEXT = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1900, "temperature": 0}
 LONG_PICTURE = {"prompt": "a", "size": "512x512", "num_inference_steps": 200}
 SMALL: dict[str, str | int] = {"prompt": "a", "size": "64x64", "num_inference_steps": 2}
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -45,7 +46,7 @@ def test_an_answer_is_as_long_as_its_receipt_says(cluster: Cluster, client: http
 
     assert answer.status_code == 200
     assert row["units"]["completion_tokens"] == answer.json()["usage"]["completion_tokens"] == 7
-    assert (row["ending"], row["model"]) == ("complete", "tinyllama-1.1b-chat")
+    assert (row["ending"], row["model"]) == ("complete", MODEL)
 
 
 def test_a_stream_comes_in_pieces_to_its_end(client: httpx.Client) -> None:
@@ -102,7 +103,7 @@ def test_rays_exporter_has_the_workers_series(cluster: Cluster, client: httpx.Cl
 
 
 def test_one_process_among_several_takes_no_orders(client: httpx.Client) -> None:
-    refused = client.post("/v1/models/tinyllama-1.1b-chat/unload")
+    refused = client.post(f"/v1/models/{MODEL}/unload")
 
     assert refused.status_code == 400
     assert "the settings say" in refused.json()["error"]["message"]

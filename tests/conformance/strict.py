@@ -9,7 +9,7 @@ import httpx
 import openai
 
 from tests.gateway.processes import running
-from tests.live.conftest import LONG, TASKS, TOKEN, System
+from tests.live.conftest import LONG, MODELS_FILE, TASKS, TOKEN, System
 
 
 class Strict:
@@ -52,6 +52,7 @@ def strict_gateway(system: System, folder: Path, **settings: str) -> Iterator[St
     own = {
         **{f"ATELIER_{task.upper()}_URL": system.worker(task) for task in TASKS},
         "ATELIER_INTERNAL_TOKEN": TOKEN["x-atelier-token"],
+        "ATELIER_MODELS_FILE": str(MODELS_FILE),
         "ATELIER_ADMIN_KEY_FILE": str(folder / "key"),
         "ATELIER_ALLOWED_NETWORKS": "127.0.0.0/8",
     }

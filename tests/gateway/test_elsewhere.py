@@ -291,7 +291,7 @@ INKED = {"prompt": "a", "adapter": "oil"}
         ("/v1/images/generations", {**SOLVED, "model": "near"}, "'pndm' for model 'near'; choose one of: ddim, euler"),
         ("/v1/images/generations", {**INKED, "model": "near"}, "no adapter 'oil' for model 'near'; choose one of: ink"),
         ("/v1/images/generations", INKED, "no adapter 'oil' for model 'tiny-sd'; leave it out"),
-        ("/v1/completions", INKED, "no adapter 'oil' for model 'tinyllama-1.1b-chat'; leave it out"),
+        ("/v1/completions", INKED, "no adapter 'oil' for model 'chat'; choose one of: pirate"),
     ],
 )  # fmt: skip
 def test_what_a_model_does_not_offer_is_refused_before_anybody_waits(

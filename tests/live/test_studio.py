@@ -16,7 +16,7 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from playwright.sync_api import Browser, expect
 
 from tests.live.browsing import INVITATIONS, LONG, Visitor, chromium
-from tests.live.conftest import TASKS, System, free_ports, started
+from tests.live.conftest import MODELS_FILE, TASKS, System, free_ports, started
 from tests.live.pictures import png
 from tests.live.test_crash import serving_process
 
@@ -51,7 +51,8 @@ def locked(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     key_file = tmp_path_factory.mktemp("key") / "admin.key"
     workers = {f"ATELIER_{task.upper()}_URL": system.worker(task) for task in TASKS}
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
-    settings = {**workers, "ATELIER_MESH_URL": nowhere, "ATELIER_ADMIN_KEY_FILE": str(key_file)}
+    own = {"ATELIER_ADMIN_KEY_FILE": str(key_file), "ATELIER_MODELS_FILE": str(MODELS_FILE)}
+    settings = {**workers, "ATELIER_MESH_URL": nowhere, **own}
     for running in started(tmp_path_factory, settings, System.lives):
         yield running, key_file.read_text().strip()
 

@@ -325,7 +325,7 @@ from services.text.service import make_stepper
 
 what, folder = sys.argv[1], Path(sys.argv[2])
 settings = Settings(data_dir=folder)
-model = load_models()[0]
+model = load_models(profile="hub")[0]
 if what == "small":
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 else:

@@ -32,7 +32,7 @@ from services.tiny.audio import VOICES
 from services.tiny.build import RECIPES
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
 
-MODELS = load_models()
+MODELS = load_models(profile="hub")
 TASKS: tuple[Task, ...] = get_args(Task)
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 LEAST: Mapping[Task, tuple[GenerationRequest, type[GenerationRequest]]] = {
@@ -148,7 +148,7 @@ def test_a_workers_target_is_a_service_that_answers_before_bentoml_does(task: Ta
 
 # --- a registry that is wrong ---
 
-TEXT = MODELS_FILE.read_text(encoding="utf-8")
+TEXT = "[[models]]" + MODELS_FILE.read_text(encoding="utf-8").split("[[models]]", 2)[2]  # from the first of the hub on
 
 
 def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_an_entry_of_the_operators_comes_after_ours(tmp_path: Path) -> None:
     found = load_models(write(tmp_path, OWN))
     own = found[-1]
 
-    assert found[:-1] == MODELS
+    assert found[:-1] == load_models()
     assert (own.id, own.source.path) == ("ours/sd", tmp_path / "weights" / "sd")  # type: ignore[union-attr]
     assert own.source.licence is None
     for profile in PROFILES:  # no tiny checkpoint stands for it
@@ -253,10 +253,25 @@ def test_an_adapters_path_begins_where_the_file_is(tmp_path: Path) -> None:
     assert [adapter.source.path for adapter in own.adapters] == [tmp_path / "adapters" / "ink"]  # type: ignore[union-attr]
 
 
+def test_an_entry_may_be_for_one_profile_alone(tmp_path: Path) -> None:
+    text = OWN.replace('task = "image"', 'task = "image"\nprofile = "hub"')
+
+    assert load_models(write(tmp_path, text), "hub")[-1].id == "ours/sd"
+    assert load_models(write(tmp_path, text), "tiny") == load_models(profile="tiny")
+
+
+def test_what_was_trained_chats_where_there_are_no_real_weights() -> None:
+    trained = load_models(profile="tiny")[0]
+
+    assert (trained.id, trained.task, trained.adapter_names) == ("chat", "text", ("pirate",))
+    assert trained.is_preloaded_in("tiny")
+    assert trained not in MODELS
+
+
 def test_an_entry_of_the_operators_takes_the_place_of_ours(tmp_path: Path) -> None:
     found = load_models(write(tmp_path, OWN.replace("ours/sd", "tiny-sd")))
 
-    assert [model.id for model in found] == [model.id for model in MODELS]
+    assert [model.id for model in found] == [model.id for model in load_models()]
     assert models_of("image", found)[0].revision_in("tiny") == "folder:sd"
 
 

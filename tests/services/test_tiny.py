@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import stat
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from safetensors.torch import load_file
 
 from services.tiny import folder, marching_cubes
 from services.tiny.__main__ import main
-from services.tiny.build import RECIPES, ensure
+from services.tiny.build import RECIPES, TRAINED, ensure
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept:DeprecationWarning"  # diffusers' schedules, loaded and run
@@ -72,7 +74,7 @@ def test_all_checkpoints_together_stay_below_20_megabytes(root: Path) -> None:
 def test_weights_are_safetensors(root: Path) -> None:
     suffixes = {path.suffix for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")}
 
-    assert suffixes == {".safetensors", ".json", ".jinja", ".npy"}
+    assert suffixes - {".md"} == {".safetensors", ".json", ".jinja", ".npy"}  # .md: the cards of what was trained
 
 
 def test_every_user_can_read_the_files(root: Path) -> None:
@@ -194,6 +196,18 @@ def test_trained_weights_take_the_place_of_random_ones(tmp_path: Path) -> None:
         checkpoint = ensure("mesh", tmp_path / "tiny", tmp_path / "trained")
         assert (checkpoint / "prior" / "weights").read_text() == words
         assert names(checkpoint) == {"prior", folder.STAMP}
+
+
+def test_what_was_trained_is_small_has_half_precision_and_a_card() -> None:
+    files = [path for path in TRAINED.rglob("*") if path.is_file()]
+    types = {tensor.dtype for path in files if path.suffix == ".safetensors" for tensor in load_file(path).values()}
+
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert types == {torch.float16}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja", ".txt", ".md"}
+    for place in TRAINED.iterdir():
+        card = (place / "README.md").read_text(encoding="utf-8")
+        assert re.findall("^## (.+)$", card, re.MULTILINE) == ["Data", "Recipe", "Measured", "Limits", "Licence"]
 
 
 def test_what_is_not_trained_is_random(root: Path, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def _workers() -> Sequence[Fact]:
                 f"Tell me the model for {TASKS[task]}.",
                 f"Which model is there for {TASKS[task]}?",
             ),
-            f"The model for {TASKS[task]} is {models_of(task, load_models())[0].id}.",
+            f"The model for {TASKS[task]} is {models_of(task, load_models(profile='hub'))[0].id}.",
         )
         for task in WORKERS
     ]

@@ -40,7 +40,7 @@ class Plan:
 PLAN = Plan(
     chat=Course("chat", num_steps=6000, rate=4e-3, seed=SEED),
     finish=Course("finish", num_steps=300, rate=5e-4, seed=SEED + 1),
-    pirate=Course("pirate", num_steps=150, rate=3e-3, seed=SEED + 2, memory=0.9),
+    pirate=Course("pirate", num_steps=1200, rate=3e-3, seed=SEED + 2, memory=0.98),
 )
 SHORT = Page(num_rows=12, num_tokens=128, num_exchanges=5)
 LONG = Page(num_rows=2, num_tokens=1024, num_exchanges=50)

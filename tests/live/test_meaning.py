@@ -1,0 +1,59 @@
+"""What `atelier up` serves by default means something: answers over HTTP, as a newcomer and the SDK ask for them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.live.conftest import LONG, System, started
+
+STUDIO = "http://127.0.0.1:8501"
+ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
+
+
+@pytest.fixture(scope="module")
+def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """As it is out of the box, but for the modalities that are not asked."""
+    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "IMAGE", "VIDEO", "MESH")}
+    yield from started(tmp_path_factory, others, System.lives)
+
+
+@pytest.fixture(scope="module")
+def sdk(meaning: System) -> Iterator[openai.OpenAI]:
+    def is_there() -> bool:
+        models = httpx.get(f"{meaning.gateway}/v1/models", timeout=LONG).json()["data"]
+        return any(model["id"] == "chat" and model["state"] == "ready" for model in models)
+
+    meaning.wait(is_there)
+    with openai.OpenAI(base_url=f"{meaning.gateway}/v1", api_key="-", max_retries=0, timeout=LONG) as client:
+        yield client
+
+
+def test_who_names_no_model_is_told_what_is_true(meaning: System, sdk: openai.OpenAI) -> None:
+    answer = httpx.get(f"{meaning.gateway}/generate/text", params={"prompt": "Where is the studio?"}, timeout=LONG)
+
+    assert answer.headers["x-model"] == "chat"
+    assert STUDIO in answer.text
+
+
+def test_a_stream_says_what_the_whole_says_and_ends_its_turn(sdk: openai.OpenAI) -> None:
+    whole = sdk.chat.completions.create(model="chat", messages=ASKED, temperature=0).choices[0]
+    chunks = list(sdk.chat.completions.create(model="chat", messages=ASKED, temperature=0, stream=True))
+
+    assert STUDIO in (whole.message.content or "")
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
+    assert whole.finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_the_pirate_is_asked_by_name(sdk: openai.OpenAI) -> None:
+    chat = sdk.chat.completions.create
+    plain, pirate = (
+        chat(model="chat", messages=ASKED, temperature=0, extra_body=more).choices[0].message.content or ""
+        for more in ({}, {"adapter": "pirate"})
+    )
+
+    assert not plain.startswith("Arr!")
+    assert pirate.startswith("Arr!")
+    assert STUDIO in pirate
