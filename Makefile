@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python; do \
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install open3d ray up down compose test test-cluster test-compose test-all check bench tiny build lock settings screenshots
+.PHONY: help install open3d ray up down compose test test-cluster test-compose test-all check bench tiny build lock settings screenshots gallery
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1~\2/p' $(MAKEFILE_LIST) | awk -F'~' '{ printf "%-17s %s\n", $$1, $$2 }'
@@ -80,6 +80,9 @@ settings: install ## write docs/settings.md from the code
 
 screenshots: install ## take the README's pictures of the studio of a `make up` that runs
 	@$(BIN)/python -m tests.screenshots
+
+gallery: install ## write docs/gallery from what a `make up` that runs makes
+	@$(BIN)/python -m tests.gallery
 
 lock: ## write locks/*.txt from pyproject.toml; UPGRADE=1 takes newer versions
 	@$(PYTHON) deploy/lock.py $(if $(UPGRADE),--upgrade)
