@@ -28,7 +28,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.chaos import CHAT, ENDS, TASKS, accepted, is_success, until
-from benchmarks.hosts import HERE, NETWORK, Host, go_inside
+from benchmarks.hosts import HERE, NETWORK, Host, go_inside, kill
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -154,10 +154,8 @@ class System:
         self._gateways[number] = self._homes[number].start(sys.executable, "-m", "gateway", log=log, **self._gateway)
 
     def kill_gateway(self, number: int) -> None:
-        """End its host's processes by SIGKILL."""
-        self._homes[number].kill()
-        self._gateways[number].wait()
-        self._homes[number] = Host(number)
+        """End it by SIGKILL."""
+        kill(self._gateways[number])
 
     def start_head(self) -> None:
         """Start Ray's head; what it knew is in Redis."""
@@ -273,8 +271,7 @@ class Load:
         """Have callers and jobs inside."""
         limits = httpx.Limits(max_connections=None)
         headers = {"authorization": f"Bearer {self.system.key}"}
-        patience = httpx.Timeout(60, connect=1)  # a host that is gone refuses nothing
-        async with httpx.AsyncClient(trust_env=False, timeout=patience, limits=limits, headers=headers) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60, limits=limits, headers=headers) as http:
             tasks = [
                 asyncio.create_task(self.caller(http, task, number)) for task in TASKS for number in range(num_callers)
             ]
@@ -385,7 +382,7 @@ async def faults(system: System, load: Load, steady: float) -> bool:
                 if rate >= RETURNED * before:
                     break
             seen.append(Fault(what, at, mended, whole, time.monotonic(), rate))
-    kept = [told(load, seen[:number], fault, before) for number, fault in enumerate(seen)]  # each is printed
+    kept = [told(load, fault, before) for fault in seen]  # each is printed
     return all(kept)
 
 
@@ -395,29 +392,32 @@ def is_whole(system: System) -> bool:
     return live and all(system.is_ready(task, number) for number in WORKERS for task in TASKS)
 
 
-def told(load: Load, earlier: list[Fault], fault: Fault, before: float) -> bool:
+def told(load: Load, fault: Fault, before: float) -> bool:
     """Print what callers saw of a fault; whether that is as promised.
 
-    What waits for a host that is gone is lost with it, and hears of that a minute later: perhaps after the next fault.
+    A host that was cut off ends itself when it is back, and what runs on it by then with it: `worker_died`.
     """
 
     def errors(since: float, until: float) -> list[Call]:
         # Whoever asks a gateway that is not there is refused at once, and has the other to go to.
         return [call for call in load.errors(since, until) if call.status or not fault.is_of_gateway or call.gateway]
 
-    began = max((other.at for other in earlier), default=0.0)
-    under_way = [call for call in load.calls if call.status != 200 and began <= call.began < fault.at <= call.ended]
+    under_way = [call for call in load.calls if call.status != 200 and call.began < fault.at <= call.ended]
     unnoticed, later = errors(fault.at, fault.at + NOTICED), errors(fault.at + NOTICED, fault.end)
     say(fault.what)
+    lost = [call for call in later if call.code == "worker_died" and call.ended > fault.mended]
     say(f"  errors: {len(under_way)} under way then, {len(unnoticed)} sent before it was noticed, {len(later)} later")
     say(f"  codes: {dict(Counter(call.code for call in [*under_way, *unnoticed, *later]))}")
+    if lost:
+        last = max(call.ended for call in lost) - fault.mended
+        say(f"  {len(lost)} of the later were under way when it ended itself, up to {last:.1f} s after it was back")
     if unnoticed:
         say(f"  the last of those was sent {max(call.began for call in unnoticed) - fault.at:.1f} s after it")
     meanwhile = load.rate(fault.at, fault.mended)
     say(f"  answers/s: {before:.2f} before, {meanwhile:.2f} meanwhile, {fault.rate:.2f} after")
     say(f"  all was well {fault.whole - fault.mended:.0f} s after it came back")
     say(f"  the rate is of the last of {fault.end - fault.whole:.0f} s since")
-    return not later and fault.rate >= RETURNED * before
+    return len(later) == len(lost) and fault.rate >= RETURNED * before
 
 
 def ended_well(system: System, load: Load) -> bool:

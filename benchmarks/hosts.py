@@ -4,6 +4,7 @@ Root only. Everything ends with the program that made it.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,13 @@ def go_inside(program: str) -> None:
 def ip(words: str) -> None:
     """Run `ip`."""
     subprocess.run(["ip", *words.split()], check=True)
+
+
+def kill(started: "subprocess.Popen[bytes]") -> None:
+    """End by SIGKILL what was started on a host, which goes on."""
+    for child in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)  # what started it there waits beside it
+    started.wait()
 
 
 class Host:
