@@ -399,8 +399,10 @@ def told(load: Load, fault: Fault, before: float) -> bool:
     """
 
     def errors(since: float, until: float) -> list[Call]:
-        # Whoever asks a gateway that is not there is refused at once, and has the other to go to.
-        return [call for call in load.errors(since, until) if call.status or not fault.is_of_gateway or call.gateway]
+        # What ended later was under way at the next fault, and counts there. Whoever asks a gateway that is not there
+        # is refused at once, and has the other to go to.
+        found = [call for call in load.errors(since, until) if call.ended < fault.end]
+        return [call for call in found if call.status or not fault.is_of_gateway or call.gateway]
 
     under_way = [call for call in load.calls if call.status != 200 and call.began < fault.at <= call.ended]
     unnoticed, later = errors(fault.at, fault.at + NOTICED), errors(fault.at + NOTICED, fault.end)

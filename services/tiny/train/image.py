@@ -40,7 +40,7 @@ PLAN = Plan(
     num_scenes=12_000,
     decoder=Course("decoder", num_steps=2000, rate=1.5e-3, seed=SEED),
     reader=Course("reader", num_steps=500, rate=2e-3, seed=SEED + 1, memory=0.99),
-    painter=Course("painter", num_steps=18_000, rate=1.5e-3, seed=SEED + 2, memory=0.995),
+    painter=Course("painter", num_steps=15_000, rate=1.5e-3, seed=SEED + 2, memory=0.995),
 )
 
 
