@@ -66,6 +66,7 @@ CMD ["python", "-m", "ui"]
 # Takes the service: services.text.service:TextService, …
 FROM worker-packages AS worker
 COPY deploy/probe.py deploy/
+COPY deploy/ray deploy/ray
 COPY services services
 RUN python -m compileall -q .
 ENV BENTOML_DO_NOT_TRACK=True BENTOML_CONTAINERIZED=true BENTOML_HOME=/tmp/bentoml

@@ -42,6 +42,13 @@ def test_every_variable_that_is_read_is_documented() -> None:
     assert set(re.findall(r"ATELIER_[A-Z_]+[A-Z]", README)) <= settings_page.documented()
 
 
+def test_what_ray_is_told_in_tests_is_in_the_how_to() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    told = re.findall(r'"(RAY_\w+)": ', (ROOT / "tests" / "cluster" / "conftest.py").read_text(encoding="utf-8"))
+    assert "RAY_AUTH_MODE" in told
+    assert [name for name in told if name not in page and name != "RAY_ADDRESS"] == []
+
+
 def test_every_route_is_in_the_readme_and_every_route_there_exists() -> None:
     paths = {path for path in create_app(GatewaySettings()).openapi()["paths"] if path not in {"/livez", "/readyz"}}
     table = README[README.index("## Routes") : README.index("A worker's own routes")]

@@ -54,9 +54,26 @@ class Composed:
         return (self.folder / "secrets" / "admin_key").read_text().strip()
 
     def compose(self, *arguments: str, **variables: str) -> str:
+        return self.engine.docker("compose", *arguments, folder=self.folder, **self.settings, **variables)
+
+    @property
+    def settings(self) -> dict[str, str]:
         gateway, ui = map(str, self.ports)
-        settings = {"ATELIER_PORT": gateway, "ATELIER_UI_PORT": ui, "COMPOSE_FILE": FILES, "OMP_NUM_THREADS": "1"}
-        return self.engine.docker("compose", *arguments, folder=self.folder, **settings, **variables)
+        return {"ATELIER_PORT": gateway, "ATELIER_UI_PORT": ui, "COMPOSE_FILE": FILES, "OMP_NUM_THREADS": "1"}
+
+    def run(self, commands: str) -> None:
+        """Run lines of a page as whoever reads it does."""
+        environment = {**self.engine.environment, **self.settings}
+        done = subprocess.run(
+            ["sh", "-e", "-c", commands],
+            env=environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--all", "--quiet", service).split()

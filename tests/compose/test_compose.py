@@ -21,6 +21,7 @@ from tests.compose.engine import BASE, Engine
 from tests.live.pictures import png
 from tests.services.hubs import Hub, files_of, serving
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 SERVICES = ("gateway", "ui", "text", "audio", "image", "video", "mesh", "postgres", "redis")
 WORKERS = ("text", "audio", "image", "video", "mesh")
 CHAT, SD = "tinyllama-1.1b-chat", "tiny-sd"
@@ -346,6 +347,23 @@ def test_accepted_jobs_outlive_the_database_and_the_gateway(
 
     statuses = [ended(call, composed, f"/v1/jobs/{job}")["status"] for job in jobs]
     assert statuses == ["completed"] * 3
+
+
+def test_what_was_backed_up_is_there_again(composed: Composed, client: httpx.Client, call: Recorder) -> None:
+    back_up, restore = re.findall(r"```sh\n(docker compose .*?)```", OPERATIONS.read_text(encoding="utf-8"), re.DOTALL)
+    job = client.post("/v1/images/generations", json=DRAWN, headers={"prefer": "respond-async"}).json()["id"]
+    path = f"/v1/jobs/{job}"
+    ended(call, composed, path)
+    picture = client.get(f"{path}/content").content
+    composed.run(back_up)
+    client.delete(path).raise_for_status()
+    composed.engine.docker("exec", composed.container("gateway"), "rm", "-r", "/data/artefacts")
+    assert composed.answers(path) == 404
+
+    composed.run(restore)
+    composed.wait(lambda: composed.answers(path) == 200)
+    assert picture.startswith(b"\x89PNG")
+    assert client.get(f"{path}/content").content == picture
 
 
 def test_down_leaves_nothing(composed: Composed) -> None:
