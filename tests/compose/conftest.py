@@ -65,7 +65,7 @@ class Composed:
         """Run lines of a page as whoever reads it does."""
         environment = {**self.engine.environment, **self.settings}
         done = subprocess.run(
-            ["sh", "-e", "-c", commands],
+            ["sh", "-e", "-c", commands],  # noqa: S607
             env=environment,
             cwd=self.folder,
             stdout=subprocess.PIPE,
