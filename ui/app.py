@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from ui import access, gallery, making, models, options, studio, usage
+from ui import access, gallery, making, models, studio, usage
 from ui.session import explain
 
 ICON = Path(__file__).with_name("icon.svg")
@@ -13,7 +13,6 @@ WIDE = ("Gallery", "Usage")
 
 def main() -> None:
     """Show the page that is asked for."""
-    options.keep()
     first = st.Page(studio.show, title="Studio", default=True)
     page = st.navigation(
         [

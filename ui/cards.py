@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urljoin
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from ui import making, media, options, sound
 from ui.models import TASKS
@@ -14,7 +15,22 @@ from ui.session import client, told
 
 LOOK_SECONDS = 1.0  # between two looks at a job that is under way
 OPEN = ("queued", "in_progress")
+PLACES = "places"  # in the session's state: which job a place shows, and in which half of it
 WORKER_STATES = {"unreachable": "does not answer; it may be starting", "loading": "is loading its model"}
+
+
+def place(name: str, job_id: str) -> DeltaGenerator:
+    """Return where a list shows a job, by the name of that place.
+
+    Streamlit draws piece by piece over what was there: for a while, the words of one job would stand above the buttons
+    of another. So each place has two halves, and another job goes into the one that was empty.
+    """
+    places: dict[str, tuple[str, int]] = making.kept(PLACES)
+    before, half = places.get(name, (job_id, 0))
+    half = half if before == job_id else 1 - half
+    places[name] = job_id, half
+    halves = [st.container() if each == half else st.empty() for each in range(2)]
+    return halves[half]
 
 
 def card(job: Mapping[str, Any]) -> None:

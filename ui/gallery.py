@@ -28,7 +28,7 @@ def show() -> None:
         st.caption(f"{len(found)} found" if found else "Nothing is here yet, or nothing fits the search.")
         columns = st.columns(COLUMNS)
         for number, job in enumerate(shown):
-            with columns[number % COLUMNS]:
+            with columns[number % COLUMNS], cards.place(f"found-{number}", job["id"]):
                 tile(job)
         if len(shown) < len(found):
             st.button("Show more", on_click=st.session_state.update, kwargs={"shown": len(shown) + FIRST})

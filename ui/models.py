@@ -59,7 +59,13 @@ def choose(there: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | 
     automatic = [None] if len(there) > 1 else []
     if st.session_state.get(key) not in models:  # any more
         st.session_state.pop(key, None)
-    name = st.selectbox("Model", [*automatic, *models], format_func=lambda name: name or BY_WHAT_IS_GIVEN, key=key)
+    name = st.selectbox(
+        "Model",
+        [*automatic, *models],
+        format_func=lambda name: name or BY_WHAT_IS_GIVEN,
+        key=key,
+        persist_state="session",
+    )
     for each in there if name is None else [models[name]]:
         st.caption(terms_of(each))
     return None if name is None else models[name]

@@ -23,7 +23,8 @@ class Number:
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
         ends = (self.low, self.high) if isinstance(self.step, float) else (int(self.low), int(self.high))
-        st.number_input(self.label, *ends, None, self.step, key=key, placeholder=placeholder(default, self.usual))
+        said = placeholder(default, self.usual)
+        st.number_input(self.label, *ends, None, self.step, key=key, placeholder=said, persist_state="session")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Choice:
 
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
-        st.selectbox(self.label, self.words, None, key=key, placeholder=placeholder(default, self.usual))
+        said = placeholder(default, self.usual)
+        st.selectbox(self.label, self.words, None, key=key, placeholder=said, persist_state="session")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Words:
 
     def ask(self, key: str, default: object) -> None:
         """Let it be written."""
-        st.text_input(self.label, key=key, placeholder=placeholder(default, self.usual))
+        said = placeholder(default, self.usual)
+        st.text_input(self.label, key=key, placeholder=said, persist_state="session")
 
 
 STEPS = Number("Denoising steps", 1, 200)
@@ -102,21 +105,13 @@ def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
         with told():
             voices = (model or {}).get("voices") or asked.voices(model["id"] if model else None)
             forget_unless_in(voices, VOICE)
-            st.selectbox("Voice", voices, None, key=VOICE, placeholder=placeholder(None))
+            st.selectbox("Voice", voices, None, key=VOICE, placeholder=placeholder(None), persist_state="session")
     if model and model.get("adapters"):  # providers' have none
         names = [each["name"] for each in model["adapters"]]
         forget_unless_in(names, adapter_key(task))
-        st.selectbox("Adapter", names, None, key=adapter_key(task), placeholder="none")
+        st.selectbox("Adapter", names, None, key=adapter_key(task), placeholder="none", persist_state="session")
     else:
         forget_unless_in((), adapter_key(task))
-
-
-def keep() -> None:
-    """Keep what was chosen although its fields are not shown: Streamlit forgets what is on another page."""
-    for task in FIELDS:
-        for key in keys_of(task).values():
-            if key in st.session_state:
-                st.session_state[key] = st.session_state[key]
 
 
 def forget_unless_in(offered: Collection[str], key: str) -> None:

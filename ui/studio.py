@@ -37,6 +37,7 @@ def show() -> None:
             key=making.TASK,
             required=True,
             label_visibility="collapsed",
+            persist_state="session",
         )
         or FIRST
     )
@@ -107,8 +108,9 @@ def newest(asked: Client, task: str) -> None:
     jobs = asked.jobs(task, NUM_JOBS)["data"]
     if not jobs:
         st.caption("Nothing was made yet. What is made stays here, and in the gallery.")
-    for job in jobs:
-        cards.card(job)
+    for number, job in enumerate(jobs):
+        with cards.place(f"newest-{number}", job["id"]):
+            cards.card(job)
 
 
 def read(said: Any) -> tuple[str, Picture | None]:

@@ -58,7 +58,6 @@ class Visitor:
         self.page.get_by_test_id("stButtonGroup").get_by_text(modality, exact=True).click()
         expect(self.page.get_by_label(re.compile(INVITATIONS[modality]))).to_be_visible(timeout=LONG)
         expect(self.page.get_by_test_id("stChatInputTextArea")).to_have_count(1, timeout=LONG)
-        self.settle()
 
     def set(self, label: str, value: str) -> None:
         """Fill an option in."""
@@ -66,7 +65,6 @@ class Visitor:
         field.fill(value)
         field.press("Enter")
         expect(field).to_have_value(value)
-        self.settle()
 
     def settle(self) -> None:
         """Wait until the page's script has run."""
