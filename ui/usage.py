@@ -29,8 +29,8 @@ TIMED: Mapping[str, Callable[[Sequence[Row]], float | None]] = {  # of the newes
     "First byte, p95 (s)": lambda rows: p95_of(rows, "first_byte_seconds"),
     "Whole answer, median (s)": lambda rows: median_of(rows, "response_seconds"),
     "Whole answer, p95 (s)": lambda rows: p95_of(rows, "response_seconds"),
-    "Model's work, median (s)": lambda rows: median_of(rows, "run_seconds"),
-    "Model's work, p95 (s)": lambda rows: p95_of(rows, "run_seconds"),
+    "Model time, median (s)": lambda rows: median_of(rows, "run_seconds"),
+    "Model time, p95 (s)": lambda rows: p95_of(rows, "run_seconds"),
 }
 WIDTHS = {"1h": 13, "1d": 10}  # how much of a time in ISO 8601 names its hour or its day
 NOBODY = "without a key"
@@ -98,7 +98,7 @@ def numbers(made: Sequence[Row], rows: Sequence[Row], cost: float) -> None:
         st.metric("Failed", f"{failures:,} ({failures / max(1, requests):.0%})", border=True)
         st.metric("First byte, median", seconds(median_of(rows, "first_byte_seconds")), border=True)
         st.metric("Whole answer, p95", seconds(p95_of(rows, "response_seconds")), border=True)
-        st.metric("Model's work, median", seconds(median_of(rows, "run_seconds")), border=True)
+        st.metric("Model time, median", seconds(median_of(rows, "run_seconds")), border=True)
         if cost:
             st.metric("Cost", number(cost), border=True, help="At today's prices, in the money that they are in.")
 
@@ -148,7 +148,7 @@ def times(rows: Sequence[Row], group: str) -> None:
                 for title, column in (
                     ("First byte", "first_byte_seconds"),
                     ("Whole answer", "response_seconds"),
-                    ("Model's work", "run_seconds"),
+                    ("Model time", "run_seconds"),
                 )
                 for how, of in (("median", median_of), ("p95", p95_of))
             },
@@ -160,23 +160,32 @@ def times(rows: Sequence[Row], group: str) -> None:
 
 
 def units(made: Sequence[Row], group: str, prices: Mapping[str, float]) -> None:
-    """Show what was made, in the unit of each modality, and what it costs."""
+    """Show what was made of each modality, and beside the unit that is paid for, what it costs and how long it took."""
     st.subheader("What was made")
     lines = [
         {
             GROUPS[group]: name,
+            GROUPS["modality"]: TASKS[modality],
             "Unit": unit.replace("_", " "),
-            "Amount": sum(total["units"][unit] for total in found if unit in total["units"]),
-            "Cost": cost_of([total for total in found if figures.UNITS[total["modality"]] == unit], prices),
-            "Queue, seconds": round(sum(total["queue_seconds"] for total in found if unit in total["units"]), 1),
-            "Model, seconds": round(sum(total["run_seconds"] for total in found if unit in total["units"]), 1),
+            "Amount": sum(total["units"].get(unit, 0) for total in found),
+            **(took(found, prices) if unit == figures.UNITS[modality] else {}),
         }
-        for name, found in by(made, lambda total: name_of(total, group))
+        for name, of_name in by(made, lambda total: name_of(total, group))
+        for modality, found in by(of_name, lambda total: total["modality"])
         for unit in dict.fromkeys(unit for total in found for unit in total["units"])
     ]
     localized = st.column_config.NumberColumn(format="localized")
     st.dataframe(lines, hide_index=True, column_config={"Amount": localized})
     st.caption("At today's prices; a unit that the operator has given no price costs nothing.")
+
+
+def took(found: Sequence[Row], prices: Mapping[str, float]) -> dict[str, float]:
+    """What it costs, and how long it waited and was worked on."""
+    return {
+        "Cost": cost_of(found, prices),
+        "Queue, seconds": round(sum(total["queue_seconds"] for total in found), 1),
+        "Model, seconds": round(sum(total["run_seconds"] for total in found), 1),
+    }
 
 
 def budgets(asked: Client) -> None:

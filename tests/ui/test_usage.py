@@ -52,11 +52,11 @@ def test_requests_failures_times_units_and_cost_are_shown(used: Gateway, visit: 
         "Failed": "100 (5%)",
         "First byte, median": "20 ms",
         "Whole answer, p95": "500 ms",
-        "Model's work, median": "10.5 s",
+        "Model time, median": "10.5 s",
         "Cost": "320",
     }
     _, times, units = (each.value.iloc[0] for each in page.dataframe)
-    assert (times["Modality"], times["Requests"], times["Model's work, p95"]) == ("Image", 20, "19.0 s")
+    assert (times["Modality"], times["Requests"], times["Model time, p95"]) == ("Image", 20, "19.0 s")
     assert (times["First byte, median"], times["First byte, p95"]) == ("20 ms", "20 ms")
     assert (units["Unit"], units["Amount"], units["Cost"]) == ("pixel steps", 640, 320)
 
@@ -69,7 +69,7 @@ def test_what_goes_on_now_is_shown(used: Gateway, visit: Visit) -> None:
 
 @pytest.mark.parametrize(
     ("drawn", "values"),
-    [("Requests", [2000]), ("Pixel steps", [640]), ("Tokens", [0]), ("Model's work, median (s)", [10, 100])],
+    [("Requests", [2000]), ("Pixel steps", [640]), ("Tokens", [0]), ("Model time, median (s)", [10, 100])],
 )
 def test_what_is_drawn_over_time_is_chosen(used: Gateway, visit: Visit, drawn: str, values: list[float]) -> None:
     page = visit("usage")
