@@ -74,7 +74,7 @@ def under_way(job_id: str, status: str) -> None:
         elif job["kind"] in ("image", "video"):
             sketch = asked.preview(job_id)
             if sketch is not None:
-                st.image(sketch, caption="a sketch, on the way", width=256)
+                st.image(sketch, caption="a sketch, on the way", width=256, alt=f"A sketch of: {job['prompt']}")
     st.button("Cancel", key=f"cancel-{job_id}", on_click=making.cancel, args=(job_id,), icon=":material/stop_circle:")
 
 

@@ -18,8 +18,8 @@ BEGUN = "begun"  # the jobs that were begun here
 MAX_FILES = 60
 
 
-def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None, words: str = "") -> None:
-    """Have something made; `words` that were written for it are given back where it is refused."""
+def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) -> None:
+    """Have something made."""
 
     def make() -> None:
         job_id = client().begin(task, fields, picture)
@@ -28,8 +28,6 @@ def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None, 
             kept(PICTURES)[job_id] = picture
 
     attempt(make)
-    if words and PROBLEM in st.session_state:
-        st.session_state[BACK] = words
 
 
 def lead(task: str) -> None:

@@ -25,7 +25,6 @@ def serve(settings: Settings) -> None:
             "server.port": settings.ui_port,
             "server.headless": True,  # opens no browser
             "server.fileWatcherType": "none",
-            "server.maxUploadSize": max(1, settings.max_upload_bytes // 10**6),  # megabytes
             "browser.gatherUsageStats": False,
             "theme.light.primaryColor": "#364fc7",
             "theme.light.textColor": "#111111",  # captions are paler, and still have to be read

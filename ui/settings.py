@@ -16,4 +16,3 @@ class Settings(BaseSettings):
     ui_host: str = "127.0.0.1"
     """address that `python -m ui` listens on; the studio of `atelier up` is on loopback"""
     ui_port: int = Field(default=8501, ge=1, le=65535)
-    max_upload_bytes: int = Field(default=25_000_000, gt=0)

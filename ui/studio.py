@@ -19,9 +19,9 @@ PLACEHOLDERS = {
     "video": "Describe a film, or attach the picture that it begins with",
     "mesh": "Describe a thing, or attach a picture of it",
 }
-PICTURES = ["png", "jpg", "jpeg", "webp"]
 NO_WORDS = "Nothing was written. Say what is to be made."
 ONLY_A_PICTURE = "A picture alone is not enough. Attach it again, and say what becomes of it."
+ATTACH_AGAIN = "Attach the picture again, or another one."
 SAID = {"audio": "input"}  # the field that takes the words, where it is not the prompt
 
 
@@ -64,7 +64,11 @@ def show() -> None:
 
 
 def field_for(task: str) -> None:
-    """Let something be said, and perhaps a picture attached; a text that is written can be stopped here."""
+    """Let something be said, and perhaps a picture attached; a text that is written can be stopped here.
+
+    Whatever is attached comes here, and the gateway says what is no picture or too large: what Streamlit refuses, it
+    leaves out, and the words would go without it.
+    """
     if making.BACK in st.session_state:
         st.session_state[said_key(task)] = st.session_state.pop(making.BACK)
     st.chat_input(
@@ -72,7 +76,6 @@ def field_for(task: str) -> None:
         key=said_key(task),
         submit_mode="stop" if task == "text" else "submit",
         accept_file=task in ("image", "video", "mesh"),
-        file_type=PICTURES,
         on_submit=send,
         args=(task,),
     )
@@ -87,7 +90,19 @@ def send(task: str) -> None:
     elif task == "text":
         st.session_state[chat.NEXT] = words, fields
     else:
-        making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture, words)
+        making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture)
+        give_back(words, picture)
+
+
+def give_back(words: str, picture: Picture | None) -> None:
+    """Give the words back if they were refused; the field takes no picture back."""
+    problem = st.session_state.get(making.PROBLEM)
+    if problem is None:
+        return
+    if words:
+        st.session_state[making.BACK] = words
+    if picture is not None:
+        st.session_state[making.PROBLEM] = type(problem)(f"{problem} {ATTACH_AGAIN}")
 
 
 def said_key(task: str) -> str:

@@ -75,7 +75,7 @@ class Visitor:
         """Write something into the field at the bottom, perhaps with a picture, and send it."""
         if picture is not None:
             self.page.get_by_test_id("stChatInput").locator("input[type=file]").set_input_files(picture)
-            expect(self.page.get_by_text(picture.name)).to_be_visible(timeout=LONG)
+            expect(self.page.get_by_test_id("stChatInputSubmitButton")).to_be_enabled(timeout=LONG)  # it is uploaded
         field = self.page.get_by_test_id("stChatInputTextArea")
         field.fill(words)
         field.press("Enter")

@@ -180,6 +180,7 @@ def test_other_formats_are_downloaded_and_nothing_is_made_or_counted_again(
     system: System, visit: Visit, client: httpx.Client, modality: str, files: dict[str, bytes]
 ) -> None:
     visitor = visit(system)
+    visitor.page.set_viewport_size({"width": 1200, "height": 2000})  # the list moves out of a small one with its button
     asked = words("a boat")
     visitor.open()
     visitor.choose(modality)
@@ -435,6 +436,22 @@ def test_words_that_are_refused_are_given_back(system: System, visit: Visit) -> 
     expect(visitor.page.get_by_test_id("stAlert").first).to_contain_text("Nothing was written.", timeout=LONG)
 
 
+def test_words_never_go_without_the_picture_that_was_attached(
+    system: System, visit: Visit, client: httpx.Client, tmp_path: Path
+) -> None:
+    visitor, asked, file = visit(system), words("much"), tmp_path / "large.png"
+    file.write_bytes(png() + bytes(26_000_000))
+    visitor.open()
+    for modality in ("Image", "Video", "3D"):
+        visitor.choose(modality)
+        visitor.say(asked, file)
+        said = re.compile(r"is larger than .* Attach the picture again, or another one\.")
+        expect(visitor.page.get_by_test_id("stAlert").first).to_contain_text(said, timeout=LONG)
+        expect(visitor.page.get_by_test_id("stChatInputTextArea")).to_have_value(asked, timeout=LONG)
+
+    assert asked not in [job["prompt"] for job in client.get("/v1/jobs").json()["data"]]
+
+
 def test_a_text_can_be_stopped_and_what_was_written_stays(system: System, visit: Visit) -> None:
     visitor = visit(system)
     visitor.open()
@@ -484,7 +501,14 @@ def test_usage_is_drawn(system: System, visit: Visit, client: httpx.Client) -> N
     visitor.open("/usage")
 
     expect(visitor.page.get_by_test_id("stVegaLiteChart").locator("svg, canvas").first).to_be_visible(timeout=LONG)
-    expect(visitor.page.get_by_text("Model's work, median").first).to_be_visible()
+    expect(visitor.page.get_by_text("Model time, median").first).to_be_visible()
+    chosen = visitor.page.get_by_label("Drawn")
+    chosen.click()
+    for drawn in visitor.page.get_by_role("option").all_inner_texts():
+        chosen.click()
+        visitor.page.get_by_role("option", name=drawn, exact=True).click()
+        axis = visitor.page.get_by_test_id("stVegaLiteChart").locator("[aria-label^='Y-axis']")
+        expect(axis).to_have_attribute("aria-label", re.compile(re.escape(f"'{drawn}'")), timeout=LONG)
 
 
 def test_a_key_is_asked_for_kept_over_reloads_and_on_no_page(locked: tuple[System, str], visit: Visit) -> None:
