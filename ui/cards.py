@@ -69,13 +69,16 @@ def under_way(job_id: str, status: str) -> None:
         if job["status"] != status:
             st.rerun()
         st.progress(job["progress"] / 100, text=progress_of(job))
-        if not job["step_progress"]:
+        st.button(
+            "Cancel", key=f"cancel-{job_id}", on_click=making.cancel, args=(job_id,), icon=":material/stop_circle:"
+        )
+        if not job["step_progress"]:  # below the button, which stays under the mouse so
             waiting(asked.workers().get(job["kind"], "ready"))
         elif job["kind"] in ("image", "video"):
             sketch = asked.preview(job_id)
             if sketch is not None:
-                st.image(sketch, caption="a sketch, on the way", width=256, alt=f"A sketch of: {job['prompt']}")
-    st.button("Cancel", key=f"cancel-{job_id}", on_click=making.cancel, args=(job_id,), icon=":material/stop_circle:")
+                words = f"A sketch of: {job['prompt'] or 'a picture'}"
+                st.image(sketch, caption="a sketch, on the way", width=256, alt=words)
 
 
 def waiting(state: str) -> None:

@@ -305,7 +305,7 @@ def test_a_job_outlives_the_page_and_is_seen_by_another_browser_which_cancels_it
         each.open()
         each.choose("Image")
         expect(each.card(asked)).to_contain_text(re.compile(r"Step \d+ of \d+, about \d+ s left"), timeout=LONG)
-    other.card(asked).get_by_role("button", name="Cancel").dispatch_event("click")  # it moves with what is drawn anew
+    other.card(asked).get_by_role("button", name="Cancel").click()
 
     for each in (visitor, other):
         expect(each.card(asked)).to_contain_text("Cancelled.", timeout=LONG)
@@ -320,7 +320,7 @@ def test_the_page_is_not_frozen_while_something_is_made(system: System, visit: V
     visitor.say("Hello")
     expect(visitor.page.get_by_text(re.compile(r"\d+ tokens"))).to_be_visible(timeout=LONG)
     visitor.choose("Image")
-    visitor.card(asked).get_by_role("button", name="Cancel").dispatch_event("click")
+    visitor.card(asked).get_by_role("button", name="Cancel").click()
     expect(visitor.card(asked)).to_contain_text("Cancelled.", timeout=LONG)
 
 
@@ -418,6 +418,23 @@ def test_the_gallery_finds_shows_and_deletes(system: System, visit: Visit, clien
 
     expect(visitor.page.get_by_text("Nothing is here yet, or nothing fits the search.")).to_be_visible(timeout=LONG)
     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
+
+
+def test_from_the_gallery_one_goes_on_in_the_studio(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked = words("a rare boat")
+    client.post("/v1/images/generations", json={"prompt": asked}, headers={"prefer": "respond-async, wait=30"})
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("Speech")
+    visitor.page.get_by_role("link", name="Gallery").click()
+    visitor.page.get_by_label("Search").fill(asked)
+    visitor.page.get_by_label("Search").press("Enter")
+    expect(visitor.page.get_by_text("1 found", exact=True)).to_be_visible(timeout=LONG)
+    visitor.page.get_by_role("button", name="View").click()
+    visitor.page.get_by_role("dialog").get_by_role("button", name="Animate this image").click()
+
+    expect(visitor.page.get_by_label(re.compile(INVITATIONS["Video"]))).to_be_visible(timeout=LONG)
+    expect(visitor.card("From a picture").locator("video")).to_be_visible(timeout=LONG)
 
 
 def test_words_that_are_refused_are_given_back(system: System, visit: Visit) -> None:
@@ -568,5 +585,5 @@ def test_a_worker_that_is_not_there_is_said_to_be_so(locked: tuple[System, str],
     visitor.say(asked)
 
     expect(visitor.card(asked)).to_contain_text("The job waits until it is back", timeout=LONG)
-    visitor.card(asked).get_by_role("button", name="Cancel").dispatch_event("click")
+    visitor.card(asked).get_by_role("button", name="Cancel").click()
     expect(visitor.card(asked)).to_contain_text("Cancelled.", timeout=LONG)

@@ -90,6 +90,22 @@ def test_requests_are_told_apart_as_is_wanted(used: Gateway, visit: Visit) -> No
     assert [each.value.iloc[0]["Caller"] for each in page.dataframe[1:]] == ["without a key"] * 2
 
 
+def test_a_unit_is_told_apart_by_what_was_made(used: Gateway, visit: Visit) -> None:
+    [bucket] = used.answers["GET", "/v1/usage/summary"]["data"]
+    film = {"modality": "video", "model": "wan", "units": {"pixel_steps": 90, "frames": 9}}
+    bucket["results"].append({**bucket["results"][0], **film})
+    page = visit("usage")
+    page.selectbox[1].set_value("owner").run()
+
+    table = page.dataframe[2].value
+    assert table[["Modality", "Unit", "Amount"]].to_numpy().tolist() == [
+        ["Image", "pixel steps", 640],
+        ["Video", "pixel steps", 90],
+        ["Video", "frames", 9],
+    ]
+    assert table["Model, seconds"].tolist()[::2] == [290, 290]
+
+
 def test_budgets_are_shown_ones_own_and_to_an_admin_all(used: Gateway, visit: Visit) -> None:
     used.answers["GET", "/v1/budgets"] = {"data": [{"period": "day", "unit": "tokens", "limit": 1000, "used": 250}]}
     assert [bar.proto.text for bar in visit("usage").get("progress")] == ["yours, a day: 250 of 1,000 tokens"]
