@@ -24,7 +24,9 @@ class Number:
         """Let it be chosen."""
         ends = (self.low, self.high) if isinstance(self.step, float) else (int(self.low), int(self.high))
         said = placeholder(default, self.usual)
-        st.number_input(self.label, *ends, None, self.step, key=key, placeholder=said, persist_state="session")
+        st.number_input(
+            self.label, *ends, None, self.step, key=key, placeholder=said, on_change="ignore", persist_state="session"
+        )
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Choice:
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
         said = placeholder(default, self.usual)
-        st.selectbox(self.label, self.words, None, key=key, placeholder=said, persist_state="session")
+        st.selectbox(
+            self.label, self.words, None, key=key, placeholder=said, on_change="ignore", persist_state="session"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Words:
     def ask(self, key: str, default: object) -> None:
         """Let it be written."""
         said = placeholder(default, self.usual)
-        st.text_input(self.label, key=key, placeholder=said, persist_state="session")
+        st.text_input(self.label, key=key, placeholder=said, on_change="ignore", persist_state="session")
 
 
 STEPS = Number("Denoising steps", 1, 200)
@@ -97,7 +101,7 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
 
 
 def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
-    """Let the fields of a request be chosen."""
+    """Let the fields of a request be chosen: they go with what is said, and change nothing on the page before."""
     defaults = model["defaults"] or {} if model else {}
     for name, field in FIELDS[task].items():
         field.ask(f"{task}-{name}", defaults.get(name))
@@ -105,11 +109,27 @@ def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
         with told():
             voices = (model or {}).get("voices") or asked.voices(model["id"] if model else None)
             forget_unless_in(voices, VOICE)
-            st.selectbox("Voice", voices, None, key=VOICE, placeholder=placeholder(None), persist_state="session")
+            st.selectbox(
+                "Voice",
+                voices,
+                None,
+                key=VOICE,
+                placeholder=placeholder(None),
+                on_change="ignore",
+                persist_state="session",
+            )
     if model and model.get("adapters"):  # providers' have none
         names = [each["name"] for each in model["adapters"]]
         forget_unless_in(names, adapter_key(task))
-        st.selectbox("Adapter", names, None, key=adapter_key(task), placeholder="none", persist_state="session")
+        st.selectbox(
+            "Adapter",
+            names,
+            None,
+            key=adapter_key(task),
+            placeholder="none",
+            on_change="ignore",
+            persist_state="session",
+        )
     else:
         forget_unless_in((), adapter_key(task))
 
