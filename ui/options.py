@@ -109,27 +109,11 @@ def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
         with told():
             voices = (model or {}).get("voices") or asked.voices(model["id"] if model else None)
             forget_unless_in(voices, VOICE)
-            st.selectbox(
-                "Voice",
-                voices,
-                None,
-                key=VOICE,
-                placeholder=placeholder(None),
-                on_change="ignore",
-                persist_state="session",
-            )
+            Choice("Voice", tuple(voices)).ask(VOICE, None)
     if model and model.get("adapters"):  # providers' have none
         names = [each["name"] for each in model["adapters"]]
         forget_unless_in(names, adapter_key(task))
-        st.selectbox(
-            "Adapter",
-            names,
-            None,
-            key=adapter_key(task),
-            placeholder="none",
-            on_change="ignore",
-            persist_state="session",
-        )
+        Choice("Adapter", tuple(names), "none").ask(adapter_key(task), None)
     else:
         forget_unless_in((), adapter_key(task))
 
