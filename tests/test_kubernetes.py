@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 DOCUMENT = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
 VERSIONS = ("1.30", "1.33", "1.36")
 WORKER_NAMES = set(WORKERS)
+NAMESPACE = "kubernetes.io/metadata.name"  # a label that each namespace has
 READ_BY: Mapping[str, Any] = {
     "gateway": GatewaySettings,
     "studio": StudioSettings,
@@ -35,6 +37,22 @@ READ_BY: Mapping[str, Any] = {
 
 Manifest = dict[str, Any]
 Labels = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who opens a connection, or is asked: a pod, or what is no pod of this cluster.
+
+    Args:
+        namespace: its own, or nothing.
+        labels: its own.
+    """
+
+    namespace: str
+    labels: Labels
+
+
+OUTSIDE = Peer("", {})
 
 
 class Cluster:
@@ -67,31 +85,53 @@ class Cluster:
         """The deployments whose pods have these labels."""
         return {name for name, pod in self.pods.items() if selector.items() <= pod["metadata"]["labels"].items()}
 
-    def may_connect(self, source: str | None, target: str | None, port: int) -> bool:
-        """Whether network policies let pods of `source` open a connection to `target`; None: somebody elsewhere."""
+    def peer(self, name: str) -> Peer:
+        return Peer("atelier", self.pods[name]["metadata"]["labels"])
+
+    @property
+    def policies(self) -> list[Manifest]:
+        return [each["spec"] for each in self.all("NetworkPolicy").values()]
+
+    @property
+    def guests(self) -> list[Peer]:
+        """The pods of other namespaces that policies let in."""
+        rules = [rule for policy in self.policies for rule in policy.get("ingress", [])]
+        return [
+            Peer(labels_of(each["namespaceSelector"]).get(NAMESPACE, "any"), labels_of(each.get("podSelector", {})))
+            for rule in rules
+            for each in rule.get("from", [])
+            if "namespaceSelector" in each
+        ]
+
+    def may_connect(self, source: Peer, target: Peer, port: int) -> bool:
+        """Whether network policies let `source` open a connection to `target`."""
         return self._lets("Egress", source, target, port) and self._lets("Ingress", target, source, port)
 
-    def _lets(self, direction: str, pod: str | None, peer: str | None, port: int) -> bool:
-        if pod is None:
+    def _lets(self, direction: str, pod: Peer, peer: Peer, port: int) -> bool:
+        if pod.namespace != "atelier":
             return True
         policies = [
-            each["spec"]
-            for each in self.all("NetworkPolicy").values()
-            if direction in each["spec"]["policyTypes"] and pod in self.selected(labels_of(each["spec"]["podSelector"]))
+            each
+            for each in self.policies
+            if direction in each["policyTypes"] and labels_of(each["podSelector"]).items() <= pod.labels.items()
         ]
         rules = [rule for policy in policies for rule in policy.get(direction.lower(), [])]
         return not policies or any(self._fits(rule, peer, port) for rule in rules)
 
-    def _fits(self, rule: Manifest, peer: str | None, port: int) -> bool:
+    def _fits(self, rule: Manifest, peer: Peer, port: int) -> bool:
         if port not in {each["port"] for each in rule["ports"]}:
             return False
         peers = rule.get("from") or rule.get("to")
-        if peers is None:
-            return True
-        if peer is None:
-            return any("ipBlock" in each and each["ipBlock"]["cidr"] == "0.0.0.0/0" for each in peers)
-        here = [each["podSelector"] for each in peers if "podSelector" in each and "namespaceSelector" not in each]
-        return any(peer in self.selected(labels_of(selector)) for selector in here)
+        return peers is None or any(names(each, peer) for each in peers)
+
+
+def names(selectors: Manifest, peer: Peer) -> bool:
+    """Whether one of a rule's peers is this one."""
+    if "ipBlock" in selectors:
+        return peer == OUTSIDE and selectors["ipBlock"]["cidr"] == "0.0.0.0/0"
+    namespace = labels_of(selectors.get("namespaceSelector", {"matchLabels": {NAMESPACE: "atelier"}}))
+    pods = labels_of(selectors.get("podSelector", {}))
+    return namespace.items() <= {NAMESPACE: peer.namespace}.items() and pods.items() <= peer.labels.items()
 
 
 def labels_of(selector: Manifest) -> Labels:
@@ -162,20 +202,41 @@ def test_a_mistake_would_be_found(cpu: Cluster) -> None:
 
 def test_only_the_gateway_reaches_workers_and_what_is_outside(cluster: Cluster) -> None:
     ports = {name: cluster.container(name)["ports"][0]["containerPort"] for name in cluster.pods}
+    peers = {name: cluster.peer(name) for name in cluster.pods}
     assert {
         (source, target)
-        for source, target in product(cluster.pods, cluster.pods)
-        if any(cluster.may_connect(source, target, port) for port in ports.values())
+        for source, target in product(peers, peers)
+        if any(cluster.may_connect(peers[source], peers[target], port) for port in ports.values())
     } == {
         ("studio", "gateway"),
         *(("gateway", task) for task in WORKERS),
         *((task, "gateway") for task in WORKERS),  # receipts
     }
-    assert {name for name in cluster.pods if cluster.may_connect(None, name, ports[name])} == {"gateway", "studio"}
-    for port in (5432, 6379):
-        assert {name for name in cluster.pods if cluster.may_connect(name, None, port)} == {"gateway"}
-    assert {name for name in cluster.pods if cluster.may_connect(name, None, 443)} == {"gateway", *WORKERS}
-    assert not any(cluster.may_connect(name, None, 80) for name in cluster.pods)
+    entered = {name for name, peer in peers.items() if cluster.may_connect(OUTSIDE, peer, ports[name])}
+    assert entered == {"gateway", "studio"}
+
+    def reach(port: int) -> set[str]:
+        return {name for name, peer in peers.items() if cluster.may_connect(peer, OUTSIDE, port)}
+
+    assert reach(5432) == reach(6379) == {"gateway"}
+    assert reach(443) == {"gateway", *WORKERS}
+    assert reach(80) == set()
+
+
+def test_prometheus_reaches_the_workers_that_say_so_and_nobody_else_from_elsewhere(
+    cpu: Cluster, gpu: Cluster, ours: Cluster
+) -> None:
+    prometheus = Peer("monitoring", {"app.kubernetes.io/name": "prometheus"})
+    for cluster, guests, scraped in (
+        (cpu, [], set()),
+        (gpu, [prometheus], WORKER_NAMES),
+        (ours, [prometheus], WORKER_NAMES),
+    ):
+        notes = {name: pod["metadata"].get("annotations", {}) for name, pod in cluster.pods.items()}
+        assert cluster.guests == guests
+        assert {task for task in WORKERS if cluster.may_connect(prometheus, cluster.peer(task), 3000)} == scraped
+        assert {name for name, each in notes.items() if each.get("prometheus.io/scrape") == "true"} == scraped
+    assert "\n| Prometheus, with `monitoring` or `gpu` | workers" in DOCUMENT
 
 
 def test_a_pod_that_no_policy_names_is_cut_off(cluster: Cluster) -> None:
