@@ -20,6 +20,7 @@ def main(folder: Path = ROOT / "secrets") -> None:
         "internal_token": token_urlsafe(32),
         "signing_key": token_urlsafe(32),
         "admin_key": f"atl_{token_hex(8)}_{token_urlsafe(32)}",
+        "hf_token": "",  # the operator's, who may have none
     }
     for name, text in others.items():
         keep(folder / name, text)
@@ -34,7 +35,7 @@ def keep(file: Path, text: str) -> str:
     """
     if not file.exists():
         file.write_text(f"{text}\n", encoding="ascii")
-        file.chmod(0o444)
+        file.chmod(0o644)
     return file.read_text(encoding="ascii").strip()
 
 

@@ -32,6 +32,10 @@ OTHERS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "HF_HOME": ("`~/.cache/huggingface`", "where weights of the hub are kept; also the workers'"),
         "HF_HUB_CACHE": ("`hub` in that", "likewise"),
         "HF_TOKEN": ("", "for repositories of the hub that ask for one; also the workers'"),
+        "HF_TOKEN_PATH": (
+            "`token` in `HF_HOME`",
+            "a file that has it, for where `HF_TOKEN` is not set; may be empty or absent",
+        ),
     },
     "Installing, images and containers": {
         "ATELIER_SECRETS_DIR": ("", "folder with files that hold settings of gateway and workers"),

@@ -1,5 +1,6 @@
 """docker-compose.yml, its overlay and the Dockerfile, read: they name what exists; tests/compose runs them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -62,15 +63,20 @@ def test_no_frontend_has_to_be_fetched_to_build() -> None:
     assert "syntax=" not in DOCKERFILE
 
 
+def make_secrets(clone: Path) -> str:
+    """Run deploy/compose.py there, and return what it says."""
+    script = clone / "deploy" / "compose.py"
+    script.parent.mkdir(exist_ok=True)
+    script.write_bytes((ROOT / "deploy" / "compose.py").read_bytes())
+    return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
+
+
 def test_secrets_are_made_once_and_for_whoever_may_enter_their_folder(tmp_path: Path) -> None:
-    (tmp_path / "deploy").mkdir()
-    (tmp_path / "deploy" / "compose.py").write_bytes((ROOT / "deploy" / "compose.py").read_bytes())
-    command = [sys.executable, str(tmp_path / "deploy" / "compose.py")]
-    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    first = make_secrets(tmp_path)
     folder = tmp_path / "secrets"
     made = {file.name: file.read_text() for file in folder.iterdir()}
     (folder / "signing_key").unlink()
-    subprocess.run(command, check=True, capture_output=True)
+    make_secrets(tmp_path)
     again = {file.name: file.read_text() for file in folder.iterdir()}
 
     assert first == f"The first admin key is in {folder / 'admin_key'}\n"
@@ -78,8 +84,30 @@ def test_secrets_are_made_once_and_for_whoever_may_enter_their_folder(tmp_path: 
     assert made["postgres_password"].strip() in made["database_url"]
     assert GatewaySettings(signing_key=made["signing_key"].strip())
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o444}
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o644}
     assert {name for name in made if made[name] != again[name]} == {"signing_key"}
+
+
+def test_workers_alone_have_the_hubs_token_and_in_a_file(services: dict[str, Any]) -> None:
+    assert {name for name, service in services.items() if "hf_token" in service.get("secrets", ())} == set(WORKERS)
+    for task in WORKERS:
+        said = {name: value for name, value in services[task]["environment"].items() if name.startswith("HF_TOKEN")}
+        assert said == {"HF_TOKEN_PATH": "/run/secrets/hf_token"}
+
+
+@pytest.mark.parametrize(("written", "read"), [(None, None), ("hf_ours\n", "hf_ours")])
+def test_the_file_of_the_hubs_token_is_made_empty_which_is_none(
+    tmp_path: Path, written: str | None, read: str | None
+) -> None:
+    make_secrets(tmp_path)
+    file = tmp_path / "secrets" / "hf_token"
+    if written:
+        file.write_text(written)
+    ask = "import huggingface_hub; print(huggingface_hub.get_token())"
+    environment = {"PATH": os.environ["PATH"], "HF_TOKEN_PATH": str(file)}
+    said = subprocess.run([sys.executable, "-c", ask], env=environment, check=True, capture_output=True, text=True)
+
+    assert said.stdout == f"{read}\n"
 
 
 def test_every_secret_that_is_read_is_made(tmp_path: Path) -> None:

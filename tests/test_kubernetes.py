@@ -302,12 +302,28 @@ def test_secrets_come_as_files_and_are_those_that_the_document_makes(cluster: Cl
     }
     for name, pod in cluster.pods.items():
         read = set(READ_BY[name].model_fields) | {"admin_key"}
-        mounted = {volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume}
+        if cluster.environment(name).get("HF_TOKEN_PATH") == "/secrets/hf_token":
+            read.add("hf_token")
+        mounted = set(secrets(pod["spec"]["volumes"]))
         assert mounted == set() if name == "studio" else len(mounted) == 1
         assert {file.removeprefix("atelier_") for secret in mounted for file in made[secret]} <= read
+        assert not any("secretKeyRef" in each.get("valueFrom", {}) for each in cluster.container(name)["env"])
+    for task in WORKERS:
+        (volume,) = (each for each in cluster.pods[task]["spec"]["volumes"] if each["name"] == "secrets")
+        sources = [each["secret"] for each in volume["projected"]["sources"]]
+        keys = {each["items"][0]["key"]: each.get("optional", False) for each in sources}
+        assert keys == {"atelier_internal_token": False, "hf_token": True}
     assert made["atelier-gateway"] >= {"admin_key", "atelier_database_url", "atelier_redis_url", "atelier_signing_key"}
     assert "atelier_internal_token" in made["atelier-gateway"] & made["atelier-worker"]
     assert not any(each["kind"] == "Secret" for each in cluster.manifests)
+
+
+def secrets(volumes: list[Manifest]) -> Iterator[str]:
+    for volume in volumes:
+        if "secret" in volume:
+            yield volume["secret"]["secretName"]
+        for source in volume.get("projected", {}).get("sources", []):
+            yield source["secret"]["name"]
 
 
 def test_only_settings_that_exist_are_named() -> None:
