@@ -111,6 +111,17 @@ def test_a_container_may_do_no_more_than_it_must(composed: Composed, service: st
     assert published == ["127.0.0.1"] * is_public
 
 
+def test_each_worker_may_have_a_gpu_that_is_named(composed: Composed) -> None:
+    """As Compose reads the overlay: there is no GPU to start it with."""
+    files = ("--file", "docker-compose.yml", "--file", "docker-compose.gpu.yml")
+    read = json.loads(composed.compose(*files, "config", "--format", "json", IMAGE_GPU="1"))["services"]
+    reserved = {task: read[task]["deploy"]["resources"]["reservations"]["devices"] for task in WORKERS}
+
+    assert {task: devices[0]["device_ids"] for task, devices in reserved.items()} == {
+        task: ["1" if task == "image" else "0"] for task in WORKERS
+    }
+
+
 def test_the_studio_answers(composed: Composed) -> None:
     assert httpx.get(f"http://127.0.0.1:{composed.ports[1]}/", follow_redirects=True).status_code == 200
 
