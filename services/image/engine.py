@@ -43,7 +43,7 @@ from services.schema import parse_size
 from services.settings import Settings
 
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {  # the class, and what it is told besides the checkpoint's numbers
-    "ddim": (DDIMScheduler, {}),
+    "ddim": (DDIMScheduler, {"clip_sample": False}),  # its default is for pixels: latents go beyond 1
     "dpmpp_2m": (DPMSolverMultistepScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
     "euler_a": (EulerAncestralDiscreteScheduler, {}),
