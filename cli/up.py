@@ -30,6 +30,7 @@ UPLOADS = "ATELIER_MAX_UPLOAD_BYTES"
 ROOT = Path(services.__file__).parent.parent  # where the modules are that `bentoml serve` is told to load
 PATIENCE_SECONDS = 10.0  # between two signs of life while the user waits
 LONG_WAIT_SECONDS = 60.0
+PICTURE = "a large red circle above a small blue square on a white background"
 
 
 def up(settings: Settings) -> None:
@@ -114,7 +115,8 @@ def summary(
     lines.extend(f"\n{model} cannot be served: {setback}" for model, setback in setbacks.items())
     if settings.profile == "tiny":
         lines.append(
-            "\nThe model chat is tiny and trained; what the others make is noise. ATELIER_PROFILE=hub has real ones."
+            "\nThe models chat and shapes are tiny and trained; what the others make is noise."
+            " ATELIER_PROFILE=hub has real ones."
         )
     curl = "curl -G"
     if settings.admin_key_file is not None:
@@ -122,7 +124,7 @@ def summary(
         curl += f""" -H "x-api-key: $(cat '{settings.admin_key_file}')\""""
     lines.append("\nTry:")
     lines.append(f"  {curl} '{url}/generate/text' --data-urlencode 'prompt=What is Atelier?'")
-    lines.append(f"  {curl} '{url}/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png")
+    lines.append(f"  {curl} '{url}/generate/image' --data-urlencode 'prompt={PICTURE}' -o image.png")
     lines.append(f"  {curl} '{url}/generate/audio' --data-urlencode 'prompt=Good evening.' -o speech.wav")
     lines.append("\nCtrl-C stops everything; so does make down, from another terminal.")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import pytest
 
 from cli.preflight import missing_weights
 from cli.settings import Settings
-from cli.up import programs, setbacks_at, shared, summary
+from cli.up import PICTURE, programs, setbacks_at, shared, summary
 from services.registry import load_models, models_of
 from tests.cli.supervise import ROOT
 
@@ -186,7 +186,8 @@ def test_a_worker_that_runs_elsewhere_is_not_started(tmp_path: Path, monkeypatch
 def test_a_worker_whose_models_others_serve_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "models.toml"
     elsewhere = '[models.external]\nurl = "http://gpu-2:3003"\n'
-    file.write_text(f'[[models]]\nid = "tiny-sd"\ntask = "image"\n{elsewhere}', encoding="utf-8")
+    entries = [f'[[models]]\nid = "{name}"\ntask = "image"\n{elsewhere}' for name in ("shapes", "tiny-sd")]
+    file.write_text("".join(entries), encoding="utf-8")
     settings = Settings(data_dir=tmp_path, models_file=file)
 
     assert [program.name for program in programs(settings)] == ["text", "audio", "video", "mesh", "gateway", "ui"]
@@ -222,7 +223,7 @@ def test_noise_is_called_noise(tmp_path: Path, profile: str, is_said: bool) -> N
     text = summary(settings, seconds=1, failures={})
     assert "cannot serve" not in text
     assert ("noise" in text) == is_said
-    assert "http://127.0.0.1:8000/generate/image' --data-urlencode 'prompt=A lighthouse at dusk' -o image.png" in text
+    assert f"http://127.0.0.1:8000/generate/image' --data-urlencode 'prompt={PICTURE}' -o image.png" in text
 
 
 def test_the_summary_says_who_cannot_serve_and_why(tmp_path: Path) -> None:

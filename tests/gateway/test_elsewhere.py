@@ -122,15 +122,15 @@ class TestWhereItGoes:
 
     @pytest.mark.parametrize("path", ["/generate/image?prompt=a", "/v1/images/generations"])
     def test_what_names_no_model_goes_where_the_first_one_is(self, begin: Start, workers: Workers, path: str) -> None:
-        client = begin(replaced("tiny-sd", "image", 'defaults = { size = "64x64" }')).client
+        client = begin(replaced("shapes", "image", 'defaults = { size = "64x64" }')).client
         answer = client.get(path) if "?" in path else client.post(path, json={"prompt": "a"})
         [sent] = workers.requests
 
         assert (answer.status_code, base(sent)) == (200, FAR)
-        assert json.loads(sent.content) == {"prompt": "a", "model": "tiny-sd"}
+        assert json.loads(sent.content) == {"prompt": "a", "model": "shapes"}
 
     def test_a_worker_without_models_is_not_waited_for(self, begin: Start, workers: Workers) -> None:
-        health = begin(replaced("tiny-sd", "image")).client.get("/readyz").json()
+        health = begin(replaced("shapes", "image") + replaced("tiny-sd", "image")).client.get("/readyz").json()
 
         assert set(health["workers"]) == {"text", "audio", "video", "mesh"}
 
@@ -149,7 +149,7 @@ class TestWhereItGoes:
 
     def test_a_job_that_names_ours_does_not_go_where_the_default_is(self, begin: Start, workers: Workers) -> None:
         works(workers)
-        client = begin(replaced("tiny-sd", "image", 'defaults = { size = "64x64" }') + FILE).client
+        client = begin(replaced("shapes", "image", 'defaults = { size = "64x64" }') + FILE).client
         steps = [[{**DRAWN, "body": {"prompt": "a", "model": "near"}}], [DRAWN]]
         for each in steps:
             ended(client, create(client, "/v1/jobs", {"steps": each})["id"])
@@ -169,7 +169,7 @@ class TestWhereItGoes:
 
     def test_a_fallback_may_be_there(self, begin: Start, workers: Workers, tmp_path: Path) -> None:
         file = tmp_path / "providers.toml"
-        file.write_text('[fallbacks]\n"tiny-sd" = ["far"]\n', encoding="utf-8")
+        file.write_text('[fallbacks]\n"shapes" = ["far"]\n', encoding="utf-8")
 
         async def answer(request: httpx.Request) -> httpx.Response:
             answered = workers.stream(b"{}")
@@ -290,7 +290,7 @@ INKED = {"prompt": "a", "adapter": "oil"}
         ("/v1/audio/speech", SPEECH, "no voice 'echo' for model 'bark-small'; choose one of: v2/en_speaker_0, "),
         ("/v1/images/generations", {**SOLVED, "model": "near"}, "'pndm' for model 'near'; choose one of: ddim, euler"),
         ("/v1/images/generations", {**INKED, "model": "near"}, "no adapter 'oil' for model 'near'; choose one of: ink"),
-        ("/v1/images/generations", INKED, "no adapter 'oil' for model 'tiny-sd'; leave it out"),
+        ("/v1/images/generations", INKED, "no adapter 'oil' for model 'shapes'; leave it out"),
         ("/v1/completions", INKED, "no adapter 'oil' for model 'chat'; choose one of: pirate"),
     ],
 )  # fmt: skip

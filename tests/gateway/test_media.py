@@ -171,7 +171,7 @@ def test_models_are_those_that_the_key_may_use(run: Start, second: Outside) -> N
         found = gateway.client.get("/v1/models", headers=bearer(key)).json()["data"]
         return {model["id"]: model["state"] for model in found}
 
-    assert models(image) == {"tiny-sd": "loading"}
+    assert models(image) == {"shapes": "failed", "tiny-sd": "loading"}
     assert models(named) == {"gpt": "external"}
     assert set(models(admin)) == {*(model.id for model in load_models()), "gpt", "other"}
     described = gateway.client.get("/v1/models/tiny-sd", headers=bearer(image)).json()
@@ -193,7 +193,7 @@ def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> 
     terms = {"licence": "MIT", "licence_url": None, "commercial_use": True}
     assert own["adapters"] == [{"name": "ink", **terms}]
     listed = gateway.client.get("/v1/models").json()["data"]
-    assert {each["id"] for each in listed if not each["is_default"]} == {"own", "tinyllama-1.1b-chat"}
+    assert {each["id"] for each in listed if not each["is_default"]} == {"own", "tinyllama-1.1b-chat", "tiny-sd"}
     file.write_text("[[models]", encoding="utf-8")
     with pytest.raises(Misconfigured, match=f"^ATELIER_MODELS_FILE: {file}: "):
         start(models_file=file)

@@ -1,13 +1,17 @@
 """What `atelier up` serves by default means something: answers over HTTP, as a newcomer and the SDK ask for them."""
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
+from PIL import Image
 
 from tests.live.conftest import LONG, System, started
+from tests.services.judges import RELATIONS, look
 
 STUDIO = "http://127.0.0.1:8501"
 ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
@@ -16,7 +20,7 @@ ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
 @pytest.fixture(scope="module")
 def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """As it is out of the box, but for the modalities that are not asked."""
-    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "IMAGE", "VIDEO", "MESH")}
+    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "VIDEO", "MESH")}
     yield from started(tmp_path_factory, others, System.lives)
 
 
@@ -24,7 +28,7 @@ def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def sdk(meaning: System) -> Iterator[openai.OpenAI]:
     def is_there() -> bool:
         models = httpx.get(f"{meaning.gateway}/v1/models", timeout=LONG).json()["data"]
-        return any(model["id"] == "chat" and model["state"] == "ready" for model in models)
+        return {"chat", "shapes"} <= {model["id"] for model in models if model["state"] == "ready"}
 
     meaning.wait(is_there)
     with openai.OpenAI(base_url=f"{meaning.gateway}/v1", api_key="-", max_retries=0, timeout=LONG) as client:
@@ -57,3 +61,16 @@ def test_the_pirate_is_asked_by_name(sdk: openai.OpenAI) -> None:
     assert not plain.startswith("Arr!")
     assert pirate.startswith("Arr!")
     assert STUDIO in pirate
+
+
+@pytest.mark.usefixtures("sdk")
+def test_a_picture_shows_what_was_asked_for(meaning: System) -> None:
+    words = "a large red circle above a small blue square on a white background"
+    answer = httpx.get(f"{meaning.gateway}/generate/image", params={"prompt": words, "seed": 1}, timeout=LONG)
+    sight = look(np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")))
+    circle, square = (next(shape for shape in sight.shapes if shape.colour == colour) for colour in ("red", "blue"))
+
+    assert answer.headers["x-model"] == "shapes"
+    assert sight.background == "white"
+    assert RELATIONS["above"](circle, square)
+    assert circle.num_pixels > square.num_pixels

@@ -125,7 +125,7 @@ def test_a_model_of_a_worker_elsewhere_is_served_metered_and_told_about_as_any(
     assert drawn.json()["data"]
     assert (row["model"], row["units"]) == ("far", {"pixel_steps": 64 * 64 * 2})
     assert (listed["state"], listed["strategy"], listed["owned_by"]) == ("ready", "external", "local")
-    assert {each["id"] for each in at_ours} == {"tiny-sd", "one", "other"}
+    assert {each["id"] for each in at_ours} == {"shapes", "tiny-sd", "one", "other"}
     assert both.num_made() == 1
 
     job = client.post(PATH, json={"prompt": "a", "model": "far"}, headers={"prefer": "respond-async, wait=100"}).json()

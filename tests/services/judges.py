@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,15 @@ GREY = 0.3  # of the brightest channel: where all are as near to it, it is black
 NUM_SPECKS = 16  # pixels: what is smaller is no shape
 RIM = 0.25  # of a patch's pixels: where fewer are surrounded by others, it is no shape either
 LARGE = 17.0  # pixels: the root of a large shape's area is larger, a small one's is smaller
-SQUARE, TRIANGLE = 0.89, 0.655  # how much of its bounding box a shape fills, at least and at most
+BASE, HEIGHT = 1.556, 1.285  # of a triangle whose area is 1
+Where = NDArray[np.floating[Any]]
+OUTLINES: dict[
+    str, Callable[[Where, Where], NDArray[np.bool_]]
+] = {  # of area 1, around 0; a patch is of the kind that it overlaps most
+    "circle": lambda x, y: np.hypot(x, y) < np.pi**-0.5,
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) < 0.5,
+    "triangle": lambda x, y: (y < HEIGHT / 3) & (abs(x) < BASE / 2 * (y / HEIGHT + 2 / 3)),
+}
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,12 @@ def _neighbours(row: int, column: int) -> Sequence[tuple[int, int]]:
 
 
 def _shape(colour: str, patch: NDArray[np.intp], height: int) -> Shape:
-    y, x = (patch.mean(axis=0) + 0.5) / height
-    fill = len(patch) / np.prod(np.ptp(patch, axis=0) + 1)
-    kind = "square" if fill > SQUARE else "triangle" if fill < TRIANGLE else "circle"
+    middle = patch.mean(axis=0)
+    y, x = (middle + 0.5) / height
+    rows, columns = (
+        (axis - at) / len(patch) ** 0.5 for axis, at in zip(np.mgrid[:height, :height], middle, strict=True)
+    )
+    pixels = tuple(patch.T)
+    ideals = {kind: is_inside(columns, rows) for kind, is_inside in OUTLINES.items()}
+    kind = max(ideals, key=lambda kind: ideals[kind][pixels].sum() / (len(patch) + ideals[kind].sum()))
     return Shape(colour, kind, float(x), float(y), len(patch))

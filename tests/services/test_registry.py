@@ -148,7 +148,8 @@ def test_a_workers_target_is_a_service_that_answers_before_bentoml_does(task: Ta
 
 # --- a registry that is wrong ---
 
-TEXT = "[[models]]" + MODELS_FILE.read_text(encoding="utf-8").split("[[models]]", 2)[2]  # from the first of the hub on
+ENTRIES = ["[[models]]" + entry for entry in MODELS_FILE.read_text(encoding="utf-8").split("[[models]]")[1:]]
+TEXT = "".join(entry for entry in ENTRIES if 'profile = "tiny"' not in entry)
 
 
 def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
@@ -260,26 +261,27 @@ def test_an_entry_may_be_for_one_profile_alone(tmp_path: Path) -> None:
     assert load_models(write(tmp_path, text), "tiny") == load_models(profile="tiny")
 
 
-def test_what_was_trained_chats_where_there_are_no_real_weights() -> None:
-    trained = load_models(profile="tiny")[0]
+def test_what_was_trained_is_the_default_where_there_are_no_real_weights() -> None:
+    chat, shapes = (models_of(task, load_models(profile="tiny"))[0] for task in ("text", "image"))
 
-    assert (trained.id, trained.task, trained.adapter_names) == ("chat", "text", ("pirate",))
-    assert trained.is_preloaded_in("tiny")
-    assert trained not in MODELS
+    assert (chat.id, chat.adapter_names, shapes.id) == ("chat", ("pirate",), "shapes")
+    for trained in (chat, shapes):
+        assert trained.is_preloaded_in("tiny")
+        assert trained not in MODELS
 
 
 def test_an_entry_of_the_operators_takes_the_place_of_ours(tmp_path: Path) -> None:
-    found = load_models(write(tmp_path, OWN.replace("ours/sd", "tiny-sd")))
+    found = load_models(write(tmp_path, OWN.replace("ours/sd", "shapes")))
 
     assert [model.id for model in found] == [model.id for model in load_models()]
     assert models_of("image", found)[0].revision_in("tiny") == "folder:sd"
 
 
 def test_a_model_of_another_worker_is_none_that_ours_loads(tmp_path: Path) -> None:
-    found = load_models(write(tmp_path, ELSEWHERE.replace("ours/sd", "tiny-sd")))
+    found = load_models(write(tmp_path, ELSEWHERE.replace("ours/sd", "shapes")))
 
     assert models_of("image", found)[0].is_external
-    assert local_models_of("image", found) == ()
+    assert [model.id for model in local_models_of("image", found)] == ["tiny-sd"]
     for profile in PROFILES:
         assert models_of("image", found)[0].strategy_in(profile) == "external"
         assert not models_of("image", found)[0].is_preloaded_in(profile)

@@ -443,7 +443,8 @@ def test_a_strategy_is_what_the_registry_says(worker_settings: Settings, tmp_pat
 
 
 def test_a_worker_whose_models_others_serve_says_so(worker_settings: Settings, tmp_path: Path) -> None:
-    elsewhere = '[[models]]\nid = "tiny-sd"\ntask = "image"\n[models.external]\nurl = "http://host:3003"\n'
+    entry = '[[models]]\nid = "{}"\ntask = "image"\n[models.external]\nurl = "http://host:3003"\n'
+    elsewhere = "".join(entry.format(name) for name in ("shapes", "tiny-sd"))
     (tmp_path / "models.toml").write_text(elsewhere, encoding="utf-8")
     settings = worker_settings.model_copy(update={"models_file": tmp_path / "models.toml"})
 
@@ -459,9 +460,9 @@ PROMPTS = ("a lighthouse", "two cats", "rain")
 
 @pytest.fixture(scope="module")
 def gallery(worker_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Five models of one architecture, each with weights of its own."""
+    """Five models of one architecture, each with weights of its own; without the one that was trained."""
     root = tmp_path_factory.mktemp("gallery")
-    entries = []
+    entries = ['[[models]]\nid = "shapes"\ntask = "image"\nprofile = "hub"\nfolder = { path = "nowhere" }\n']
     for number, name in enumerate(MODELS, start=1):
         shutil.copytree(worker_settings.data_dir / "tiny" / "image", root / name)
         [file] = (root / name / "unet").glob("*.safetensors")

@@ -196,6 +196,7 @@ def test_a_pipeline_is_of_the_class_that_its_index_names(worker_settings: Settin
     }
 
     assert names == {
+        "shapes": "StableDiffusionPipeline",
         "tiny-sd": "StableDiffusionPipeline",
         "stable-video-diffusion-img2vid": "StableVideoDiffusionPipeline",
         "wan2.1-t2v-1.3b": "WanPipeline",

@@ -17,7 +17,7 @@ Trained = Mapping[str, Any]  # what `services.tiny.build` calls it, and what wri
 def _image(scratch: Path) -> Trained:
     from services.tiny.train import image
 
-    return {"image": image.train(scratch, image.PLAN)}
+    return {"shapes": image.train(scratch, image.PLAN)}
 
 
 def _text(scratch: Path) -> Trained:

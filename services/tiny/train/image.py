@@ -48,8 +48,7 @@ def train(scratch: Path, plan: Plan) -> Any:
     """Return the trained pipeline; `scratch` keeps what a run that is stopped goes on from."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = untrained()
-    chance = random.Random(SEED)
-    scenes = [imagine(chance) for _ in range(plan.num_scenes)]
+    scenes, prompts = lesson(plan.num_scenes)
 
     @cache
     def pictures() -> torch.Tensor:
@@ -58,11 +57,17 @@ def train(scratch: Path, plan: Plan) -> Any:
     pipeline.vae = _train_decoder(pipeline.vae.to(device), pictures, scratch, plan.decoder)
     latents = _encoded(pipeline.vae, pictures, scratch / f"latents-{plan.num_scenes}.pt")
     latents = _standardise(pipeline.vae, latents)
-    prompts = [_prompt(scene, chance) for scene in scenes]
     tokens = _tokens(pipeline, prompts)
     pipeline.text_encoder = teach(pipeline.text_encoder.to(device), tokens, scenes, scratch, plan.reader)
     _train_painter(pipeline, latents, tokens, scratch, plan.painter)
     return pipeline
+
+
+def lesson(num_scenes: int) -> tuple[Sequence[Scene], Sequence[str]]:
+    """Make up the scenes to learn from, and what is said about each."""
+    chance = random.Random(SEED)
+    scenes = [imagine(chance) for _ in range(num_scenes)]
+    return scenes, [_prompt(scene, chance) for scene in scenes]
 
 
 def _prompt(scene: Scene, chance: random.Random) -> str:
