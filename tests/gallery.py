@@ -1,10 +1,13 @@
 """Writes docs/gallery of what a `make up` that runs makes: `python -m tests.gallery [URL]`, or `make gallery`."""
 
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
 URL = "http://127.0.0.1:8000"
@@ -26,6 +29,19 @@ CHATS: Sequence[tuple[str, Sequence[str]]] = (
     ("A story", ("Tell me a story about a fox.",)),
 )
 ALOUD = ("Where is the studio?", "What does error 404 mean?", "What is 17 + 25?")
+DRAWN = (
+    "a large red circle above a small blue square on a white background",
+    "a small green triangle in the bottom left corner on a black background",
+    "a large yellow circle on the right on a blue background",
+    "a large white triangle on a red background",
+    "a small red square to the left of a large green triangle on a yellow background",
+    "a small white circle at the top on a red background",
+    "a large blue square on the left on a white background",
+    "a large orange circle below a small black triangle on a green background",
+)
+FIRST = "a large red circle on the left on a white background"
+EDITED = "a large blue square on the left on a yellow background"
+PAINTED = "a small green square to the right of a large red circle on a white background"
 
 
 def main(url: str) -> None:
@@ -56,7 +72,53 @@ def chat(client: httpx.Client, asked: Sequence[str], **fields: str) -> str:
     return "\n>\n".join(f"> **{question['content']}**<br>{answer['content']}" for question, answer in exchanges)
 
 
-SECTIONS: Sequence[Callable[[httpx.Client], Iterator[str]]] = (text,)
+def image(client: httpx.Client) -> Iterator[str]:
+    """Draw, draw over, and paint into a part."""
+    yield "\n## Pictures\n\nOf 64 pixels, shown twice as large; with seed 1, and none left out.\n"
+    save([[draw(client, words) for words in DRAWN[start : start + 4]] for start in (0, 4)], "shapes.png")
+    yield "![Eight pictures of shapes](shapes.png)\n"
+    yield "\n".join(f"{number}. {words}" for number, words in enumerate(DRAWN, start=1))
+    before = draw(client, FIRST)
+    edited = [draw(client, EDITED, image=before, strength=strength) for strength in ("0.3", "0.6", "0.9")]
+    painted = [draw(client, PAINTED, image=before, mask=right_half(), seed=seed) for seed in ("1", "2", "3")]
+    save([[before, *edited], [before, *painted]], "edits.png")
+    yield "\n### From a picture\n\n![Pictures that were drawn over, and painted into](edits.png)\n"
+    yield f"Above: *{FIRST}*, and what becomes of it by *{EDITED}* with `strength` 0.3, 0.6 and 0.9.\n"
+    yield f"Below: the same, and into its right half alone is painted *{PAINTED}*, with three seeds."
+
+
+def draw(client: httpx.Client, words: str, **more: Any) -> bytes:
+    """Return a PNG; of what is drawn over, `image` and `mask` are files."""
+    fields = {"model": "shapes", "prompt": words, "seed": "1"}
+    fields |= {name: value for name, value in more.items() if isinstance(value, str)}
+    files = {name: value for name, value in more.items() if isinstance(value, bytes)}
+    headers = {"accept": "image/png"}
+    if files:
+        answer = client.post("/v1/images/edits", data=fields, files=files, headers=headers)
+    else:
+        answer = client.post("/v1/images/generations", json={**fields, "seed": 1}, headers=headers)
+    return answer.raise_for_status().content
+
+
+def right_half() -> bytes:
+    """A mask that is white where to paint."""
+    mask, file = Image.new("L", (64, 64)), io.BytesIO()
+    mask.paste(255, (32, 0, 64, 64))
+    mask.save(file, "PNG")
+    return file.getvalue()
+
+
+def save(rows: Sequence[Sequence[bytes]], name: str) -> None:
+    """Write a sheet of pictures of 64 pixels, at twice their size."""
+    sheet = Image.new("RGB", (136 * len(rows[0]) - 8, 136 * len(rows) - 8), "white")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            drawn = Image.open(io.BytesIO(picture)).convert("RGB").resize((128, 128), Image.Resampling.NEAREST)
+            sheet.paste(drawn, (136 * column, 136 * row))
+    sheet.save(FOLDER / name, optimize=True)
+
+
+SECTIONS: Sequence[Callable[[httpx.Client], Iterator[str]]] = (text, image)
 
 
 if __name__ == "__main__":
