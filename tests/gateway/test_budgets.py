@@ -109,7 +109,7 @@ class TestReserving:
             ("tokens", 50, "/v1/completions", {"method": "POST", "json": {"prompt": "hello", "max_tokens": 50}}),
             ("tokens", 50, "/v1/responses", {"method": "POST", "json": {"input": "hello", "max_output_tokens": 50}}),
             ("audio_seconds", 16, "/generate/audio?prompt=hello", {}),
-            ("pixel_steps", STEPS, "/generate/image?prompt=hello", {}),  # the tiny model's defaults
+            ("pixel_steps", 1.2 * STEPS, "/generate/image?prompt=hello", {}),  # the tiny model's defaults
             (
                 "frames",
                 14,
@@ -225,7 +225,7 @@ class TestSettling:
 class TestMoney:
     def test_is_counted_by_the_prices(self, start: Start, tmp_path: Path) -> None:
         file = tmp_path / "prices.toml"
-        file.write_text('[models]\n"tiny-sd" = 1e-5\n[tasks]\nimage = 1000\ntext = 0.01\n')
+        file.write_text('[models]\n"shapes" = 1e-5\n[tasks]\nimage = 1000\ntext = 0.01\n')
         gateway = start(prices_file=file)
         owner = Owner(gateway, create(gateway, scopes=["admin"])["key"], month={"money": 2.0})
         request_id = owner.asks().headers["x-request-id"]
@@ -236,7 +236,7 @@ class TestMoney:
         assert error_of(refused)["param"] == "budgets.month.money"
         assert owner.asks("/generate/audio?prompt=hello").status_code == 200  # has no price
         listed = owner.asks("/v1/models").json()["data"]
-        assert {model["price"] for model in listed if model["id"] in ("tiny-sd", "bark-small")} == {1e-5, 0}
+        assert {model["price"] for model in listed if model["id"] in ("shapes", "bark-small")} == {1e-5, 0}
 
     @pytest.mark.parametrize(
         "wrong", ["[models]\na = -1", "[tasks]\nvideos = 1", "models = 3", "[tasks", "[tasks]\ntext = nan"]
