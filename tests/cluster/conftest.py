@@ -28,6 +28,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("text", "image")
+OURS = "ours/pictures"
+OWN_MODEL = f"""
+[[models]]
+id = "{OURS}"
+task = "image"
+folder = {{path = "nowhere"}}
+tiny = {{recipe = "image"}}
+"""
 LONG = 480.0  # seconds after which something counts as hung: a process takes 15 to start, and minutes on busy cores
 SERVE, GATEWAY, METRICS = 8000, 8100, 8200  # ports; nobody else is in the namespace
 INTERFACE_UP, SET_FLAGS = 1, 0x8914
@@ -106,6 +114,13 @@ class Cluster:
         return found[0]
 
 
+def models_file(folder: Path) -> Path:
+    """An operator's own model, for which the settings of one application alone make room."""
+    file = folder / "models.toml"
+    file.write_text(OWN_MODEL, encoding="utf-8")
+    return file
+
+
 def configuration(folder: Path) -> Path:
     """What is deployed: the file of the documentation, with fewer modalities and on loopback.
 
@@ -114,8 +129,9 @@ def configuration(folder: Path) -> Path:
     config = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text(encoding="utf-8"))
     config["http_options"] = {"host": "127.0.0.1", "port": SERVE}
     config["applications"] = [each for each in config["applications"] if each["name"] in TASKS]
-    (image,) = (each["args"] for each in config["applications"] if each["name"] == "image")
-    image |= {"target_ongoing_requests": 1, "num_gpus": 0.5}
+    (image,) = (each for each in config["applications"] if each["name"] == "image")
+    image["args"] |= {"target_ongoing_requests": 1, "num_gpus": 0.5}
+    image["runtime_env"] = {"env_vars": {"ATELIER_MODELS_FILE": str(models_file(folder))}}
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return file
@@ -148,6 +164,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     urls = {f"ATELIER_{task.upper()}_URL": "" for task in ("audio", "video", "mesh")}
     urls |= {f"ATELIER_{task.upper()}_URL": f"http://127.0.0.1:{SERVE}/{task}" for task in TASKS}
     gateway = {**common, **urls, "ATELIER_PORT": str(GATEWAY), "ATELIER_DATA_DIR": str(folder)}
+    gateway["ATELIER_MODELS_FILE"] = str(models_file(folder))
     head = ("ray", "start", "--head", "--block", "--num-cpus=8", "--num-gpus=1", "--object-store-memory=100000000")
     with ExitStack() as stack:
 

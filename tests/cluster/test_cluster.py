@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cluster.conftest import GATEWAY, Cluster, wait_until
+from tests.cluster.conftest import GATEWAY, OURS, Cluster, wait_until
 
 CHAT = "/v1/chat/completions"
 DRAWN = "/v1/images/generations"
@@ -100,6 +100,14 @@ def test_rays_exporter_has_the_workers_series(cluster: Cluster, client: httpx.Cl
     count = cluster.count("atelier_iteration_seconds_count", modality="image")
     assert cluster.count("atelier_iteration_seconds_bucket", modality="image", le="+Inf") == count > 0
     assert httpx.get(f"{cluster.serve('text')}/metrics").status_code == 404
+
+
+def test_the_settings_of_an_application_say_which_models_it_has(cluster: Cluster, client: httpx.Client) -> None:
+    models = httpx.get(f"{cluster.serve('image')}/v1/models", timeout=30).json()["data"]
+    drawn = client.post(DRAWN, json={"model": OURS, "prompt": "a", "size": "64x64", "num_inference_steps": 2})
+
+    assert OURS in {model["id"] for model in models}
+    assert (drawn.status_code, drawn.headers["x-model"]) == (200, OURS)
 
 
 def test_one_process_among_several_takes_no_orders(client: httpx.Client) -> None:
