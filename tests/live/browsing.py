@@ -71,6 +71,11 @@ class Visitor:
         app = self.page.get_by_test_id("stApp")
         expect(app).to_have_attribute("data-test-script-state", "notRunning", timeout=LONG)
 
+    def rest(self) -> None:
+        """Wait until all that is shown is there."""
+        self.page.wait_for_load_state("networkidle")
+        expect(self.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=LONG)
+
     def say(self, words: str, picture: Path | None = None) -> None:
         """Write something into the field at the bottom, perhaps with a picture, and send it."""
         if picture is not None:

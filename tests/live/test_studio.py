@@ -191,7 +191,7 @@ def test_other_formats_are_downloaded_and_nothing_is_made_or_counted_again(
     made = made_so_far(client)
     formats.click()
     for button, part in files.items():
-        content = visitor.download(visitor.page.locator("body"), button)
+        content = visitor.download(visitor.page.get_by_test_id("stPopoverBody"), button)
         assert part in content, button
         said = client.post("/v1/content_provenance_checks", files={"file": content}).json()["results"][0]
         assert (said["model"], said["seed"]) == (job["model"], job["seed"])
@@ -369,8 +369,7 @@ def test_whatever_can_be_used_has_a_name_for_screen_readers(system: System, visi
     for modality in INVITATIONS if path == "/" else [""]:
         if modality:
             visitor.choose(modality)
-        else:
-            visitor.page.wait_for_load_state("networkidle")
+        visitor.rest()
         tree = visitor.page.locator("body").aria_snapshot()
         states = r"(?: \[[^\]]*\])*"
         fields = rf"^ *- (?:button|link|textbox|combobox|spinbutton|radio|progressbar|searchbox){states}(?::.*)?$"
@@ -388,8 +387,7 @@ def test_nobody_is_shut_out(system: System, visit: Visit, path: str, scheme: Lit
     for modality in INVITATIONS if path == "/" else [""]:
         if modality:
             visitor.choose(modality)
-        visitor.page.wait_for_load_state("networkidle")
-        expect(visitor.page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=LONG)
+        visitor.rest()
         found = Axe().run(visitor.page).response["violations"]
         grave = {
             (each["id"], node["html"])
