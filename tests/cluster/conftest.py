@@ -35,6 +35,7 @@ id = "{OURS}"
 task = "image"
 folder = {{path = "nowhere"}}
 tiny = {{recipe = "image"}}
+defaults = {{size = "64x64", num_inference_steps = 2, guidance_scale = 7.5}}
 """
 LONG = 480.0  # seconds after which something counts as hung: a process takes 15 to start, and minutes on busy cores
 SERVE, GATEWAY, METRICS = 8000, 8100, 8200  # ports; nobody else is in the namespace
