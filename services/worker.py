@@ -32,6 +32,7 @@ from services.schema import MAX_SEED, GenerationRequest, Job, MediaRequest, comp
 from services.settings import Settings
 from services.templates import worded
 from services.tracing import open_provider
+from services.uploads import naming_the_field
 
 Fit = Callable[[Image], Image]
 
@@ -212,7 +213,9 @@ class Worker:
                 self.engine.check_for_place()  # before a picture is decoded for nothing
                 seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED + 1)
                 defaults = {**self.engine.defaults(body.model), "seed": seed}
-                job = worded(complete(job_type, body, defaults), self.templates[defaults["model"]])
+                with naming_the_field():  # which does not fit the model, or which it has no default for
+                    whole = complete(job_type, body, defaults)
+                job = worded(whole, self.templates[defaults["model"]])
                 self.check_offers(self.models[defaults["model"]], job)
                 work, encoder = await prepare(job)
                 cost = await self._estimate(work, body.model, terms)

@@ -73,7 +73,7 @@ async def draw_over(request: Request, worker: "ImageService") -> Response:
 
     with naming_the_field():
         body = EditRequest.model_validate(fields)
-        return await worker.answer(request, body, EditJob, prepare)
+    return await worker.answer(request, body, EditJob, prepare)
 
 
 def encoder(request: Request, worker: Worker, job: ImageJob, body: ImageRequest, prefix: str) -> Encoder:

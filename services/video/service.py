@@ -66,11 +66,11 @@ async def make_film(request: Request, worker: "VideoService") -> Response:
     data = files.get(FILE_FIELD)
     with naming_the_field():
         body = VideoRequest.model_validate(fields)
-        if body.model is None:
-            is_text = data is None and body.prompt is not None
-            body = body.model_copy(update={"model": worker.model_for("text" if is_text else "image")})
-        answer = film_prompt if worker.makes_from("text", body.model) else film_picture
-        return await answer(request, worker, body, data)
+    if body.model is None:
+        is_text = data is None and body.prompt is not None
+        body = body.model_copy(update={"model": worker.model_for("text" if is_text else "image")})
+    answer = film_prompt if worker.makes_from("text", body.model) else film_picture
+    return await answer(request, worker, body, data)
 
 
 def encoder(request: Request, worker: "VideoService", job: VideoJob | TextVideoJob, body: VideoRequest) -> Encoder:

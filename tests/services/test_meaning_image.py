@@ -54,8 +54,8 @@ class Wish:
 
     @property
     def words(self) -> str:
-        first, *second = (article(" ".join(shape)) for shape in self.shapes)
-        return " ".join([first, self.where, *second, f"on {article(self.background)} background"])
+        first, *second = (scenes.article(" ".join(shape)) for shape in self.shapes)
+        return " ".join([first, self.where, *second, f"on {scenes.article(self.background)} background"])
 
     def found(self, sight: Sight) -> list[judges.Shape | None]:
         """The largest patch of each shape's colour."""
@@ -68,10 +68,6 @@ class Wish:
         if len(found) == 2:
             return RELATIONS[self.where](*found)
         return all(PLACES[place](found[0]) for place in WHERE[self.where])
-
-
-def article(words: str) -> str:
-    return f"{'an' if words.startswith('orange') else 'a'} {words}"
 
 
 def wish(dice: random.Random, num_shapes: int) -> Wish:
@@ -87,7 +83,9 @@ def wishes() -> Sequence[Wish]:
     known = {words.removeprefix(f"{opening} ") for words in learned for opening in ("", *scenes.OPENINGS)}
     dice, drawn = random.Random(7), list[Wish]()
     while len(drawn) < 2 * NUM_SCENES:
-        drawn += [each for each in [wish(dice, 1 + len(drawn) % 2)] if each.words not in known]
+        made_up = wish(dice, 1 + len(drawn) % 2)
+        if made_up.words not in known:
+            drawn.append(made_up)
     return drawn
 
 

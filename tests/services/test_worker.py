@@ -188,6 +188,20 @@ def test_a_field_that_does_not_fit_is_named(cinema: tuple[str, Cinema], fields: 
     assert len(booth.projector.asked) == num_asked
 
 
+def test_a_field_without_a_default_has_to_be_said(cinema: tuple[str, Cinema]) -> None:
+    """As of an operator's own entry that names few."""
+    url, booth = cinema
+    defaults = dict(booth.worker.engine.defaults(MODEL))
+    del defaults["num_inference_steps"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(booth.worker.engine, "defaults", lambda model: defaults)
+        answer = post(url)
+        assert post(url, num_inference_steps="4").status_code == 200
+
+    assert (answer.status_code, error_of(answer)["param"]) == (400, "num_inference_steps")
+    assert error_of(answer)["message"] == "num_inference_steps: is required"
+
+
 def post_text(url: str, **fields: Any) -> httpx.Response:
     parts = {name: (None, value) for name, value in fields.items()}  # multipart without a file
     return httpx.post(f"{url}/v1/videos", files=parts, timeout=LONG)

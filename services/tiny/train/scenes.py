@@ -84,7 +84,7 @@ def describe(scene: Scene, chance: random.Random) -> str:
     elif chance.random() < 0.75:
         words.append(_place(first, chance))
     if chance.random() < 0.85:
-        words.append(f"on {_article(scene.background)} background")
+        words.append(f"on {article(scene.background)} background")
     if chance.random() < 0.06:
         words.insert(0, chance.choice(OPENINGS))
     return " ".join(filter(None, words))
@@ -149,10 +149,11 @@ _OUTLINES: dict[str, Callable[..., Lengths]] = {"circle": _circle, "square": _sq
 def _named(shape: Shape, chance: random.Random) -> str:
     size = shape.size if chance.random() < 0.85 else ""
     colour = shape.colour if chance.random() < 0.93 else ""
-    return _article(" ".join(filter(None, (size, colour, shape.kind))))
+    return article(" ".join(filter(None, (size, colour, shape.kind))))
 
 
-def _article(words: str) -> str:
+def article(words: str) -> str:
+    """Put `a` or `an` before words that begin with a size or a colour."""
     return f"{'an' if words.startswith('orange') else 'a'} {words}"
 
 
