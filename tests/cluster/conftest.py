@@ -122,7 +122,7 @@ def models_file(folder: Path) -> Path:
     return file
 
 
-def configuration(folder: Path) -> Path:
+def configuration(folder: Path, models: Path) -> Path:
     """What is deployed: the file of the documentation, with fewer modalities and on loopback.
 
     Two processes that make pictures fit on the GPU. There is none: Ray counts one, and models run on the CPU.
@@ -132,7 +132,7 @@ def configuration(folder: Path) -> Path:
     config["applications"] = [each for each in config["applications"] if each["name"] in TASKS]
     (image,) = (each for each in config["applications"] if each["name"] == "image")
     image["args"] |= {"target_ongoing_requests": 1, "num_gpus": 0.5}
-    image["runtime_env"] = {"env_vars": {"ATELIER_MODELS_FILE": str(models_file(folder))}}
+    image["runtime_env"] = {"env_vars": {"ATELIER_MODELS_FILE": str(models)}}
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return file
@@ -164,8 +164,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     }
     urls = {f"ATELIER_{task.upper()}_URL": "" for task in ("audio", "video", "mesh")}
     urls |= {f"ATELIER_{task.upper()}_URL": f"http://127.0.0.1:{SERVE}/{task}" for task in TASKS}
+    models = models_file(folder)
     gateway = {**common, **urls, "ATELIER_PORT": str(GATEWAY), "ATELIER_DATA_DIR": str(folder)}
-    gateway["ATELIER_MODELS_FILE"] = str(models_file(folder))
+    gateway["ATELIER_MODELS_FILE"] = str(models)
     head = ("ray", "start", "--head", "--block", "--num-cpus=8", "--num-gpus=1", "--object-store-memory=100000000")
     with ExitStack() as stack:
 
@@ -178,7 +179,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
         start("python", "-m", "gateway", environment=gateway)
         start(*head, "--include-dashboard=false", f"--metrics-export-port={METRICS}", environment=ray)
-        command = [str(Path(sys.executable).with_name("serve")), "run", "--non-blocking", str(configuration(folder))]
+        command = [
+            str(Path(sys.executable).with_name("serve")),
+            "run",
+            "--non-blocking",
+            str(configuration(folder, models)),
+        ]
         address = {**ray, "RAY_ADDRESS": "127.0.0.1:6379"}
         wait_until(lambda: is_listening(6379))
         subprocess.run(command, env=address, cwd=ROOT, check=True, timeout=LONG)

@@ -63,17 +63,7 @@ class Composed:
 
     def run(self, commands: str) -> None:
         """Run lines of a page as whoever reads it does."""
-        environment = {**self.engine.environment, **self.settings}
-        done = subprocess.run(
-            ["sh", "-e", "-c", commands],  # noqa: S607
-            env=environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
+        self.engine.run("sh", "-e", "-c", commands, folder=self.folder, **self.settings)
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--all", "--quiet", service).split()

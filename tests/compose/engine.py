@@ -45,8 +45,12 @@ class Engine:
 
     def docker(self, *arguments: str, folder: Path | None = None, **variables: str) -> str:
         """Run the command line and return what it says."""
+        return self.run("docker", *arguments, folder=folder, **variables)
+
+    def run(self, *command: str, folder: Path | None = None, **variables: str) -> str:
+        """Run a program that is to talk to this engine, and return what it says."""
         done = subprocess.run(
-            ["docker", *arguments],  # noqa: S607
+            command,
             env={**self.environment, **variables},
             cwd=folder,
             stdout=subprocess.PIPE,
