@@ -60,7 +60,7 @@ def build(target: Path) -> None:
         prior=_prior(PROMPT_WIDTH, None),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
         shap_e_renderer=_renderer(),
     )
     pipeline.save_pretrained(target)
@@ -84,7 +84,7 @@ def build_from_image(target: Path) -> None:
         prior=_prior(IMAGE_WIDTH, "layer"),
         image_encoder=image_encoder,
         image_processor=CLIPImageProcessorPil(crop_size=crop, size={"shortest_edge": IMAGE_SIZE}),
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
         shap_e_renderer=_renderer(),
     )
     pipeline.save_pretrained(target)
@@ -109,7 +109,8 @@ def _prior(condition_width: int, condition_norm: str | None) -> PriorTransformer
     )
 
 
-def _scheduler() -> HeunDiscreteScheduler:
+def scheduler() -> HeunDiscreteScheduler:
+    """Return the published model's schedule."""
     return HeunDiscreteScheduler(
         beta_schedule="exp",
         num_train_timesteps=1024,

@@ -20,13 +20,19 @@ def _image(scratch: Path) -> Trained:
     return {"shapes": image.train(scratch, image.PLAN)}
 
 
+def _mesh(scratch: Path) -> Trained:
+    from services.tiny.train import mesh
+
+    return mesh.train(scratch, mesh.PLAN)
+
+
 def _text(scratch: Path) -> Trained:
     from services.tiny.train import text
 
     return text.train(scratch, text.PLAN)
 
 
-RECIPES: Mapping[str, Callable[[Path], Trained]] = {"image": _image, "text": _text}
+RECIPES: Mapping[str, Callable[[Path], Trained]] = {"image": _image, "mesh": _mesh, "text": _text}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
