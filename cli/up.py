@@ -114,9 +114,9 @@ def summary(
     lines.extend(f"\n{task} cannot serve: {failure}" for task, failure in failures.items())
     lines.extend(f"\n{model} cannot be served: {setback}" for model, setback in setbacks.items())
     if settings.profile == "tiny":
+        trained = ", ".join(model.id for model in settings.models if model.profile == "tiny")
         lines.append(
-            "\nThe models chat and shapes are tiny and trained; what the others make is noise."
-            " ATELIER_PROFILE=hub has real ones."
+            f"\nTiny and trained: {trained}. What the others make is noise. ATELIER_PROFILE=hub has real ones."
         )
     curl = "curl -G"
     if settings.admin_key_file is not None:

@@ -1,5 +1,6 @@
 """Writes docs/gallery of what a `make up` that runs makes: `python -m tests.gallery [URL]`, or `make gallery`."""
 
+import base64
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,21 @@ DRAWN = (
 FIRST = "a large red circle on the left on a white background"
 EDITED = "a large blue square on the left on a yellow background"
 PAINTED = "a small green square to the right of a large red circle on a white background"
+
+
+SOLID = (
+    "a large red cube",
+    "a large green torus",
+    "a large blue pyramid",
+    "a large yellow cone",
+    "a small purple cylinder",
+    "a small orange ball",
+)
+SHOWN = (
+    "a large red circle on a white background",
+    "a large blue square on a yellow background",
+    "a large green triangle on a white background",
+)
 
 
 def main(url: str) -> None:
@@ -108,6 +124,40 @@ def right_half() -> bytes:
     return file.getvalue()
 
 
+def mesh(client: httpx.Client) -> Iterator[str]:
+    """Make solids of words, and of pictures that the image model draws."""
+    yield "\n## 3D\n\nClosed meshes, as they turn; with seed 1, and none left out.\n"
+    turn([sculpt(client, prompt=words) for words in SOLID], "solids.webp")
+    yield "![Six solids that turn](solids.webp)\n"
+    yield "\n".join(f"{number}. {words}" for number, words in enumerate(SOLID, start=1))
+    pictures = [draw(client, words) for words in SHOWN]
+    turn([sculpt(client, image=base64.b64encode(picture).decode()) for picture in pictures], "from_pictures.webp")
+    save([pictures], "flat.png")
+    yield "\n### From a picture\n\n![Three pictures of flat shapes](flat.png)\n"
+    yield "What `shapes` draws of " + ", ".join(f"*{words}*" for words in SHOWN) + ", and what is made of it:\n"
+    yield "![A sphere, a cube and a cone that turn](from_pictures.webp)"
+
+
+def sculpt(client: httpx.Client, **source: str) -> bytes:
+    """Return a GIF of what turns."""
+    headers = {"accept": "image/gif"}
+    return client.post("/v1/3d/generations", json={**source, "seed": 1}, headers=headers).raise_for_status().content
+
+
+def turn(gifs: Sequence[bytes], name: str) -> None:
+    """Write one film in which they turn beside each other, three in a row."""
+    films = [Image.open(io.BytesIO(gif)) for gif in gifs]
+    side = films[0].width
+    sheets = []
+    for number in range(getattr(films[0], "n_frames", 1)):
+        sheet = Image.new("RGB", (3 * side, -(-len(films) // 3) * side), "white")
+        for place, film in enumerate(films):
+            film.seek(number)
+            sheet.paste(film.convert("RGB"), (place % 3 * side, place // 3 * side))
+        sheets.append(sheet)
+    sheets[0].save(FOLDER / name, save_all=True, append_images=sheets[1:], duration=100, loop=0, quality=60)
+
+
 def save(rows: Sequence[Sequence[bytes]], name: str) -> None:
     """Write a sheet of pictures of 64 pixels, at twice their size."""
     sheet = Image.new("RGB", (136 * len(rows[0]) - 8, 136 * len(rows) - 8), "white")
@@ -118,7 +168,7 @@ def save(rows: Sequence[Sequence[bytes]], name: str) -> None:
     sheet.save(FOLDER / name, optimize=True)
 
 
-SECTIONS: Sequence[Callable[[httpx.Client], Iterator[str]]] = (text, image)
+SECTIONS: Sequence[Callable[[httpx.Client], Iterator[str]]] = (text, image, mesh)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What `atelier up` serves by default means something: answers over HTTP, as a newcomer and the SDK ask for them."""
 
+import base64
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.live.conftest import LONG, System, started
-from tests.services.judges import RELATIONS, look
+from tests.services.judges import RELATIONS, Body, look, touch
 
 STUDIO = "http://127.0.0.1:8501"
 ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
@@ -20,7 +21,7 @@ ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
 @pytest.fixture(scope="module")
 def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """As it is out of the box, but for the modalities that are not asked."""
-    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "VIDEO", "MESH")}
+    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "VIDEO")}
     yield from started(tmp_path_factory, others, System.lives)
 
 
@@ -28,7 +29,9 @@ def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def sdk(meaning: System) -> Iterator[openai.OpenAI]:
     def is_there() -> bool:
         models = httpx.get(f"{meaning.gateway}/v1/models", timeout=LONG).json()["data"]
-        return {"chat", "shapes"} <= {model["id"] for model in models if model["state"] == "ready"}
+        return {"chat", "shapes", "solids", "solids-img2img"} <= {
+            model["id"] for model in models if model["state"] == "ready"
+        }
 
     meaning.wait(is_there)
     with openai.OpenAI(base_url=f"{meaning.gateway}/v1", api_key="-", max_retries=0, timeout=LONG) as client:
@@ -74,3 +77,30 @@ def test_a_picture_shows_what_was_asked_for(meaning: System) -> None:
     assert sight.background == "white"
     assert RELATIONS["above"](circle, square)
     assert circle.num_pixels > square.num_pixels
+
+
+def sculpted(meaning: System, model: str, **source: str) -> Body:
+    body = {**source, "seed": 1}
+    answer = httpx.post(
+        f"{meaning.gateway}/v1/3d/generations", json=body, headers={"accept": "model/obj"}, timeout=LONG
+    )
+    lines = [line.split() for line in answer.text.splitlines()]
+    vertices = np.array([line[1:] for line in lines if line[0] == "v"], float)
+    faces = np.array([[part.split("/")[0] for part in line[1:]] for line in lines if line[0] == "f"], int) - 1
+
+    assert answer.headers["x-model"] == model
+    return touch(vertices[:, :3], faces, vertices[:, 3:])
+
+
+@pytest.mark.usefixtures("sdk")
+def test_a_mesh_is_what_was_asked_for(meaning: System) -> None:
+    assert sculpted(meaning, "solids", prompt="a large red torus") == Body("red", "torus", "large", is_closed=True)
+
+
+@pytest.mark.usefixtures("sdk")
+def test_a_picture_that_was_drawn_is_made_into_a_solid(meaning: System) -> None:
+    words = "a large blue square on a white background"
+    drawn = httpx.get(f"{meaning.gateway}/generate/image", params={"prompt": words, "seed": 1}, timeout=LONG).content
+    body = sculpted(meaning, "solids-img2img", image=base64.b64encode(drawn).decode())
+
+    assert (body.colour, body.kind) == ("blue", "cube")

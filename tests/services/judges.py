@@ -17,6 +17,14 @@ RIM = 0.25  # of a patch's pixels: where fewer are surrounded by others, it is n
 LARGE = 17.0  # pixels: the root of a large shape's area is larger, a small one's is smaller
 BASE, HEIGHT = 1.556, 1.285  # of a triangle whose area is 1
 Where = NDArray[np.floating[Any]]
+IDEALS = {  # fullness, roundness and corners, as `touch` measures them, of the smooth solid around z
+    "sphere": (np.pi / 6, 1.0, 1.0),
+    "cube": (1.0, np.pi / 6, 2**0.5),
+    "cylinder": (np.pi / 4, 2 / 3, 1.0),
+    "cone": (np.pi / 12, 16 / (1 + 5**0.5) ** 3, 1.0),
+    "pyramid": (1 / 3, 16 * np.pi / (1 + 5**0.5) ** 3 / 4, 2**0.5),
+}
+BROAD = 1.35  # of a space from -1 to 1: a large solid is broader, a small one narrower
 OUTLINES: dict[
     str, Callable[[Where, Where], NDArray[np.bool_]]
 ] = {  # of area 1, around 0; a patch is of the kind that it overlaps most
@@ -85,13 +93,63 @@ def look(picture: NDArray[np.uint8]) -> Sight:
     return Sight(background, tuple(sorted(shapes, key=lambda shape: -shape.num_pixels)))
 
 
+@dataclass(frozen=True)
+class Body:
+    """What is to be felt of a mesh."""
+
+    colour: str
+    kind: str
+    size: str
+    is_closed: bool  # as one piece, each edge between two triangles
+
+
+def touch(vertices: Where, faces: NDArray[np.integer[Any]], colours: Where) -> Body:
+    """Name the colour, the kind and the size of a mesh: the kind by its genus, and what it is nearest to of `IDEALS`.
+
+    Fullness is the part of its box that it fills; roundness the isoperimetric quotient, which is 1 of a sphere; corners
+    how much further the outline reaches, as seen from above, than along x and y.
+    """
+    edges, counts = np.unique(np.sort(faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)), axis=0, return_counts=True)
+    num_parts = _num_parts(len(vertices), edges)
+    genus = num_parts - (len(vertices) - len(edges) + len(faces)) / 2
+    corner, *others = (vertices[faces[:, number]].astype(np.float64) for number in range(3))
+    crossed = np.cross(others[0] - corner, others[1] - corner)
+    areas = np.linalg.norm(crossed, axis=1) / 2
+    volume = (crossed * corner).sum() / 6
+    extent = np.ptp(vertices, axis=0)
+    out = vertices[:, :2] - (vertices[:, :2].max(axis=0) + vertices[:, :2].min(axis=0)) / 2
+    corners = np.hypot(*out.T).max() / (extent[:2].max() / 2)
+    measured = volume / extent.prod(), 36 * np.pi * volume**2 / areas.sum() ** 3, corners
+    kind = min(IDEALS, key=lambda kind: sum(np.log(np.maximum(measured, 1e-6) / np.array(IDEALS[kind])) ** 2))
+    mean = np.average(colours[faces].mean(axis=1), axis=0, weights=areas)
+    return Body(
+        colour=_colour(*(255 * part for part in mean)),
+        kind="torus" if genus == 1 else kind if genus == 0 else "",
+        size="large" if extent.max() > BROAD else "small",
+        is_closed=bool(num_parts == 1 and (counts == 2).all() and volume > 0),
+    )
+
+
 def luck(num_passed: int, num_asked: int, chance: float) -> float:
     """How likely at least so many pass where each passes by chance."""
     outcomes = range(num_passed, num_asked + 1)
     return sum(comb(num_asked, n) * chance**n * (1 - chance) ** (num_asked - n) for n in outcomes)
 
 
-def _colour(red: int, green: int, blue: int) -> str:
+def _num_parts(num_vertices: int, edges: NDArray[np.integer[Any]]) -> int:
+    """Count what hangs together: everyone takes the least number of those around until nothing changes."""
+    part = np.arange(num_vertices)
+    while True:
+        least = part.copy()
+        for one, other in (edges.T, edges.T[::-1]):
+            np.minimum.at(least, one, part[other])
+        least = least[least]
+        if (least == part).all():
+            return len(np.unique(part))
+        part = least
+
+
+def _colour(red: float, green: float, blue: float) -> str:
     hue, saturation, brightest = colorsys.rgb_to_hsv(red, green, blue)
     if brightest < DARK or saturation < GREY:
         return "black" if brightest < 128 else "white"

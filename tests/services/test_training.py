@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from services.tiny.train import image, painter, text
+from services.mesh.surface import find_surface
+from services.tiny import marching_cubes
+from services.tiny.train import image, mesh, painter, solids, text, views
 from services.tiny.train.chatter import Chatter, untrained
 from services.tiny.train.course import Course
 from services.tiny.train.dialogues import conversation, is_held_out
 from services.tiny.train.facts import atelier_facts
 from services.tiny.train.scenes import COLOURS, Scene, describe, draw, imagine
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
-from tests.services.judges import RELATIONS, Sight, look
+from tests.services.judges import RELATIONS, Sight, look, touch
 
 SCENES = [imagine(random.Random(seed)) for seed in range(80)]
 
@@ -183,3 +185,46 @@ def test_the_recipe_makes_a_pipeline_that_paints(tmp_path: Path) -> None:
 
     assert picture.shape == (64, 64, 3)
     assert np.isfinite(picture).all()
+
+
+@pytest.mark.parametrize("kind", solids.KINDS)
+@pytest.mark.parametrize("size", solids.SIZES)
+def test_a_solid_feels_like_what_it_is(kind: str, size: str) -> None:
+    radius = sum(solids.SIZES[size]) / 2
+    line = torch.linspace(-1, 1, 32)
+    grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
+    deep = torch.from_numpy(radius * solids.depth(kind, grid.numpy() / radius))
+    cases, masks = marching_cubes.tables()
+    vertices, faces = find_surface(deep, cases, masks, torch.full((3,), -1.0), torch.full((3,), 2.0))
+    body = touch(vertices.numpy(), faces.numpy(), np.full((len(vertices), 3), (1, 0, 0)))
+
+    assert (body.colour, body.kind, body.size, body.is_closed) == ("red", kind, size, True)
+
+
+def test_what_is_said_about_a_solid_is_true_and_none_is_of_those_held_out() -> None:
+    made, said = mesh.lesson(400)
+    for solid, words in zip(made, said, strict=True):
+        assert any(name in words.split() for name in solids.NAMES[solid.kind])
+        assert not {*COLOURS, *solids.SIZES} & set(words.split()) - {solid.colour, solid.size}
+        assert not solids.is_held_out(solid.colour, solid.kind, solid.size)
+
+
+def test_a_view_shows_the_solid() -> None:
+    dice = random.Random(1)
+    for solid in (solids.imagine(dice) for _ in range(40)):
+        picture = views.view(solid, dice)
+        sight = look(picture)
+        shape = max(sight.shapes, key=lambda shape: shape.num_pixels)
+        if solid.colour not in ("white", "black", "orange", "yellow"):  # whose shades have other names
+            assert shape.colour == solid.colour
+        assert (picture != picture[0, 0]).any()
+
+
+def test_the_recipe_makes_pipelines_that_sculpt(tmp_path: Path) -> None:
+    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("renderer", "reader", "seer")]
+    with torch.random.fork_rng(devices=[]):
+        made = mesh.train(tmp_path, mesh.Plan(40, 40, *courses))
+    for pipeline, source in zip(made.values(), ("a red cube", torch.zeros(1, 3, 64, 64)), strict=True):
+        pipeline.set_progress_bar_config(disable=True)
+        latents = pipeline(source, num_inference_steps=2, output_type="latent").images
+        assert latents.isfinite().all()
