@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -23,14 +24,20 @@ from cli.errors import Refused
 from cli.preflight import check
 from cli.settings import Settings
 from cli.supervisor import Supervisor
-from services.registry import WORKERS, local_models_of
+from services.registry import WORKERS, Task, first_for, local_models_of, models_of
 
 FILES = tuple(f"ATELIER_{name}_FILE" for name in ("ADMIN_KEY", "MODELS", "PRICES", "POLICY", "PROVIDERS"))
 UPLOADS = "ATELIER_MAX_UPLOAD_BYTES"
 ROOT = Path(services.__file__).parent.parent  # where the modules are that `bentoml serve` is told to load
 PATIENCE_SECONDS = 10.0  # between two signs of life while the user waits
 LONG_WAIT_SECONDS = 60.0
-PICTURE = "a large red circle above a small blue square on a white background"
+TRIED: Mapping[Task, tuple[str, str]] = MappingProxyType(  # what is asked where the model's entry has no example
+    {
+        "text": ("Who are you?", ""),
+        "image": ("A lighthouse in the fog", " -o image.png"),
+        "audio": ("Good evening.", " -o speech.wav"),
+    }
+)
 
 
 def up(settings: Settings) -> None:
@@ -123,9 +130,10 @@ def summary(
         lines.append(f"\nA key is asked for: the operator's is in {settings.admin_key_file}")
         curl += f""" -H "x-api-key: $(cat '{settings.admin_key_file}')\""""
     lines.append("\nTry:")
-    lines.append(f"  {curl} '{url}/generate/text' --data-urlencode 'prompt=What is Atelier?'")
-    lines.append(f"  {curl} '{url}/generate/image' --data-urlencode 'prompt={PICTURE}' -o image.png")
-    lines.append(f"  {curl} '{url}/generate/audio' --data-urlencode 'prompt=Good evening.' -o speech.wav")
+    for task, (words, file) in TRIED.items():
+        asked = first_for("text", models_of(task, settings.models))
+        prompt = asked.examples[0] if asked is not None and asked.examples else words
+        lines.append(f"  {curl} '{url}/generate/{task}' --data-urlencode {shlex.quote(f'prompt={prompt}')}{file}")
     lines.append("\nCtrl-C stops everything; so does make down, from another terminal.")
     return "\n".join(lines)
 

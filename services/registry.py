@@ -65,6 +65,9 @@ def by_themselves(voices: object) -> object:
 Voices = Annotated[Mapping[VoiceName, VoiceName], Field(min_length=1), BeforeValidator(by_themselves)]
 
 
+Example = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+
+
 class TinySource(BaseModel):
     """A checkpoint that this repository builds itself."""
 
@@ -231,6 +234,7 @@ class Model(BaseModel):
     task: Task
     profile: Profile | None = None  # the only one that it is served under; None: both
     defaults: Mapping[str, Any] = {}
+    examples: Annotated[tuple[Example, ...], Field(max_length=8)] = ()  # of what to ask it for
     input_modalities: Annotated[tuple[Modality, ...], Field(validate_default=True)] = ()
     template: Template = Template()
     voices: Voices | None = None  # None: the checkpoint's, which are known when it has been loaded

@@ -1,5 +1,6 @@
 """The studio: choose a modality and a model, say or attach something, and see it made."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -56,11 +57,11 @@ def show() -> None:
         models.warn(there if model is None else [model])
         if task == "text":
             field_for(task)
-            converse()
+            converse(there if model is None else [model])
         else:
             with st.container():  # above what was made, newest first: at the bottom, the page would follow its end
                 field_for(task)
-            newest(asked, task)
+            newest(asked, task, there if model is None else [model])
 
 
 def field_for(task: str) -> None:
@@ -83,7 +84,11 @@ def field_for(task: str) -> None:
 
 def send(task: str) -> None:
     """Ask for what was just said, with the options as they were then: nothing comes between the two."""
-    words, picture = read(st.session_state[said_key(task)])
+    say(task, *read(st.session_state[said_key(task)]))
+
+
+def say(task: str, words: str, picture: Picture | None = None) -> None:
+    """Ask for what is said, with the options as they are."""
     fields = options.chosen(task)
     if not words and (picture is None or task == "image"):
         st.session_state[making.PROBLEM] = Problem(NO_WORDS if picture is None else ONLY_A_PICTURE)
@@ -110,22 +115,35 @@ def said_key(task: str) -> str:
     return f"said-{task}"
 
 
-def converse() -> None:
+def converse(asked: Sequence[Mapping[str, Any]]) -> None:
     """Show the conversation, and go on with it."""
     chat.show()
+    if not chat.conversation() and chat.NEXT not in st.session_state:
+        offer("text", asked)
     if chat.NEXT in st.session_state:
         chat.ask(*st.session_state.pop(chat.NEXT))
     chat.tools()
 
 
-def newest(asked: Client, task: str) -> None:
+def newest(asked: Client, task: str, by: Sequence[Mapping[str, Any]]) -> None:
     """Show the newest of a modality."""
     jobs = asked.jobs(task, NUM_JOBS)["data"]
     if not jobs:
         st.caption("Nothing was made yet. What is made stays here, and in the gallery.")
+        offer(task, by)
     for number, job in enumerate(jobs):
         with cards.place(f"newest-{number}", job["id"]):
             cards.card(job)
+
+
+def offer(task: str, by: Sequence[Mapping[str, Any]]) -> None:
+    """Let one begin with what the models' entries have as examples."""
+    examples = dict.fromkeys(
+        words for model in by if model["is_default"] or len(by) == 1 for words in model["examples"]
+    )
+    with st.container(horizontal=True):
+        for words in examples:
+            st.button(words, on_click=say, args=(task, words), icon=":material/lightbulb:")
 
 
 def read(said: Any) -> tuple[str, Picture | None]:

@@ -64,6 +64,8 @@ class ModelAnswer(BaseModel):
     licence_url: str | None = None
     commercial_use: bool | None = None
     defaults: Mapping[str, Any] | None = None
+    examples: Sequence[str] = ()
+    """Words to try it with."""
     voices: tuple[str, ...] | None = None
     """Null where its checkpoint alone knows them: `GET /v1/audio/voices` asks it."""
     schedulers: tuple[str, ...] | None = None
@@ -156,6 +158,7 @@ def of_ours(model: Model, state: State) -> dict[str, Any]:
         "revision": None if model.is_external else model.revision_in(state.profile),
         **terms_of(model),
         "defaults": model.defaults_in(state.profile),
+        "examples": model.examples,
         "voices": None if voices is None else tuple(voices),
         "schedulers": model.offered_schedulers,
         "adapters": [{"name": adapter.name, **terms_of(adapter)} for adapter in model.adapters],

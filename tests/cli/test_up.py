@@ -15,7 +15,7 @@ import pytest
 
 from cli.preflight import missing_weights
 from cli.settings import Settings
-from cli.up import PICTURE, programs, setbacks_at, shared, summary
+from cli.up import programs, setbacks_at, shared, summary
 from services.registry import load_models, models_of
 from tests.cli.supervise import ROOT
 
@@ -217,13 +217,22 @@ def test_the_studio_gets_the_gateways_address_and_no_secret(tmp_path: Path, monk
     assert "http://127.0.0.1:4568" in summary(settings, seconds=1, failures={})
 
 
-@pytest.mark.parametrize(("profile", "is_said"), [("tiny", True), ("hub", False)])
-def test_noise_is_called_noise(tmp_path: Path, profile: str, is_said: bool) -> None:
+@pytest.mark.parametrize(
+    ("profile", "is_said", "prompt"),
+    [
+        ("tiny", True, "a large red circle above a small blue square on a white background"),
+        ("hub", False, "A lighthouse in the fog"),
+    ],
+)
+def test_noise_is_called_noise_and_a_model_is_tried_with_what_it_knows(
+    tmp_path: Path, profile: str, is_said: bool, prompt: str
+) -> None:
     settings = Settings.model_validate({"data_dir": tmp_path, "profile": profile, "host": "::"})
     text = summary(settings, seconds=1, failures={})
     assert "cannot serve" not in text
     assert ("noise" in text) == is_said
-    assert f"http://127.0.0.1:8000/generate/image' --data-urlencode 'prompt={PICTURE}' -o image.png" in text
+    assert f"http://127.0.0.1:8000/generate/image' --data-urlencode 'prompt={prompt}' -o image.png" in text
+    assert ("Tiny and trained: chat, shapes, " in text) == is_said
 
 
 def test_the_summary_says_who_cannot_serve_and_why(tmp_path: Path) -> None:

@@ -216,6 +216,8 @@ class TestHowItIs:
     def test_what_a_model_offers_is_listed(self, begin: Start) -> None:
         listed = {each["id"]: each for each in begin().client.get("/v1/models").json()["data"]}
 
+        assert "What is Atelier?" in listed["chat"]["examples"]
+        assert listed["near"]["examples"] == []
         assert listed["near"]["schedulers"] == ["ddim", "euler"]
         assert listed["tiny-sd"]["schedulers"] == ["ddim", "dpmpp_2m", "euler", "euler_a", "pndm"]
         assert listed["far-bark"]["voices"] == ["alloy"]
@@ -248,8 +250,8 @@ class TestKinds:
         self, begin: Start, workers: Workers
     ) -> None:
         works(workers)
-        text = replaced("shap-e", "mesh", 'input_modalities = ["image"]') + replaced(
-            "shap-e-img2img", "mesh", 'input_modalities = ["text"]'
+        text = replaced("solids", "mesh", 'input_modalities = ["image"]') + replaced(
+            "solids-img2img", "mesh", 'input_modalities = ["text"]'
         )
         client = begin(text).client
         for body in ({"prompt": "a"}, {"image": "AAAA"}):
@@ -257,11 +259,11 @@ class TestKinds:
         client.get("/generate/3d", params={"prompt": "a"})
 
         models = [json.loads(each.content)["model"] for each in workers.requests]
-        assert models == ["shap-e-img2img", "shap-e", "shap-e-img2img"]
+        assert models == ["solids-img2img", "solids", "solids-img2img"]
 
     def test_where_none_takes_what_is_there_it_is_refused(self, begin: Start, workers: Workers) -> None:
-        both = ("shap-e", "shap-e-img2img")
-        client = begin("".join(replaced(each, "mesh", 'input_modalities = ["image"]') for each in both)).client
+        all_of_them = ("solids", "solids-img2img", "shap-e", "shap-e-img2img")
+        client = begin("".join(replaced(each, "mesh", 'input_modalities = ["image"]') for each in all_of_them)).client
         refused = client.post("/v1/3d/generations", json={"prompt": "a"})
 
         assert (refused.status_code, error_of(refused)["param"]) == (400, "image")

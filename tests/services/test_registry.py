@@ -166,6 +166,7 @@ def test_an_id_may_not_appear_twice(tmp_path: Path) -> None:
         ('strategy = "preload"', 'strategy = "external"', "hub.strategy"),
         ('recipe = "text"', 'recipe = "text"\nstrategy = "often"', "tiny.strategy"),
         ('task = "text"', 'task = "text"\ninput_modalities = ["image"]', "input_modalities: models for text take text"),
+        ('task = "text"', 'task = "text"\nexamples = [" "]', "examples.0: String should have at least 1"),
         ('task = "text"', 'task = "text"\nvoices = ["a"]', "voices: models for text have none"),
         ('task = "audio"', 'task = "audio"\nschedulers = ["ddim"]', "schedulers: models for audio have none"),
         ('task = "image"', 'task = "image"\nschedulers = ["heun"]', "schedulers.0: Input should be 'ddim'"),

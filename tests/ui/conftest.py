@@ -79,5 +79,6 @@ def model(task: str, model_id: str, **fields: object) -> dict[str, object]:
         "licence_url": "https://example.org/licence",
         "commercial_use": True,
         "defaults": {},
+        "examples": [],
         **fields,
     }

@@ -49,6 +49,29 @@ def test_a_picture_is_asked_for_as_a_job(serving: Gateway, visit: Visit) -> None
     assert headers["prefer"] == "respond-async"
 
 
+def test_who_made_nothing_yet_is_offered_what_to_begin_with(serving: Gateway, visit: Visit) -> None:
+    tried = [model("image", "sd", examples=["a red circle", "a boat"]), model("image", "other", is_default=False)]
+    serving.answers["GET", "/v1/models"] = {"data": tried}
+    serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
+    page = visit(task="image")
+    page.number_input(key="image-num_inference_steps").set_value(7).run()
+    labelled(page, "a red circle").click().run()
+
+    assert bodies(serving, "/v1/images/generations") == [{"prompt": "a red circle", "num_inference_steps": 7}]
+
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image"))
+    assert "a boat" not in [button.label for button in visit(task="image").button]
+
+
+def test_a_conversation_begins_with_an_example(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/models"] = {"data": [model("text", "chat", examples=["What is Atelier?"])]}
+    page = visit(task="text")
+    labelled(page, "What is Atelier?").click().run()
+    (asked,) = bodies(serving, "/v1/chat/completions")
+
+    assert asked["messages"] == [{"role": "user", "content": "What is Atelier?"}]
+
+
 def test_voice_and_adapter_are_those_of_the_model(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/models"] = {
         "data": [
