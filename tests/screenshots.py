@@ -19,12 +19,12 @@ def main(url: str) -> None:
     FOLDER.mkdir(exist_ok=True)
     with chromium() as browser:
         for modality, words, shown in (
-            ("Image", "A lighthouse at dusk", "img"),
+            ("Image", "a large red circle above a small blue square on a white background", "img"),
             ("Speech", "Good evening.", "audio"),
             ("Video", "A boat at sea", "video"),
         ):
             made(browser, url, modality, words, shown)
-        take(made(browser, url, "3D", "A chair", "canvas", color_scheme="dark"), "studio-3d")
+        take(made(browser, url, "3D", "a large green torus", "canvas", color_scheme="dark"), "studio-3d")
         take(opened(browser, url, "/gallery"), "gallery")
         take(written(browser, url), "studio-narrow")
         usage = opened(browser, url, "/usage", color_scheme="dark", viewport=TALL)

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _halve(folder: Path) -> None:
     """Store the weights in half precision; their configurations still say that they are loaded in single."""
     for file in folder.rglob("*.safetensors"):
-        weights = {name: tensor.half() for name, tensor in load_file(file).items()}
+        weights = {
+            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
+        }
         save_file(weights, file, {"format": "pt"})
         file.chmod(0o644)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from services.tiny.train.course import Course
 from services.tiny.train.sculptor import from_image, from_text, renderer
-from services.tiny.train.solids import NUM_NUMBERS, Solid, depth, describe, imagine
+from services.tiny.train.solids import NUM_NUMBERS, Solid, depth, describe, imagine, imagine_known
 from services.tiny.train.views import view
 
 SEED = 1
@@ -46,7 +46,7 @@ PLAN = Plan(
     num_views=20_000,
     renderer=Course("renderer", num_steps=6000, rate=3e-3, seed=SEED),
     reader=Course("reader", num_steps=3000, rate=2e-3, seed=SEED + 1, memory=0.99),
-    seer=Course("seer", num_steps=8000, rate=1e-3, seed=SEED + 2, memory=0.99),
+    seer=Course("seer", num_steps=12_000, rate=1e-3, seed=SEED + 2, memory=0.99),
 )
 
 
@@ -63,7 +63,7 @@ def train(scratch: Path, plan: Plan) -> Mapping[str, Any]:
 def lesson(num_solids: int) -> tuple[Sequence[Solid], Sequence[str]]:
     """Make up the solids to learn from, and what is said about each."""
     chance = random.Random(SEED)
-    solids = [imagine(chance) for _ in range(num_solids)]
+    solids = [imagine_known(chance) for _ in range(num_solids)]
     return solids, [describe(solid, chance) for solid in solids]
 
 
@@ -73,7 +73,7 @@ def train_renderer(network: Any, scratch: Path, course: Course) -> Any:
 
     def loss(step: int) -> torch.Tensor:
         chance.seed(course.seed * 1_000_003 + step)
-        solids = [imagine(chance) for _ in range(NUM_SOLIDS)]
+        solids = [imagine_known(chance) for _ in range(NUM_SOLIDS)]
         points, depths = (part.to(network.device) for part in _probed(solids))
         numbers = _numbers(solids).to(network.device)
         latents = numbers[:, None] + BLUR * torch.rand(NUM_SOLIDS, 1, 1) * torch.randn(
@@ -151,6 +151,7 @@ def _train_reader(pipeline: Any, scratch: Path, plan: Plan) -> None:
 
 
 def _train_seer(pipeline: Any, scratch: Path, plan: Plan) -> None:
+    """See all solids: where some are held out, what is seen first is which there are not."""
     chance = random.Random(SEED + 1)
     solids = [imagine(chance) for _ in range(plan.num_views)]
     pictures = torch.from_numpy(np.stack([view(solid, chance) for solid in solids])).permute(0, 3, 1, 2)

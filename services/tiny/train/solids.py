@@ -44,16 +44,19 @@ class Solid:
 
 
 def imagine(chance: random.Random) -> Solid:
-    """Make a solid up, none of those that are held out."""
-    while True:
-        size = chance.choice(list(SIZES))
-        solid = Solid(chance.choice(list(COLOURS)), chance.choice(KINDS), size, chance.uniform(*SIZES[size]))
-        if not is_held_out(solid.colour, solid.kind, solid.size):
-            return solid
+    """Make a solid up."""
+    size = chance.choice(list(SIZES))
+    return Solid(chance.choice(list(COLOURS)), chance.choice(KINDS), size, chance.uniform(*SIZES[size]))
+
+
+def imagine_known(chance: random.Random) -> Solid:
+    """Make a solid up that is none of those held out."""
+    solid = imagine(chance)
+    return imagine_known(chance) if is_held_out(solid.colour, solid.kind, solid.size) else solid
 
 
 def is_held_out(colour: str, kind: str, size: str) -> bool:
-    """Whether such solids are left for exams: a quarter, among them every colour, every kind and both sizes."""
+    """Whether such solids are left for exams in words: a quarter, among them every colour, every kind and both sizes."""
     return (list(COLOURS).index(colour) + KINDS.index(kind) + 2 * list(SIZES).index(size)) % 4 == 0
 
 
