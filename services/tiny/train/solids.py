@@ -56,7 +56,7 @@ def imagine_known(chance: random.Random) -> Solid:
 
 
 def is_held_out(colour: str, kind: str, size: str) -> bool:
-    """Whether such solids are left for exams in words: a quarter, among them every colour, every kind and both sizes."""
+    """Whether such solids are left for exams in words: a quarter, of every colour, every kind and both sizes."""
     return (list(COLOURS).index(colour) + KINDS.index(kind) + 2 * list(SIZES).index(size)) % 4 == 0
 
 
