@@ -12,6 +12,7 @@ import httpx
 from ui.bodies import CHAT, ROUTES, Picture, route_of, wrapped
 from ui.errors import Problem, TooSlow, check, no_answer, sentence
 from ui.events import events_of
+from ui.talk import Chunks
 
 PATIENCE = httpx.Timeout(10, read=60)  # seconds
 MAX_KEYS = 100
@@ -94,7 +95,7 @@ class Client:
 
     # --- text ---
 
-    def chat(self, fields: Mapping[str, Any]) -> Iterator[tuple[httpx.Headers, Mapping[str, Any]]]:
+    def chat(self, fields: Mapping[str, Any]) -> Chunks:
         """Yield the chunks of an answer with the headers that it came under; who stops reading stops the model."""
         body = {**fields, "stream": True, "stream_options": {"include_usage": True}}
         with self._asked("POST", CHAT, json=body) as response:

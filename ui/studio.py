@@ -93,7 +93,7 @@ def say(task: str, words: str, picture: Picture | None = None) -> None:
     if not words and (picture is None or task == "image"):
         st.session_state[making.PROBLEM] = Problem(NO_WORDS if picture is None else ONLY_A_PICTURE)
     elif task == "text":
-        st.session_state[chat.NEXT] = words, fields
+        chat.ask(words, fields)
     else:
         making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture)
         give_back(words, picture)
@@ -116,12 +116,10 @@ def said_key(task: str) -> str:
 
 
 def converse(asked: Sequence[Mapping[str, Any]]) -> None:
-    """Show the conversation, and go on with it."""
+    """Show the conversation."""
     chat.show()
-    if not chat.conversation() and chat.NEXT not in st.session_state:
+    if not chat.conversation().turns:
         offer("text", asked)
-    if chat.NEXT in st.session_state:
-        chat.ask(*st.session_state.pop(chat.NEXT))
     chat.tools()
 
 

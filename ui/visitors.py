@@ -5,10 +5,11 @@ from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from secrets import token_urlsafe
 from threading import Lock
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ui.talk import Conversation
 
 COOKIE = "atelier_visitor"
 MAX_KEPT = 500  # conversations; who has not been here for longest goes first
@@ -52,14 +53,14 @@ class Conversations:
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._kept: OrderedDict[tuple[str, bytes], list[dict[str, Any]]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, bytes], Conversation] = OrderedDict()
         self._lock = Lock()
 
-    def of(self, visitor: str, key: str) -> list[dict[str, Any]]:
-        """What was said so far by a browser with a key, to be added to; the key itself is not kept."""
+    def of(self, visitor: str, key: str) -> Conversation:
+        """What was said so far by a browser with a key, to go on with; the key itself is not kept."""
         name = visitor, sha256(key.encode()).digest()
         with self._lock:
-            found = self._kept.setdefault(name, [])
+            found = self._kept.setdefault(name, Conversation())
             self._kept.move_to_end(name)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
