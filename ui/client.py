@@ -62,9 +62,11 @@ class Client:
         """All that is known of a job."""
         return self._json("GET", f"/v1/jobs/{job_id}")
 
-    def jobs(self, kind: str | None = None, limit: int = 20, after: str | None = None) -> dict[str, Any]:
+    def jobs(
+        self, kind: str | None = None, limit: int = 20, after: str | None = None, status: str | None = None
+    ) -> dict[str, Any]:
         """A page of the jobs, newest first."""
-        asked = {"kind": kind, "limit": limit, "after": after}
+        asked = {"kind": kind, "limit": limit, "after": after, "status": status}
         return self._json("GET", "/v1/jobs", params={name: value for name, value in asked.items() if value is not None})
 
     def cancel(self, job_id: str) -> None:

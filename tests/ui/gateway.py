@@ -18,7 +18,7 @@ METHODS = ["GET", "POST", "DELETE"]
 
 @dataclass
 class Gateway:
-    """Answers by method and path."""
+    """Answers by method and path; an answer may be made of the query."""
 
     url: str = ""
     answers: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -30,6 +30,8 @@ class Gateway:
         found = self.answers.get((request.method, path))
         if isinstance(found, Response):
             return found
+        if callable(found):
+            found = found(request.query_params)
         if found is None:
             return refusal(404, f"there is no {path}")
         return JSONResponse(found)
