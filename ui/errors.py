@@ -51,7 +51,7 @@ def problem_of(response: httpx.Response) -> Problem:
             return KeyProblem(f"{said} Give another key, or ask whoever runs this for it.")
         case 404:
             return NotThere(said)
-        case 429 | 503:
+        case 429 | 503 if "try again" not in said.lower():
             seconds = response.headers.get("retry-after", "")
             return Problem(f"{said} Try again {in_words(int(seconds)) if seconds.isdecimal() else 'in a moment'}.")
     return Problem(said)
