@@ -221,7 +221,7 @@ def test_a_view_shows_the_solid() -> None:
 
 
 def test_the_recipe_makes_pipelines_that_sculpt(tmp_path: Path) -> None:
-    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("renderer", "reader", "seer")]
+    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("renderer", "reader", "eyes", "seer")]
     with torch.random.fork_rng(devices=[]):
         made = mesh.train(tmp_path, mesh.Plan(40, 40, *courses))
     for pipeline, source in zip(made.values(), ("a red cube", torch.zeros(1, 3, 64, 64)), strict=True):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from services.tiny.train.course import Course
-from services.tiny.train.sculptor import from_image, from_text, renderer
+from services.tiny.train.sculptor import WIDTH, from_image, from_text, renderer
 from services.tiny.train.solids import NUM_NUMBERS, Solid, depth, describe, imagine, imagine_known
 from services.tiny.train.views import view
 
@@ -27,6 +27,8 @@ STEEPNESS = 6.0  # of what is said about a depth, tanh(STEEPNESS * depth): an ed
 DENSITY = 8.0  # of what is inside, where it is seen through: times that
 BLUR = 0.1  # of the numbers, as what denoises leaves them
 NUM_ROWS = 24
+NUM_VIEWS = 48  # pictures in a step of what sees
+GRAIN = 6.0  # of 255: the noise on each of them
 UNPROMPTED = 0.1  # of the rows, whose text or picture is taken away: what guidance is told from
 
 
@@ -38,15 +40,17 @@ class Plan:
     num_views: int
     renderer: Course
     reader: Course
+    eyes: Course
     seer: Course
 
 
 PLAN = Plan(
     num_solids=6000,
-    num_views=20_000,
+    num_views=12_000,
     renderer=Course("renderer", num_steps=6000, rate=3e-3, seed=SEED),
     reader=Course("reader", num_steps=3000, rate=2e-3, seed=SEED + 1, memory=0.99),
-    seer=Course("seer", num_steps=12_000, rate=1e-3, seed=SEED + 2, memory=0.99),
+    eyes=Course("eyes", num_steps=4000, rate=1e-3, seed=SEED + 2, memory=0.99),
+    seer=Course("seer", num_steps=3000, rate=2e-3, seed=SEED + 3, memory=0.99),
 )
 
 
@@ -155,16 +159,28 @@ def _train_seer(pipeline: Any, scratch: Path, plan: Plan) -> None:
     chance = random.Random(SEED + 1)
     solids = [imagine(chance) for _ in range(plan.num_views)]
     pictures = torch.from_numpy(np.stack([view(solid, chance) for solid in solids])).permute(0, 3, 1, 2)
+    device, numbers = pipeline.prior.device, _numbers(solids)
     look = pipeline.image_processor
     mean, spread = (torch.tensor(part)[:, None, None] for part in (look.image_mean, look.image_std))
 
-    def condition(network: Any, chosen: torch.Tensor) -> torch.Tensor:
-        shown = ((pictures[chosen].float() / 255 - mean) / spread).to(network["prior"].device)
-        condition: torch.Tensor = network["encoder"](shown).last_hidden_state[:, 1:]
-        return condition
+    def patches(encoder: Any, shown: torch.Tensor) -> torch.Tensor:
+        seen: torch.Tensor = encoder(((shown / 255 - mean) / spread).to(device)).last_hidden_state[:, 1:]
+        return seen
 
+    network: Any = nn.ModuleDict({"encoder": pipeline.image_encoder, "answers": nn.Linear(WIDTH, NUM_NUMBERS)})
+
+    def loss(step: int) -> torch.Tensor:
+        chosen = torch.randint(len(pictures), (NUM_VIEWS,))
+        shown = pictures[chosen] + GRAIN * torch.randn(NUM_VIEWS, *pictures.shape[1:])
+        told = network["answers"](patches(network["encoder"], shown).mean(dim=1))
+        return nn.functional.mse_loss(told, numbers[chosen].to(device))
+
+    average: Any = plan.eyes.run(network.to(device), loss, scratch)
+    pipeline.image_encoder = average["encoder"].requires_grad_(requires_grad=False)
+    with torch.no_grad():
+        seen = torch.cat([patches(pipeline.image_encoder, part).cpu() for part in pictures.split(500)])
     pipeline.image_encoder, pipeline.prior = _train_prior(
-        pipeline, pipeline.image_encoder, condition, _numbers(solids), scratch, plan.seer
+        pipeline, pipeline.image_encoder, lambda _, chosen: seen[chosen].to(device), numbers, scratch, plan.seer
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 
 from services.tiny.train import scenes
 from services.tiny.train.solids import Solid, depth
@@ -12,6 +13,7 @@ from services.tiny.train.solids import Solid, depth
 SIDE = 64  # pixels
 FLAT = {"sphere": "circle", "cube": "square", "cone": "triangle"}  # what is drawn of them by `scenes`
 TILTS = 0.3, 0.6  # radians that the camera looks down
+BLURS = 0.3, 1.6  # pixels
 AMBIENT = 0.35  # of the light; the rest comes from where the camera is
 WIDTH = 1.3  # of half the picture, in the space
 NUM_STRIDES = 40  # of a ray, at most
@@ -21,7 +23,18 @@ Vectors = NDArray[np.floating[Any]]
 
 
 def view(solid: Solid, chance: random.Random) -> NDArray[np.uint8]:
-    """Show the solid somewhere on a plain background, (64, 64, 3): mostly lit, or the flat shape that stands for it."""
+    """Show the solid somewhere on a plain background, (64, 64, 3): mostly lit, or the flat shape that stands for it.
+
+    Half of the pictures are a little blurred, as a model draws them.
+    """
+    picture = _sharp(solid, chance)
+    if chance.random() < 0.5:
+        blur = ImageFilter.GaussianBlur(chance.uniform(*BLURS))
+        picture = np.asarray(Image.fromarray(picture).filter(blur))
+    return picture
+
+
+def _sharp(solid: Solid, chance: random.Random) -> NDArray[np.uint8]:
     background = chance.choice([colour for colour in scenes.COLOURS if colour != solid.colour])
     if solid.kind in FLAT and chance.random() < 1 / 3:
         return _flat(solid, background, chance)
