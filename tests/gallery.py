@@ -139,9 +139,18 @@ def mesh(client: httpx.Client) -> Iterator[str]:
 
 
 def sculpt(client: httpx.Client, **source: str) -> bytes:
-    """Return a GIF of what turns."""
-    headers = {"accept": "image/gif"}
-    return client.post("/v1/3d/generations", json={**source, "seed": 1}, headers=headers).raise_for_status().content
+    """Return a GIF of what turns; it is made by a job."""
+    made = client.post("/v1/3d/generations", json={**source, "seed": 1}).raise_for_status().json()
+    return file(client, made["id"], "image/gif")
+
+
+def file(client: httpx.Client, job_id: str, media_type: str) -> bytes:
+    """Wait for a job's end, and return its file of a type."""
+    with client.stream("GET", f"/v1/jobs/{job_id}/events") as events:
+        events.read()
+    outputs = client.get(f"/v1/jobs/{job_id}").raise_for_status().json()["outputs"]
+    url = next(output["url"] for output in outputs if output["media_type"] == media_type)
+    return client.get(url).raise_for_status().content
 
 
 def turn(gifs: Sequence[bytes], name: str) -> None:

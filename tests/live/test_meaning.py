@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.live.conftest import LONG, System, started
+from tests.live.test_jobs import ended
 from tests.services.judges import RELATIONS, Body, look, touch
 
 STUDIO = "http://127.0.0.1:8501"
@@ -80,15 +81,16 @@ def test_a_picture_shows_what_was_asked_for(meaning: System) -> None:
 
 
 def sculpted(meaning: System, model: str, **source: str) -> Body:
-    body = {**source, "seed": 1}
-    answer = httpx.post(
-        f"{meaning.gateway}/v1/3d/generations", json=body, headers={"accept": "model/obj"}, timeout=LONG
-    )
-    lines = [line.split() for line in answer.text.splitlines()]
+    """Have a job make it, and measure its OBJ."""
+    with httpx.Client(base_url=meaning.gateway, timeout=LONG) as client:
+        begun = client.post("/v1/3d/generations", json={**source, "seed": 1}).raise_for_status().json()
+        job = ended(meaning, client, begun["id"])
+        text = client.get(next(each["url"] for each in job["outputs"] if each["media_type"] == "model/obj")).text
+    lines = [line.split() for line in text.splitlines()]
     vertices = np.array([line[1:] for line in lines if line[0] == "v"], float)
-    faces = np.array([[part.split("/")[0] for part in line[1:]] for line in lines if line[0] == "f"], int) - 1
+    faces = np.array([line[1:] for line in lines if line[0] == "f"], int) - 1
 
-    assert answer.headers["x-model"] == model
+    assert job["model"] == model
     return touch(vertices[:, :3], faces, vertices[:, 3:])
 
 
