@@ -4,7 +4,7 @@ The codec is written down, so that every sound has its tokens before anything is
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from services.tiny.audio import NUM_COARSE_BOOKS
 from services.tiny.train.course import Course
-from services.tiny.train.letters import END, LETTERS, VOICES, made_up
+from services.tiny.train.letters import END, VOICES, made_up
 from services.tiny.train.speaker import (
     COARSE_HISTORY,
     COARSE_INFER,
@@ -26,7 +26,9 @@ from services.tiny.train.speaker import (
     MAX_COARSE_INPUT,
     MAX_TEXT,
     NUM_SEMANTIC,
+    PARTS,
     RATIO,
+    SIGNS,
     TEXT_OFFSET,
     Speaker,
     Tokens,
@@ -39,7 +41,6 @@ SEED = 1
 NUM_TEXTS, NUM_WINDOWS, NUM_PIECES = 4, 16, 8  # in a step of the semantic, the coarse and the fine stage
 IGNORED = -100  # stands for a token that is not learned
 NOBODY = 0.3  # of the texts are said by a voice that said nothing before
-Batch = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,15 @@ class Spoken:
 
     def __init__(self, speaker: Speaker) -> None:
         """Have every letter said by every voice."""
-        signs = LETTERS + " "
         self._frames = {
             (sign, voice): codes
             for voice in VOICES
-            for sign, codes in zip(signs, np.split(speaker.codes(signs, voice), len(signs), axis=1), strict=True)
+            for sign, codes in zip(SIGNS, np.split(speaker.codes(SIGNS, voice), len(SIGNS), axis=1), strict=True)
         }
 
     def codes(self, text: str, voice: str) -> Tokens:
         """Say a text: (books, frames)."""
-        return np.concatenate([self._frames[sign if sign in LETTERS else " ", voice] for sign in text], axis=1)
+        return np.concatenate([self._frames[sign, voice] for sign in text], axis=1)
 
 
 # --- semantic: what is written, sign by sign ---
@@ -135,27 +135,36 @@ def _coarse_loss(network: Any, spoken: Spoken, course: Course) -> Callable[[int]
 
 
 def _window(spoken: Spoken, chance: random.Random) -> Sequence[Tokens]:
-    """Lay out a window: what the stage sees and makes, and of that what it has to make (`IGNORED` elsewhere)."""
-    voice = chance.choice(list(VOICES))
     text = made_up(chance, chance.randint(1, 20)) + END
     before = made_up(chance, chance.randint(1, 8)) + END if chance.random() > NOBODY else ""
-    said, sounds = semantic(before + text), _coarse(spoken, text, voice)
-    if before:
-        num_semantic = min(COARSE_HISTORY // RATIO, 2 * len(before))
-        said = said[-num_semantic - 2 * len(text) :]
-        history = _coarse(spoken, before, voice)[-num_semantic * RATIO : -NUM_COARSE_BOOKS]  # without its last frame
-    else:
-        num_semantic, history = 0, sounds[:0]
-    start = chance.randrange(0, len(sounds), COARSE_WINDOW)
-    return _seen(said, num_semantic, history, sounds, start)
+    return chance.choice(list(windows(spoken, before, text, chance.choice(list(VOICES)))))
 
 
-def _seen(said: Tokens, num_before: int, history: Tokens, sounds: Tokens, start: int) -> Sequence[Tokens]:
-    first = max(0, num_before + round(start / RATIO) - COARSE_HISTORY // RATIO)
-    old = np.concatenate([history, sounds[:start]])[-COARSE_HISTORY:]
-    new = sounds[start : start + COARSE_WINDOW]
-    head = np.append(_padded(said[first : first + MAX_COARSE_INPUT], MAX_COARSE_INPUT, COARSE_PAD), COARSE_INFER)
-    return np.concatenate([head, old, new]), np.concatenate([np.full_like(head, IGNORED), old, new])
+def windows(spoken: Spoken, before: str, text: str, voice: str) -> Iterator[Sequence[Tokens]]:
+    """Lay out all windows of a text, as the library does.
+
+    Args:
+        spoken: what it sounds like.
+        before: what the voice said before; empty where it said nothing.
+        text: what it says now.
+        voice: its name.
+
+    Yields:
+        what the stage sees and makes, and of that what it has to make (`IGNORED` elsewhere).
+    """
+    num_before = min(COARSE_HISTORY // RATIO, PARTS * len(before))  # semantic tokens
+    said = semantic(before + text)[PARTS * len(before) - num_before :]
+    sounds = _coarse(spoken, text, voice)
+    history = sounds[:0]
+    if before:  # the library leaves the last frame out
+        history = _coarse(spoken, before, voice)[-num_before * RATIO : -NUM_COARSE_BOOKS]
+    for start in range(0, len(sounds), COARSE_WINDOW):
+        first = max(0, num_before + start // RATIO - COARSE_HISTORY // RATIO)
+        read = _padded(said[first : first + MAX_COARSE_INPUT], MAX_COARSE_INPUT, COARSE_PAD)
+        head = np.append(read, COARSE_INFER)
+        heard = np.concatenate([history, sounds[:start]])[-COARSE_HISTORY:]
+        tail = np.concatenate([heard, sounds[start : start + COARSE_WINDOW]])
+        yield np.concatenate([head, tail]), np.concatenate([np.full_like(head, IGNORED), tail])
 
 
 def _coarse(spoken: Spoken, text: str, voice: str) -> Tokens:

@@ -21,6 +21,7 @@ END = "."  # a pause after a sentence
 PAIRS = tuple(itertools.combinations(range(2, 11), 2))  # of overtones, for each letter
 LOUDNESS = 0.25  # of each of the three
 NUM_FRAMES = 6  # of a letter, and of a gap: the sound swells in the first, fades in the fifth, and rests in the last
+DOUBLED = 0.12  # of the letters of made up words come twice
 Samples = NDArray[np.floating[Any]]
 
 
@@ -42,8 +43,9 @@ def made_up(chance: random.Random, length: int) -> str:
     """Make up words of letters by chance, so many letters and gaps in all."""
     text = ""
     while len(text) < length:
-        text += "".join(chance.choices(LETTERS, k=chance.randint(1, 9))) + GAP
-    return (text[: length - 1] + chance.choice(LETTERS)) if length else ""
+        letters = chance.choices(LETTERS, k=chance.randint(1, 8))
+        text += "".join(letter * (1 + (chance.random() < DOUBLED)) for letter in letters) + GAP
+    return text[: length - 1] + chance.choice(LETTERS) if length else ""
 
 
 def _swell() -> Samples:

@@ -66,17 +66,17 @@ class Speaker:
         self.tokenizer.save_pretrained(folder)
         index: dict[str, Any] = {"repo_or_path": "."}  # the loader puts its own path here
         for voice in VOICES:
-            prompts = self.history(voice)
+            prompts = self.history(PRESET, voice)
             index[voice] = {name: f"speaker_embeddings/{voice}_{name}.npy" for name in prompts}
             (folder / "speaker_embeddings").mkdir(exist_ok=True)
             for name, tokens in prompts.items():
                 np.save(folder / index[voice][name], tokens)
         (folder / "speaker_embeddings_path.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    def history(self, voice: str) -> Mapping[str, Tokens]:
+    def history(self, text: str, voice: str) -> Mapping[str, Tokens]:
         """Return what a voice said before, as Bark has it."""
-        fine = self.codes(PRESET, voice)
-        return {"semantic_prompt": semantic(PRESET), "coarse_prompt": fine[:NUM_COARSE_BOOKS], "fine_prompt": fine}
+        fine = self.codes(text, voice)
+        return {"semantic_prompt": semantic(text), "coarse_prompt": fine[:NUM_COARSE_BOOKS], "fine_prompt": fine}
 
     @torch.no_grad()
     def codes(self, text: str, voice: str) -> Tokens:
