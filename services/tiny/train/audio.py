@@ -55,7 +55,7 @@ class Plan:
 PLAN = Plan(
     semantic=Course("semantic", num_steps=1000, rate=3e-3, seed=SEED, memory=0.99),
     coarse=Course("coarse", num_steps=2500, rate=2e-3, seed=SEED + 1, memory=0.99),
-    fine=Course("fine", num_steps=1000, rate=3e-3, seed=SEED + 2, memory=0.99),
+    fine=Course("fine", num_steps=2000, rate=3e-3, seed=SEED + 2, memory=0.99),
 )
 
 
@@ -188,7 +188,7 @@ def _fine_loss(network: Any, spoken: Spoken, course: Course) -> Callable[[int], 
             shown = codes.clone()
             shown[:, :, book:] = torch.where(is_new[..., None], NUM_CODES, codes[:, :, book:])
             logits = network(book, shown).logits
-            wanted = torch.where(is_new & (codes[:, :, book] < NUM_CODES), codes[:, :, book], IGNORED)
+            wanted = torch.where(codes[:, :, book] < NUM_CODES, codes[:, :, book], IGNORED)
             losses.append(nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED))
         return torch.stack(losses).mean()
 
@@ -196,7 +196,10 @@ def _fine_loss(network: Any, spoken: Spoken, course: Course) -> Callable[[int], 
 
 
 def _piece(spoken: Spoken, chance: random.Random) -> Sequence[Tokens]:
-    """Lay out what the stage sees of a speech, (frames, books), and where the new frames begin."""
+    """Lay out what the stage sees of a speech, (frames, books), and where the new frames begin.
+
+    What is not new is learned as well: the last window of a speech makes again what the one before has made.
+    """
     codes = spoken.codes(made_up(chance, chance.randint(2, 14)), chance.choice(list(VOICES))).T
     first = chance.randrange(len(codes) // 2)
     codes = codes[first : first + FINE_INPUT]
