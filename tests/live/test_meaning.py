@@ -8,9 +8,11 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import soundfile
 from PIL import Image
 
 from tests.live.conftest import LONG, System, started
+from tests.services.ears import listen
 from tests.services.judges import RELATIONS, look
 
 STUDIO = "http://127.0.0.1:8501"
@@ -20,7 +22,7 @@ ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
 @pytest.fixture(scope="module")
 def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """As it is out of the box, but for the modalities that are not asked."""
-    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "VIDEO", "MESH")}
+    others = {f"ATELIER_{task}_URL": "" for task in ("VIDEO", "MESH")}
     yield from started(tmp_path_factory, others, System.lives)
 
 
@@ -28,7 +30,7 @@ def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def sdk(meaning: System) -> Iterator[openai.OpenAI]:
     def is_there() -> bool:
         models = httpx.get(f"{meaning.gateway}/v1/models", timeout=LONG).json()["data"]
-        return {"chat", "shapes"} <= {model["id"] for model in models if model["state"] == "ready"}
+        return {"chat", "letters", "shapes"} <= {model["id"] for model in models if model["state"] == "ready"}
 
     meaning.wait(is_there)
     with openai.OpenAI(base_url=f"{meaning.gateway}/v1", api_key="-", max_retries=0, timeout=LONG) as client:
@@ -74,3 +76,15 @@ def test_a_picture_shows_what_was_asked_for(meaning: System) -> None:
     assert sight.background == "white"
     assert RELATIONS["above"](circle, square)
     assert circle.num_pixels > square.num_pixels
+
+
+@pytest.mark.usefixtures("sdk")
+def test_speech_is_what_was_written_in_the_voice_that_was_asked_for(meaning: System) -> None:
+    query = {"prompt": "Good evening, it is 10 past 9.", "preset": "tenor"}
+    answer = httpx.get(f"{meaning.gateway}/generate/audio", params=query, timeout=LONG)
+    samples, rate = soundfile.read(io.BytesIO(answer.content))
+    heard = listen(samples, rate)
+
+    assert answer.headers["x-model"] == "letters"
+    assert heard.text == "good evening it is 10 past 9"
+    assert all(abs(pitch / 225 - 1) < 0.02 for pitch in heard.pitches)
