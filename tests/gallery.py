@@ -2,13 +2,19 @@
 
 import base64
 import io
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
 from PIL import Image
+
+from tests.services.ears import listen
 
 FOLDER = Path(__file__).parents[1] / "docs" / "gallery"
 URL = "http://127.0.0.1:8000"
@@ -42,6 +48,14 @@ DRAWN = (
 )
 FIRST = "a large red circle on the left on a white background"
 EDITED = "a large blue square on the left on a yellow background"
+SAID = {  # by each voice
+    "bass": "Good evening.",
+    "tenor": "Who are you?",
+    "alto": "Atelier, since 2025",
+    "soprano": "It is ten past 9.",
+}
+FAST = 120  # columns of a spectrogram in a second
+HIGHEST = 5000  # Hz
 PAINTED = "a small green square to the right of a large red circle on a white background"
 
 
@@ -139,9 +153,18 @@ def mesh(client: httpx.Client) -> Iterator[str]:
 
 
 def sculpt(client: httpx.Client, **source: str) -> bytes:
-    """Return a GIF of what turns."""
-    headers = {"accept": "image/gif"}
-    return client.post("/v1/3d/generations", json={**source, "seed": 1}, headers=headers).raise_for_status().content
+    """Return a GIF of what turns; it is made by a job."""
+    made = client.post("/v1/3d/generations", json={**source, "seed": 1}).raise_for_status().json()
+    return file(client, made["id"], "image/gif")
+
+
+def file(client: httpx.Client, job_id: str, media_type: str) -> bytes:
+    """Wait for a job's end, and return its file of a type."""
+    with client.stream("GET", f"/v1/jobs/{job_id}/events") as events:
+        events.read()
+    outputs = client.get(f"/v1/jobs/{job_id}").raise_for_status().json()["outputs"]
+    url = next(output["url"] for output in outputs if output["media_type"] == media_type)
+    return client.get(url).raise_for_status().content
 
 
 def turn(gifs: Sequence[bytes], name: str) -> None:
@@ -168,7 +191,45 @@ def save(rows: Sequence[Sequence[bytes]], name: str) -> None:
     sheet.save(FOLDER / name, optimize=True)
 
 
-SECTIONS: Sequence[Callable[[httpx.Client], Iterator[str]]] = (text, image, mesh)
+def speech(client: httpx.Client) -> Iterator[str]:
+    """Have each voice say something, and show and write down what is to be heard."""
+    yield "\n## Speech\n\nA letter is a tone: its pitch is the voice's, and two of its overtones are its own.\n"
+    yield "| voice | asked | heard by the judge of the tests | sound |\n| --- | --- | --- | --- |"
+    sheets = []
+    for voice, words in SAID.items():
+        (FOLDER / f"{voice}.mp3").write_bytes(speak(client, words, voice, "mp3"))
+        samples, rate = soundfile.read(io.BytesIO(speak(client, words, voice, "wav")))
+        heard = listen(samples, rate)
+        sheets.append(spectrogram(samples, rate))
+        yield f"| `{voice}`, {statistics.median(heard.pitches):.0f} Hz | {words} | {heard.text} | [mp3]({voice}.mp3) |"
+    stack(sheets).save(FOLDER / "speech.png", optimize=True)
+    yield "\n![Their spectrograms, up to 5 kHz](speech.png)"
+
+
+def speak(client: httpx.Client, words: str, voice: str, form: str) -> bytes:
+    """Return a file of speech."""
+    body = {"model": "letters", "input": words, "voice": voice, "seed": 1, "response_format": form}
+    return client.post("/v1/audio/speech", json=body).raise_for_status().content
+
+
+def spectrogram(samples: NDArray[np.float64], rate: int) -> NDArray[np.uint8]:
+    """Draw what is in the sound: time goes to the right, frequency upwards, and 60 dB are from white to black."""
+    width = 1024
+    starts = range(0, len(samples) - width, rate // FAST)
+    spectra = np.array([np.abs(np.fft.rfft(samples[start : start + width] * np.hanning(width))) for start in starts])
+    levels = 20 * np.log10(spectra[:, : HIGHEST * width // rate].T[::-1] / spectra.max() + 1e-6)
+    picture: NDArray[np.uint8] = (255 * np.clip(-levels / 60, 0, 1)).astype(np.uint8)
+    return picture
+
+
+def stack(sheets: Sequence[NDArray[np.uint8]]) -> Image.Image:
+    """Put drawings one above the other, at thrice their size across and once up."""
+    widest = max(sheet.shape[1] for sheet in sheets)
+    rows = [np.pad(sheet, ((0, 8), (0, widest - sheet.shape[1])), constant_values=255) for sheet in sheets]
+    return Image.fromarray(np.concatenate(rows).repeat(3, axis=1))
+
+
+SECTIONS: Sequence[Callable[[httpx.Client], Iterator[str]]] = (text, image, speech, mesh)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The four tokenizers, each of its architecture's own kind; each knows its whole alphabet and few words or none."""
+"""The tokenizers, each of its architecture's own kind; each knows its whole alphabet and few words or none."""
 
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 MAX_CONTEXT = 2048  # tokens of a chat
@@ -68,6 +68,21 @@ def speech_tokenizer() -> BertTokenizer:
     letters = _latin_letters()
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *("##" + letter for letter in letters)]
     return BertTokenizer(vocab=_numbered(pieces), do_lower_case=False, model_max_length=MAX_SPEECH)
+
+
+def letter_tokenizer(letters: str, longest: int) -> PreTrainedTokenizerFast:
+    """Return a token for each of these letters and one for a gap: all else is a gap, and gaps in a row are one.
+
+    Capitals and accents are lost. Bark's own class would drop the blanks.
+    """
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    pieces = [*special.values(), *letters, " "]
+    spelling = Tokenizer(models.WordLevel(_numbered(pieces), special["unk_token"]))
+    plain = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Replace("ß", "ss")]
+    gaps = [normalizers.Replace(Regex(f"[^{letters}]+"), " "), normalizers.Strip()]
+    spelling.normalizer = normalizers.Sequence([*plain, *gaps])
+    spelling.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=spelling, **special, model_max_length=longest)
 
 
 def prompt_tokenizer() -> CLIPTokenizer:

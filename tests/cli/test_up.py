@@ -232,13 +232,13 @@ def test_noise_is_called_noise_and_a_model_is_tried_with_what_it_knows(
     assert "cannot serve" not in text
     assert ("noise" in text) == is_said
     assert f"http://127.0.0.1:8000/generate/image' --data-urlencode 'prompt={prompt}' -o image.png" in text
-    assert ("Tiny and trained: chat, shapes, " in text) == is_said
+    assert ("Tiny and trained: chat, letters, shapes, " in text) == is_said
 
 
 def test_the_summary_says_who_cannot_serve_and_why(tmp_path: Path) -> None:
     text = summary(Settings(data_dir=tmp_path), seconds=1, failures={"audio": "the hub is away"})
     assert "audio cannot serve: the hub is away" in text
-    assert [line.split()[0] for line in text.splitlines() if line.endswith("not ready")] == ["audio"]
+    assert [line.split()[0] for line in text.splitlines() if line.endswith("not ready")] == ["audio", "audio"]
 
 
 def test_a_model_that_cannot_be_served_is_not_listed_as_if_it_were(tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ INKED = {"prompt": "a", "adapter": "oil"}
     ("path", "body", "said"),
     [
         ("/v1/audio/speech", {**SPEECH, "model": "far-bark"}, "'echo' for model 'far-bark'; choose one of: alloy"),
-        ("/v1/audio/speech", SPEECH, "no voice 'echo' for model 'bark-small'; choose one of: v2/en_speaker_0, "),
+        ("/v1/audio/speech", SPEECH, "no voice 'echo' for model 'letters'; choose one of: bass, tenor, "),
         ("/v1/images/generations", {**SOLVED, "model": "near"}, "'pndm' for model 'near'; choose one of: ddim, euler"),
         ("/v1/images/generations", {**INKED, "model": "near"}, "no adapter 'oil' for model 'near'; choose one of: ink"),
         ("/v1/images/generations", INKED, "no adapter 'oil' for model 'shapes'; leave it out"),

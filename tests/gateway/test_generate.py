@@ -55,11 +55,11 @@ def as_read_by_video_worker(request: httpx.Request) -> tuple[bytes, VideoRequest
         ),
         (
             "/generate/audio",
-            {"prompt": "Hello. ♪", "preset": "v2/en_speaker_1", "seed": "0"},
+            {"prompt": "Hello. ♪", "preset": "alto", "seed": "0"},
             "/v1/audio/speech",
             "audio/wav",
             SpeechRequest,
-            {"input": "Hello. ♪", "voice": "v2/en_speaker_1", "response_format": "wav", "seed": 0},
+            {"input": "Hello. ♪", "voice": "alto", "response_format": "wav", "seed": 0},
         ),
         (
             "/generate/image",

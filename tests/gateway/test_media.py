@@ -22,7 +22,7 @@ __all__ = ["first", "outsides", "run", "second"]  # fixtures
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/images/generations": {"prompt": "a cat 世界", "n": 2, "size": "auto", "negative_prompt": "dogs"},
-    "/v1/audio/speech": {"input": "Hello 世界.", "voice": {"id": "v2/en_speaker_1"}, "speed": 2},
+    "/v1/audio/speech": {"input": "Hello 世界.", "voice": {"id": "alto"}, "speed": 2},
 }
 EDITS = "/v1/images/edits"
 by_route = pytest.mark.parametrize("route", BODIES)
@@ -193,7 +193,14 @@ def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> 
     terms = {"licence": "MIT", "licence_url": None, "commercial_use": True}
     assert own["adapters"] == [{"name": "ink", **terms}]
     listed = gateway.client.get("/v1/models").json()["data"]
-    assert {each["id"] for each in listed if not each["is_default"]} == {"own", "tinyllama-1.1b-chat", "tiny-sd"}
+    assert {each["id"] for each in listed if not each["is_default"]} == {
+        "own",
+        "tinyllama-1.1b-chat",
+        "bark-small",
+        "tiny-sd",
+        "shap-e",
+        "shap-e-img2img",
+    }
     file.write_text("[[models]", encoding="utf-8")
     with pytest.raises(Misconfigured, match=f"^ATELIER_MODELS_FILE: {file}: "):
         start(models_file=file)

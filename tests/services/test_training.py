@@ -6,20 +6,28 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import BarkModel, BarkProcessor, GenerationMixin
+from transformers.models.bark.generation_configuration_bark import (
+    BarkCoarseGenerationConfig,
+    BarkSemanticGenerationConfig,
+)
 
 from services.mesh.surface import find_surface
 from services.tiny import marching_cubes
-from services.tiny.train import image, mesh, painter, solids, text, views
+from services.tiny.train import audio, image, letters, mesh, painter, solids, speaker, text, views
 from services.tiny.train.chatter import Chatter, untrained
 from services.tiny.train.course import Course
 from services.tiny.train.dialogues import conversation, is_held_out
 from services.tiny.train.facts import atelier_facts
 from services.tiny.train.scenes import COLOURS, Scene, describe, draw, imagine
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
+from services.tiny.train.speech_codec import NUM_CODES
+from tests.services.ears import listen
 from tests.services.judges import RELATIONS, Sight, look, touch
 
 SCENES = [imagine(random.Random(seed)) for seed in range(80)]
@@ -228,3 +236,86 @@ def test_the_recipe_makes_pipelines_that_sculpt(tmp_path: Path) -> None:
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(source, num_inference_steps=2, output_type="latent").images
         assert latents.isfinite().all()
+
+
+WORDS = "sphinx of black quartz 0123456789 judge my vow"
+
+
+@pytest.mark.parametrize("voice", letters.VOICES)
+def test_a_text_is_heard_as_it_is_written(voice: str) -> None:
+    heard = listen(letters.say(WORDS + letters.END, voice), letters.SAMPLE_RATE)
+
+    assert heard.text == WORDS
+    assert max(abs(pitch / letters.VOICES[voice] - 1) for pitch in heard.pitches) < 0.01
+    assert min(heard.cleanness) > 20
+    assert heard.seconds == pytest.approx(0.08 * (len(WORDS) + 1))
+
+
+@pytest.fixture(scope="module")
+def babbler() -> speaker.Speaker:
+    return speaker.untrained()
+
+
+@pytest.mark.parametrize("voice", letters.VOICES)
+@torch.inference_mode()
+def test_a_codec_begins_with_the_letters_right(babbler: speaker.Speaker, voice: str) -> None:
+    codes = torch.from_numpy(babbler.codes(WORDS, voice))
+    sound = babbler.network.codec_decode(codes[None])[0].numpy()
+    said = letters.say(WORDS, voice)
+
+    assert np.square(sound - said).sum() < 1e-4 * np.square(said).sum()
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        ("", "a"),
+        ("", "hello world 42"),
+        ("a", "b"),
+        ("a", "bcdefghijk lmn"),
+        ("quick", "bcdefghijk lmn"),
+        ("the quick brown fox", "over the lazy dog"),
+    ],
+)
+def test_windows_are_what_the_library_shows(
+    babbler: speaker.Speaker, monkeypatch: pytest.MonkeyPatch, before: str, words: str
+) -> None:
+    """What the coarse stage learns from, of a voice that said something before and of one that did not."""
+    spoken = audio.Spoken(babbler)
+    said = words + letters.END
+    windows = list(audio.windows(spoken, before and before + letters.END, said, "alto"))
+    shown: list[torch.Tensor] = []
+
+    def generate(self: object, tokens: torch.Tensor, **options: int) -> torch.Tensor:
+        """Go on as the windows do."""
+        shown.append(tokens[0])
+        going_on, _ = windows[len(shown) - 1]
+        return torch.from_numpy(going_on[: tokens.shape[1] + options["max_new_tokens"]])[None]
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    stages: Any = babbler.network.generation_config
+    prompts = babbler.history(before + letters.END, "alto") if before else {}
+    babbler.network.coarse_acoustics.generate(
+        torch.from_numpy(np.append(speaker.semantic(said), speaker.NUM_SEMANTIC))[None],
+        semantic_generation_config=BarkSemanticGenerationConfig(**stages.semantic_config),
+        coarse_generation_config=BarkCoarseGenerationConfig(**stages.coarse_acoustics_config),
+        codebook_size=NUM_CODES,
+        history_prompt={name: torch.from_numpy(tokens) for name, tokens in prompts.items()} or None,
+    )
+
+    assert len(shown) == len(windows)
+    for tokens, (window, _) in zip(shown, windows, strict=True):
+        assert np.array_equal(tokens, window[: len(tokens)])
+
+
+def test_the_recipe_makes_a_speaker(tmp_path: Path) -> None:
+    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("semantic", "coarse", "fine")]
+    with torch.random.fork_rng(devices=[]):
+        made = audio.train(tmp_path, audio.Plan(*courses))
+    made.save_pretrained(tmp_path / "letters")
+    network: Any = BarkModel.from_pretrained(tmp_path / "letters")
+    processor: Any = BarkProcessor.from_pretrained(tmp_path / "letters")
+
+    assert processor.available_voice_presets == list(letters.VOICES)
+    assert network.config.codec_config.codebook_size == NUM_CODES
+    assert processor.tokenizer.tokenize("Grüße, Zoë: 42!") == list("grusse zoe 42")

@@ -14,6 +14,12 @@ from services.tiny.build import TRAINED
 Trained = Mapping[str, Any]  # what `services.tiny.build` calls it, and what writes itself by `save_pretrained`
 
 
+def _audio(scratch: Path) -> Trained:
+    from services.tiny.train import audio
+
+    return {"letters": audio.train(scratch, audio.PLAN)}
+
+
 def _image(scratch: Path) -> Trained:
     from services.tiny.train import image
 
@@ -32,7 +38,7 @@ def _text(scratch: Path) -> Trained:
     return text.train(scratch, text.PLAN)
 
 
-RECIPES: Mapping[str, Callable[[Path], Trained]] = {"image": _image, "mesh": _mesh, "text": _text}
+RECIPES: Mapping[str, Callable[[Path], Trained]] = {"audio": _audio, "image": _image, "mesh": _mesh, "text": _text}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _halve(folder: Path) -> None:
     """Store the weights in half precision; their configurations still say that they are loaded in single."""
     for file in folder.rglob("*.safetensors"):
-        weights = {
-            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
-        }
+        weights = load_file(file)
+        weights |= {name: tensor.half() for name, tensor in weights.items() if tensor.is_floating_point()}
         save_file(weights, file, {"format": "pt"})
         file.chmod(0o644)
 
