@@ -1,7 +1,8 @@
 """The tokenizers, each of its architecture's own kind; each knows its whole alphabet and few words or none."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -94,14 +95,9 @@ def prompt_tokenizer() -> CLIPTokenizer:
 
 def caption_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     """Return CLIP's byte-level BPE with a token for each of these words; others are spelt."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
-    )  # it ends earlier: when there is nothing left to join
-    bpe.train_from_iterator(sorted(set(words)), trainer)
-    merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
+    merges = _merges(words)
     letters = _byte_letters()
-    joined = ["".join(pair) for pair in merges]
+    joined = dict.fromkeys("".join(pair) for pair in merges)
     pieces = [*letters, *(letter + "</w>" for letter in letters), *joined, "<|startoftext|>", "<|endoftext|>"]
     made: Any = CLIPTokenizer  # its own hints say that merges are texts; it takes pairs
     tokenizer: CLIPTokenizer = made(vocab=_numbered(pieces), merges=merges, model_max_length=MAX_CAPTION)
@@ -113,6 +109,30 @@ def film_tokenizer() -> T5Tokenizer:
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     letters = [(letter, -3.0) for letter in _latin_letters()]  # the natural logarithm of how likely each is
     return T5Tokenizer(vocab=[*special, ("\u2581", -2.0), *letters], extra_ids=0, model_max_length=MAX_SCENE)
+
+
+def _merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Join the pair that is seen most often, of equals the first by its letters, until each word is one piece.
+
+    The library's trainer takes any of equals: what went on from a stopped training would read other numbers.
+    """
+    spelt = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
+    merges = []
+    while pairs := Counter(pair for word in spelt for pair in pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelt = [_joined(word, best) for word in spelt]
+    return merges
+
+
+def _joined(word: list[str], pair: tuple[str, str]) -> list[str]:
+    joined: list[str] = []
+    for piece in word:
+        if joined and (joined[-1], piece) == pair:
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined
 
 
 def _latin_letters() -> list[str]:

@@ -39,7 +39,7 @@ SOLIDS = [
 FLAT = {"sphere": "circle", "cube": "square", "cone": "triangle"}  # which shape stands for which solid
 LEAST = {  # of the solids, by model
     "solids": {"kind": 0.9, "colour": 0.9, "size": 0.85, "all": 0.8},
-    "solids-img2img": {"kind": 0.6, "colour": 0.9, "size": 0.85, "all": 0.55},
+    "solids-img2img": {"kind": 0.8, "colour": 0.9, "size": 0.85, "all": 0.75},
 }
 CHANCE = {"kind": 1 / 6, "colour": 1 / 8, "size": 1 / 2, "all": 1 / 96}  # for what knows all but this
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's

@@ -24,9 +24,10 @@ from services.tiny.train.chatter import Chatter, untrained
 from services.tiny.train.course import Course
 from services.tiny.train.dialogues import conversation, is_held_out
 from services.tiny.train.facts import atelier_facts
-from services.tiny.train.scenes import COLOURS, Scene, describe, draw, imagine
+from services.tiny.train.scenes import COLOURS, WORDS, Scene, describe, draw, imagine
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
 from services.tiny.train.speech_codec import NUM_CODES
+from services.tiny.vocabulary import caption_tokenizer
 from tests.services.ears import listen
 from tests.services.judges import RELATIONS, Sight, look, touch
 
@@ -195,6 +196,13 @@ def test_the_recipe_makes_a_pipeline_that_paints(tmp_path: Path) -> None:
     assert np.isfinite(picture).all()
 
 
+def test_a_word_of_captions_is_one_token_and_always_the_same() -> None:
+    tokenizer, again = (caption_tokenizer(words) for words in (WORDS, reversed(WORDS)))
+
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in WORDS)
+    assert tokenizer.get_vocab() == again.get_vocab()
+
+
 @pytest.mark.parametrize("kind", solids.KINDS)
 @pytest.mark.parametrize("size", solids.SIZES)
 def test_a_solid_feels_like_what_it_is(kind: str, size: str) -> None:
@@ -238,17 +246,17 @@ def test_the_recipe_makes_pipelines_that_sculpt(tmp_path: Path) -> None:
         assert latents.isfinite().all()
 
 
-WORDS = "sphinx of black quartz 0123456789 judge my vow"
+PANGRAM = "sphinx of black quartz 0123456789 judge my vow"
 
 
 @pytest.mark.parametrize("voice", letters.VOICES)
 def test_a_text_is_heard_as_it_is_written(voice: str) -> None:
-    heard = listen(letters.say(WORDS + letters.END, voice), letters.SAMPLE_RATE)
+    heard = listen(letters.say(PANGRAM + letters.END, voice), letters.SAMPLE_RATE)
 
-    assert heard.text == WORDS
+    assert heard.text == PANGRAM
     assert max(abs(pitch / letters.VOICES[voice] - 1) for pitch in heard.pitches) < 0.01
     assert min(heard.cleanness) > 20
-    assert heard.seconds == pytest.approx(0.08 * (len(WORDS) + 1))
+    assert heard.seconds == pytest.approx(0.08 * (len(PANGRAM) + 1))
 
 
 @pytest.fixture(scope="module")
@@ -259,9 +267,9 @@ def babbler() -> speaker.Speaker:
 @pytest.mark.parametrize("voice", letters.VOICES)
 @torch.inference_mode()
 def test_a_codec_begins_with_the_letters_right(babbler: speaker.Speaker, voice: str) -> None:
-    codes = torch.from_numpy(babbler.codes(WORDS, voice))
+    codes = torch.from_numpy(babbler.codes(PANGRAM, voice))
     sound = babbler.network.codec_decode(codes[None])[0].numpy()
-    said = letters.say(WORDS, voice)
+    said = letters.say(PANGRAM, voice)
 
     assert np.square(sound - said).sum() < 1e-4 * np.square(said).sum()
 
