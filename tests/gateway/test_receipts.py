@@ -26,7 +26,7 @@ def receipt(request_id: str, *, attempt: int = 1, **changes: Any) -> Receipt:
         "request_id": request_id,
         "attempt": attempt,
         "modality": "audio",
-        "model": "bark-small",
+        "model": "letters",
         "units": {"audio_seconds": 2.5},
         "iterations": 9,
         "queue_seconds": 0.5,
@@ -108,7 +108,7 @@ def test_a_row_says_what_was_made(gateway: Gateway, is_first: bool) -> None:
 
     assert row["units"] == {"audio_seconds": 2.5}
     assert (row["queue_seconds"], row["run_seconds"]) == (0.5, 1.25)
-    assert (row["model"], row["modality"], row["route"]) == ("bark-small", "audio", "/generate/audio")
+    assert (row["model"], row["modality"], row["route"]) == ("letters", "audio", "/generate/audio")
 
 
 def test_a_receipt_that_comes_twice_counts_once(gateway: Gateway) -> None:
