@@ -59,10 +59,15 @@ class Answer:
     @property
     def facts(self) -> str:
         """By which model, with which seed, how fast, and whether it is whole."""
-        first = "" if self.first_seconds is None else f" · first word after {self.first_seconds:.2f} s"
-        tokens = f" · {self.usage['completion_tokens']} tokens" if "completion_tokens" in self.usage else ""
-        ending = f" · {STOPPED}" if self.is_stopped else ""
-        return f"`{self.model}` · seed {self.seed}{tokens}{first} · {self.seconds:.1f} s in all{ending}"
+        facts = [f"`{self.model}`", f"seed {self.seed}"] if self.model else []
+        if "completion_tokens" in self.usage:
+            facts.append(f"{self.usage['completion_tokens']} tokens")
+        if self.first_seconds is not None:
+            facts.append(f"first word after {self.first_seconds:.2f} s")
+        facts.append(f"{self.seconds:.1f} s in all")
+        if self.is_stopped:
+            facts.append(STOPPED)
+        return " · ".join(facts)
 
 
 @dataclass
