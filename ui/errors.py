@@ -3,6 +3,9 @@
 import httpx
 
 
+BROKEN = "The answer broke off: something on the way has ended. Try again."
+
+
 class Problem(Exception):
     """Something did not come about; the message is for whoever sits in front of the page."""
 
@@ -70,7 +73,7 @@ def no_answer(url: str, error: Exception) -> Problem:
         return Problem(f"Nothing answers at {url}. `make up` starts Atelier; `ATELIER_URL` names another place.")
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
         return Problem(f"{url} is no address. `ATELIER_URL` names the gateway, with http:// or https://.")
-    return Problem("The answer broke off: something on the way has ended. Try again.")
+    return Problem(BROKEN)
 
 
 def sentence(text: str) -> str:

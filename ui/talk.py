@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from ui.errors import Problem
+from ui.errors import BROKEN, Problem
 
 Chunks = Generator[tuple[httpx.Headers, Mapping[str, Any]], None, None]  # of an answer, each with the headers
 LOOK_SECONDS = 0.5  # after which who watches is shown the same again: only then a page hears that it is to stop
@@ -154,7 +154,7 @@ class Conversation:
             raise Problem(BUSY)
 
     def _write(self, answer: Answer, send: Callable[[Mapping[str, Any]], Chunks], body: Mapping[str, Any]) -> None:
-        problem: Problem | None = None
+        problem: Problem | None = Problem(BROKEN)
         chunks = send(body)
         try:
             for headers, chunk in chunks:
@@ -165,6 +165,7 @@ class Conversation:
                         break
                     answer.take(headers, chunk)
                     self._changed.notify_all()
+            problem = None
         except Problem as failure:
             problem = failure
         finally:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ui import talk
-from ui.errors import Problem
+from ui.errors import BROKEN, Problem
 from ui.talk import Chunks, Conversation, Turn
 
 HEADERS = httpx.Headers({"x-model": "chat", "x-seed": "7"})
@@ -133,6 +133,18 @@ def test_an_answer_that_breaks_off_keeps_what_came_and_why(said: Conversation, m
 
     assert written(said, turn) == "good"
     assert str(turn.answer.problem) == "The worker died."
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_answer_that_ends_in_an_error_of_ours_never_looks_whole(said: Conversation) -> None:
+    def send(body: Mapping[str, Any]) -> Chunks:
+        yield HEADERS, {"choices": [{"delta": {"content": "good"}}]}
+        yield HEADERS, {}
+
+    turn = said.ask("hello", {}, send)
+
+    assert written(said, turn) == "good"
+    assert str(turn.answer.problem) == BROKEN
 
 
 def test_what_has_no_answer_was_never_said(said: Conversation, model: Model) -> None:
