@@ -2,7 +2,6 @@
 
 import httpx
 
-
 BROKEN = "The answer broke off: something on the way has ended. Try again."
 
 
