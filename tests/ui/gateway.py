@@ -18,7 +18,7 @@ METHODS = ["GET", "POST", "DELETE"]
 
 @dataclass
 class Gateway:
-    """Answers by method and path."""
+    """Answers by method and path; one that depends on the query is a function of it."""
 
     url: str = ""
     answers: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Gateway:
             return found
         if found is None:
             return refusal(404, f"there is no {path}")
-        return JSONResponse(found)
+        return JSONResponse(found(request.query_params) if callable(found) else found)
 
     def calls(self, method: str) -> list[str]:
         return [path for asked, path, *_ in self.asked if asked == method]
