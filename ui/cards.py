@@ -10,6 +10,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from ui import making, media, options, sound
+from ui.errors import NotThere
 from ui.models import TASKS
 from ui.session import client, told
 
@@ -40,7 +41,7 @@ def card(job: Mapping[str, Any]) -> None:
         if job["kind"] == "audio" and job["status"] in ("in_progress", "completed"):
             listen(job)  # one player throughout, so that it does not stop when the speech is whole
         if job["status"] in OPEN:
-            under_way(job["id"], job["status"])
+            under_way(job["id"], job["status"], job["attempts"])
             return
         st.caption(facts(job))
         if job["status"] == "completed" and job["kind"] != "audio":
@@ -61,12 +62,15 @@ def listen(job: Mapping[str, Any]) -> None:
 
 
 @st.fragment(run_every=LOOK_SECONDS)
-def under_way(job_id: str, status: str) -> None:
-    """Show how far a job is; it looks by itself, and the rest of the page stays as it is."""
+def under_way(job_id: str, status: str, attempts: int) -> None:
+    """Show how far a job is; it looks by itself, and the rest of the page stays as it is until the job is another."""
     with told():
         asked = client()
-        job = asked.job(job_id)
-        if job["status"] != status:
+        try:
+            job = asked.job(job_id)
+        except NotThere:  # somebody has deleted it
+            st.rerun()
+        if (job["status"], job["attempts"]) != (status, attempts):
             st.rerun()
         st.progress(job["progress"] / 100, text=progress_of(job))
         st.button(
@@ -105,17 +109,25 @@ def actions(job: Mapping[str, Any]) -> None:
             on_click=making.again,
             args=(job,),
             disabled=not can_repeat,
-            help=None if can_repeat else "The picture that it was made of was attached elsewhere: attach it again.",
+            help=None if can_repeat else "The picture that it was made of is not here any more: attach it again.",
             icon=":material/casino:",
         )
         if is_done and job["kind"] == "image":
-            for task, label in (("video", "Animate this image"), ("mesh", "Make this 3D")):
-                st.button(label, key=f"{task}-{job_id}", on_click=making.go_on, args=(job, task))
+            go_on(job)
         if not is_done:
             st.button("Try again", key=f"retry-{job_id}", on_click=making.retry, args=(job_id,))
         with st.popover("Parameters", key=f"parameters-{job_id}"):
             st.json({**job["asked"], "model": job["model"], "seed": job["seed"], "usage": job["usage"]})
         st.button("Delete", key=f"delete-{job_id}", on_click=making.delete, args=(job_id,), icon=":material/delete:")
+
+
+def go_on(job: Mapping[str, Any]) -> None:
+    """Offer a film and a mesh of each picture."""
+    several = len(job["outputs"]) > 1
+    for number, output in enumerate(job["outputs"], start=1):
+        which = f"image {number}" if several else "this image"
+        for task, label in (("video", f"Animate {which}"), ("mesh", f"Make {which if several else 'this'} 3D")):
+            st.button(label, key=f"{task}-{output['url']}", on_click=making.go_on, args=(output, task))
 
 
 def other_formats(job: Mapping[str, Any]) -> None:

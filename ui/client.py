@@ -12,6 +12,7 @@ import httpx
 from ui.bodies import CHAT, ROUTES, Picture, route_of, wrapped
 from ui.errors import Problem, TooSlow, check, no_answer, sentence
 from ui.events import events_of
+from ui.talk import Chunks
 
 PATIENCE = httpx.Timeout(10, read=60)  # seconds
 MAX_KEYS = 100
@@ -62,9 +63,11 @@ class Client:
         """All that is known of a job."""
         return self._json("GET", f"/v1/jobs/{job_id}")
 
-    def jobs(self, kind: str | None = None, limit: int = 20, after: str | None = None) -> dict[str, Any]:
+    def jobs(
+        self, kind: str | None = None, limit: int = 20, after: str | None = None, status: str | None = None
+    ) -> dict[str, Any]:
         """A page of the jobs, newest first."""
-        asked = {"kind": kind, "limit": limit, "after": after}
+        asked = {"kind": kind, "limit": limit, "after": after, "status": status}
         return self._json("GET", "/v1/jobs", params={name: value for name, value in asked.items() if value is not None})
 
     def cancel(self, job_id: str) -> None:
@@ -95,7 +98,7 @@ class Client:
 
     # --- text ---
 
-    def chat(self, fields: Mapping[str, Any]) -> Iterator[tuple[httpx.Headers, Mapping[str, Any]]]:
+    def chat(self, fields: Mapping[str, Any]) -> Chunks:
         """Yield the chunks of an answer with the headers that it came under; who stops reading stops the model."""
         body = {**fields, "stream": True, "stream_options": {"include_usage": True}}
         with self._asked("POST", CHAT, json=body) as response:

@@ -33,21 +33,35 @@ def check(response: httpx.Response) -> None:
 
 def problem_of(response: httpx.Response) -> Problem:
     """Say what the gateway says, and what to do about it."""
+    code = ""
     try:
-        said = sentence(str(response.json()["error"]["message"]))
-    except (ValueError, KeyError, TypeError):
+        error = response.json()["error"]
+        said, code = sentence(str(error["message"])), str(error.get("code"))
+    except (ValueError, KeyError, TypeError, AttributeError):
         said = sentence(response.reason_phrase or f"The gateway answered {response.status_code}")
     match response.status_code:
+        case 400 if code == "context_length_exceeded":
+            return Problem(
+                f"{said} All of the conversation is sent each time: begin anew, or let the answer be shorter."
+            )
         case 401:
+            said = sentence(said.partition(": send it as")[0])  # which is for programs
             return KeyProblem(f"{said} Give a key that is valid.")
         case 403:
             return KeyProblem(f"{said} Give another key, or ask whoever runs this for it.")
         case 404:
             return NotThere(said)
-        case 429 | 503:
+        case 429 | 503 if "try again" not in said.lower():
             seconds = response.headers.get("retry-after", "")
-            return Problem(f"{said} Try again {f'in {seconds} s' if seconds.isdecimal() else 'in a moment'}.")
+            return Problem(f"{said} Try again {in_words(int(seconds)) if seconds.isdecimal() else 'in a moment'}.")
     return Problem(said)
+
+
+def in_words(seconds: int) -> str:
+    """When, for people."""
+    if seconds < 100:
+        return f"in {seconds} s"
+    return f"in {-(-seconds // 60)} minutes" if seconds < 6000 else f"in {-(-seconds // 3600)} hours"
 
 
 def no_answer(url: str, error: Exception) -> Problem:

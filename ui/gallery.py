@@ -1,6 +1,8 @@
 """All that was made, newest first, with a search; the gateway keeps it, not the page."""
 
 from collections.abc import Iterator, Mapping
+from heapq import merge
+from itertools import islice
 from typing import Any
 
 import streamlit as st
@@ -11,7 +13,6 @@ from ui.session import client, told
 
 COLUMNS = 3
 PAGE = 100  # jobs that the gateway is asked for at once
-MAX_PAGES = 10
 FIRST = 12  # that are shown before more are asked for
 KINDS = tuple(kind for kind in models.TASKS if kind != "text")
 
@@ -23,34 +24,40 @@ def show() -> None:
         words = st.text_input("Search", placeholder="Words of the prompt, a model, a seed", icon=":material/search:")
         kind = st.selectbox("What", KINDS, None, format_func=models.TASKS.__getitem__, placeholder="Everything")
     with told():
-        found = list(matching(history(client(), kind), words))
-        shown = found[: st.session_state.get("shown", FIRST)]
-        st.caption(f"{len(found)} found" if found else "Nothing is here yet, or nothing fits the search.")
+        num_wanted = st.session_state.get("shown", FIRST)
+        found = list(islice(matching(history(client(), kind), words), num_wanted + 1))
+        shown = found[:num_wanted]
+        there_is_more = len(found) > num_wanted
+        how_many = f"The newest {len(shown)}" if there_is_more else f"{len(shown)} found"
+        st.caption(how_many if found else "Nothing is here yet, or nothing fits the search.")
         columns = st.columns(COLUMNS)
         for number, job in enumerate(shown):
             with columns[number % COLUMNS], cards.place(f"found-{number}", job["id"]):
                 tile(job)
-        if len(shown) < len(found):
+        if there_is_more:
             st.button("Show more", on_click=st.session_state.update, kwargs={"shown": len(shown) + FIRST})
 
 
 def history(asked: Client, kind: str | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the jobs, newest first, as far back as is reasonable to look through."""
-    after = None
-    for _ in range(MAX_PAGES):
-        page = asked.jobs(kind, PAGE, after)
+    """Yield what was made, newest first, looked up as far back as somebody reads on."""
+    kinds = KINDS if kind is None else (kind,)
+    return merge(*(made(asked, each) for each in kinds), key=lambda job: -job["created_at"])
+
+
+def made(asked: Client, kind: str) -> Iterator[Mapping[str, Any]]:
+    """Yield what was made of a kind, newest first."""
+    page: dict[str, Any] = {"has_more": True, "last_id": None}
+    while page["has_more"]:
+        page = asked.jobs(kind, PAGE, page["last_id"], "completed")
         yield from page["data"]
-        after = page["last_id"]
-        if not page["has_more"]:
-            return
 
 
 def matching(jobs: Iterator[Mapping[str, Any]], words: str) -> Iterator[Mapping[str, Any]]:
-    """Yield what was made and has all the words somewhere in its description."""
+    """Yield what has all the words somewhere in its description."""
     wanted = words.casefold().split()
     for job in jobs:
         told_of = f"{job['prompt'] or ''} {job['model'] or ''} {job['seed']} {job['id']}".casefold()
-        if job["kind"] in KINDS and job["status"] == "completed" and all(word in told_of for word in wanted):
+        if all(word in told_of for word in wanted):
             yield job
 
 

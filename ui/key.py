@@ -6,6 +6,9 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
+from ui.visitors import COOKIE as VISITOR
+from ui.visitors import RETIRED
+
 COOKIE = "atelier_key"
 PATH = "/key"
 KEPT_SECONDS = 30 * 24 * 3600
@@ -60,6 +63,7 @@ async def keep_key(request: Request) -> Response:
     key = fields.get("key", [""])[0].strip()
     if not (key and key.isascii() and key.isprintable() and len(key) <= MAX_CHARS) or set(key) & set(' ";,\\'):
         return page("That cannot be a key: it looks like atl_… and has no spaces.", status_code=400)
+    change(request, key)
     response = RedirectResponse("/", status_code=303)
     response.set_cookie(
         COOKIE, key, max_age=KEPT_SECONDS, httponly=True, samesite="strict", secure=request.url.scheme == "https"
@@ -71,9 +75,17 @@ async def forget_key(request: Request) -> Response:
     """Take the cookie back."""
     if not is_of_our_page(request):
         return PlainTextResponse("The form was not this page's own.", status_code=403)
+    change(request)
     response = RedirectResponse("/", status_code=303)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return response
+
+
+def change(request: Request, key: str = "") -> None:
+    """Let the pages that are open have the browser's new key, or none, once they are loaded again, and not the old."""
+    visitor, old = (request.cookies.get(name, "") for name in (VISITOR, COOKIE))
+    RETIRED.add(visitor, old)
+    RETIRED.discard(visitor, key)
 
 
 def page(wrong: str = "", status_code: int = 200) -> Response:

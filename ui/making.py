@@ -6,13 +6,14 @@ from typing import Any
 
 import streamlit as st
 
+from ui.attached import Attached
 from ui.bodies import EDITS, Picture
 from ui.errors import Problem
 from ui.session import client
 
 MAX_SEED = 2**53
 # In the session's state; CHANGED: something is no longer as the page shows it; BACK: words that were refused.
-TASK, PROBLEM, PICTURES, FILES, GO, CHANGED = "task", "problem", "pictures", "files", "go", "changed"
+TASK, PROBLEM, FILES, GO, CHANGED = "task", "problem", "files", "go", "changed"
 BACK = "back"
 BEGUN = "begun"  # the jobs that were begun here
 MAX_FILES = 60
@@ -25,7 +26,7 @@ def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) 
         job_id = client().begin(task, fields, picture)
         kept(BEGUN)[job_id] = True
         if picture is not None:
-            kept(PICTURES)[job_id] = picture
+            attached().keep(job_id, picture)
 
     attempt(make)
 
@@ -38,13 +39,12 @@ def lead(task: str) -> None:
 
 def again(job: Mapping[str, Any]) -> None:
     """Have it made again with another seed."""
-    begin(job["kind"], {**job["asked"], "seed": randrange(MAX_SEED)}, kept(PICTURES).get(job["id"]))
+    begin(job["kind"], {**job["asked"], "seed": randrange(MAX_SEED)}, attached().of(job["id"]))
     lead(job["kind"])
 
 
-def go_on(job: Mapping[str, Any], task: str) -> None:
-    """Have a film or a mesh made of the picture that a job made."""
-    output = job["outputs"][0]
+def go_on(output: Mapping[str, Any], task: str) -> None:
+    """Have a film or a mesh made of a picture that a job made."""
     attempt(lambda: begin(task, {}, Picture("picture", output["media_type"], file(output["url"]))))
     lead(task)
 
@@ -65,9 +65,15 @@ def delete(job_id: str) -> None:
 
 
 def can_repeat(job: Mapping[str, Any]) -> bool:
-    """Whether all that it was made of is still known: what was attached is so only in the session that did it."""
+    """Whether all that it was made of is still known: of what was attached, the gateway gives nothing back."""
     of_picture = job["route"] == EDITS or not job["prompt"]
-    return len(job["steps"]) == 1 and (not of_picture or job["id"] in kept(PICTURES))
+    return len(job["steps"]) == 1 and (not of_picture or attached().of(job["id"]) is not None)
+
+
+@st.cache_resource
+def attached() -> Attached:
+    """The pictures that were attached last, by anybody: whoever may see a job may have it made again."""
+    return Attached()
 
 
 def file(url: str) -> bytes:

@@ -19,9 +19,11 @@ STATES = {
 BY_WHAT_IS_GIVEN = "chosen by what you give"
 AWAY = {
     "failed": "The operator has to look: the reason is in the worker's log.",
-    "unreachable": "It may be starting. What is asked of it now waits until it is back.",
-    "loading": "What is asked of it now waits until it is loaded.",
+    "unreachable": "It may be starting. {}",
+    "loading": "{}",
 }
+WAITS = "What is asked of it now waits until it is there."
+LATER = "Ask it in a moment."  # of a text: it is no job, which could wait
 
 
 def show() -> None:
@@ -44,7 +46,7 @@ def row_of(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "Model": model["id"],
         "State": STATES[model["state"]],
-        "Licence": model["licence"] or "the provider's",
+        "Licence": licence_of(model),
         "Commercial use": commercial,
         "Terms": model["licence_url"],
     }
@@ -56,7 +58,7 @@ def choose(there: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | 
     The list has ids alone: a choice would be forgotten with each change of its words.
     """
     models = {model["id"]: model for model in there}
-    automatic = [None] if len(there) > 1 else []
+    automatic = [None] if len({tuple(model["input_modalities"] or ()) for model in there}) > 1 else []
     if st.session_state.get(key) not in models:  # any more
         st.session_state.pop(key, None)
     name = st.selectbox(
@@ -73,14 +75,21 @@ def choose(there: Sequence[Mapping[str, Any]], key: str) -> Mapping[str, Any] | 
 
 def terms_of(model: Mapping[str, Any]) -> str:
     """How a model is, and under which licence it may be used."""
-    licence = model["licence"] or "the provider's terms"
+    licence = licence_of(model)
     terms = f"[{licence}]({model['licence_url']})" if model["licence_url"] else licence
     commercial = ", no commercial use" if model["commercial_use"] is False else ""
-    return f"{model['id']}: {STATES[model['state']]}; {terms}{commercial}"
+    adapters = "".join(f"; {each['name']}: {each['licence']}" for each in model["adapters"] or () if each["licence"])
+    return f"{model['id']}: {STATES[model['state']]}; {terms}{commercial}{adapters}"
+
+
+def licence_of(model: Mapping[str, Any]) -> str:
+    """Under what it may be used, by name."""
+    return str(model["licence"] or ("the provider's" if model["owned_by"] == "provider" else "none is stated"))
 
 
 def warn(models: Iterable[Mapping[str, Any]]) -> None:
     """Say which of the models are away, and what that means."""
     for model in models:
         if model["state"] in AWAY:
-            st.warning(f"{model['id']}: {STATES[model['state']]}. {AWAY[model['state']]}", icon=":material/hourglass:")
+            advice = AWAY[model["state"]].format(LATER if model["task"] == "text" else WAITS)
+            st.warning(f"{model['id']}: {STATES[model['state']]}. {advice}", icon=":material/hourglass:")

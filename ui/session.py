@@ -10,6 +10,8 @@ from ui.client import PATIENCE, Client
 from ui.errors import KeyProblem, Problem
 from ui.key import COOKIE, PATH
 from ui.settings import Settings
+from ui.visitors import COOKIE as VISITOR
+from ui.visitors import RETIRED
 
 
 @st.cache_resource
@@ -19,8 +21,9 @@ def connections() -> httpx.Client:
 
 
 def client() -> Client:
-    """The gateway, asked with the key of this browser's cookie, if there is one."""
-    return Client(connections(), Settings().url, str(st.context.cookies.get(COOKIE, "")))
+    """The gateway, asked with the key of this browser's cookie, if there is one that it has not given up since."""
+    visitor, key = (str(st.context.cookies.get(name, "")) for name in (VISITOR, COOKIE))
+    return Client(connections(), Settings().url, "" if RETIRED.has(visitor, key) else key)
 
 
 @contextmanager

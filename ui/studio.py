@@ -12,7 +12,8 @@ from ui.errors import Problem
 from ui.session import client, told
 
 FIRST = "text"
-NUM_JOBS = 5
+NUM_JOBS, MAX_JOBS = 5, 100  # that are shown of a modality
+SHOWN = "num_shown"  # in the session's state, by modality
 PLACEHOLDERS = {
     "text": "Ask something",
     "image": "Describe a picture, or attach one and say what becomes of it",
@@ -22,6 +23,7 @@ PLACEHOLDERS = {
 }
 NO_WORDS = "Nothing was written. Say what is to be made."
 ONLY_A_PICTURE = "A picture alone is not enough. Attach it again, and say what becomes of it."
+EITHER = "This is made from words or from a picture, not from both. Send one of them."
 ATTACH_AGAIN = "Attach the picture again, or another one."
 SAID = {"audio": "input"}  # the field that takes the words, where it is not the prompt
 
@@ -92,8 +94,10 @@ def say(task: str, words: str, picture: Picture | None = None) -> None:
     fields = options.chosen(task)
     if not words and (picture is None or task == "image"):
         st.session_state[making.PROBLEM] = Problem(NO_WORDS if picture is None else ONLY_A_PICTURE)
+    elif words and picture is not None and task != "image":
+        st.session_state.update({making.PROBLEM: Problem(EITHER), making.BACK: words})
     elif task == "text":
-        st.session_state[chat.NEXT] = words, fields
+        chat.ask(words, fields)
     else:
         making.begin(task, {**fields, **({SAID.get(task, "prompt"): words} if words else {})}, picture)
         give_back(words, picture)
@@ -116,24 +120,27 @@ def said_key(task: str) -> str:
 
 
 def converse(asked: Sequence[Mapping[str, Any]]) -> None:
-    """Show the conversation, and go on with it."""
+    """Show the conversation."""
     chat.show()
-    if not chat.conversation() and chat.NEXT not in st.session_state:
+    if not chat.conversation().turns:
         offer("text", asked)
-    if chat.NEXT in st.session_state:
-        chat.ask(*st.session_state.pop(chat.NEXT))
     chat.tools()
 
 
 def newest(asked: Client, task: str, by: Sequence[Mapping[str, Any]]) -> None:
-    """Show the newest of a modality."""
-    jobs = asked.jobs(task, NUM_JOBS)["data"]
+    """Show the newest of a modality, and whatever is being made."""
+    num_wanted = making.kept(SHOWN).setdefault(task, NUM_JOBS)
+    page = asked.jobs(task, num_wanted)
+    jobs = {job["id"]: job for job in (*page["data"], *asked.jobs(task, MAX_JOBS, status="in_progress")["data"])}
     if not jobs:
         st.caption("Nothing was made yet. What is made stays here, and in the gallery.")
         offer(task, by)
-    for number, job in enumerate(jobs):
+    for number, job in enumerate(sorted(jobs.values(), key=lambda job: -job["created_at"])):
         with cards.place(f"newest-{number}", job["id"]):
             cards.card(job)
+    if page["has_more"] and num_wanted < MAX_JOBS:
+        more = {task: min(num_wanted + NUM_JOBS, MAX_JOBS)}
+        st.button("Show more", on_click=making.kept(SHOWN).update, args=(more,), icon=":material/expand_more:")
 
 
 def offer(task: str, by: Sequence[Mapping[str, Any]]) -> None:

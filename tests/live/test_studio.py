@@ -457,11 +457,11 @@ def test_words_never_go_without_the_picture_that_was_attached(
     visitor, asked, file = visit(system), words("much"), tmp_path / "large.png"
     file.write_bytes(png() + bytes(26_000_000))
     visitor.open()
-    for modality in ("Image", "Video", "3D"):
+    larger, both = r"is larger than .* Attach the picture again, or another one\.", "words or from a picture, not from"
+    for modality, said in (("Image", larger), ("Video", both), ("3D", both)):
         visitor.choose(modality)
         visitor.say(asked, file)
-        said = re.compile(r"is larger than .* Attach the picture again, or another one\.")
-        expect(visitor.page.get_by_test_id("stAlert").first).to_contain_text(said, timeout=LONG)
+        expect(visitor.page.get_by_test_id("stAlert").first).to_contain_text(re.compile(said), timeout=LONG)
         expect(visitor.page.get_by_test_id("stChatInputTextArea")).to_have_value(asked, timeout=LONG)
 
     assert asked not in [job["prompt"] for job in client.get("/v1/jobs").json()["data"]]
@@ -479,6 +479,25 @@ def test_a_text_can_be_stopped_and_what_was_written_stays(system: System, visit:
     visitor.open()
 
     expect(visitor.page.get_by_text(re.compile(r"seed \d+ · first word after"))).to_be_visible(timeout=LONG)
+    expect(visitor.page.get_by_test_id("stChatMessage")).to_have_count(2)
+
+
+def test_a_text_goes_on_over_a_reload_and_on_another_page(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.set("Tokens at most", "600")
+    visitor.say(words("Tell me a long story"))
+    answer = visitor.page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stText")
+    expect(answer).not_to_be_empty(timeout=LONG)
+    visitor.open()
+    expect(answer).not_to_be_empty(timeout=LONG)
+    visitor.page.get_by_role("link", name="Gallery").click()
+    expect(visitor.page.get_by_role("heading", name="Gallery")).to_be_visible(timeout=LONG)
+    visitor.page.get_by_role("link", name="Studio").click()
+
+    expect(visitor.page.get_by_text(re.compile(r"seed \d+ · 600 tokens · first word after"))).to_be_visible(
+        timeout=LONG
+    )
     expect(visitor.page.get_by_test_id("stChatMessage")).to_have_count(2)
 
 

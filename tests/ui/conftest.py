@@ -1,6 +1,6 @@
 """The studio's script, run without a browser over a gateway that plays its part."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from streamlit.runtime.context import ContextProxy
@@ -68,6 +68,20 @@ def page_of(*jobs: dict[str, object]) -> dict[str, object]:
     return {"data": list(jobs), "last_id": None, "has_more": False}
 
 
+def listing(*jobs: dict[str, object]) -> Callable[[Mapping[str, str]], dict[str, object]]:
+    """Answer as the gateway lists them, a page at a time."""
+
+    def answer(query: Mapping[str, str]) -> dict[str, object]:
+        wanted = {name: query[name] for name in ("kind", "status") if name in query}
+        found = [each for each in jobs if wanted.items() <= each.items()]
+        start = next((place for place, each in enumerate(found, 1) if each["id"] == query.get("after")), 0)
+        page = found[start : start + int(query["limit"])]
+        there_is_more = start + len(page) < len(found)
+        return {"data": page, "last_id": page[-1]["id"] if page else None, "has_more": there_is_more}
+
+    return answer
+
+
 def model(task: str, model_id: str, **fields: object) -> dict[str, object]:
     """A model as the gateway lists it."""
     return {
@@ -80,5 +94,8 @@ def model(task: str, model_id: str, **fields: object) -> dict[str, object]:
         "commercial_use": True,
         "defaults": {},
         "examples": [],
+        "adapters": [],
+        "input_modalities": ["text"],
+        "owned_by": "atelier",
         **fields,
     }

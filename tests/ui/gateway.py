@@ -18,7 +18,7 @@ METHODS = ["GET", "POST", "DELETE"]
 
 @dataclass
 class Gateway:
-    """Answers by method and path; one that depends on the query is a function of it."""
+    """Answers by method and path; an answer may be made of the query."""
 
     url: str = ""
     answers: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -30,9 +30,11 @@ class Gateway:
         found = self.answers.get((request.method, path))
         if isinstance(found, Response):
             return found
+        if callable(found):
+            found = found(request.query_params)
         if found is None:
             return refusal(404, f"there is no {path}")
-        return JSONResponse(found(request.query_params) if callable(found) else found)
+        return JSONResponse(found)
 
     def calls(self, method: str) -> list[str]:
         return [path for asked, path, *_ in self.asked if asked == method]

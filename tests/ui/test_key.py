@@ -1,9 +1,14 @@
 """The key: in a cookie that no script can read, and nowhere else."""
 
+from collections.abc import Callable
+
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+from streamlit.runtime.context import ContextProxy
+from streamlit.testing.v1 import AppTest
 
+from tests.ui.gateway import Gateway
 from ui.server import key_routes
 
 OURS = {"origin": "http://testserver"}
@@ -31,6 +36,26 @@ def test_a_forgotten_key_is_gone(browser: TestClient) -> None:
     browser.post("/key/forget", headers=OURS)
 
     assert "atelier_key" not in browser.cookies
+
+
+def test_a_page_that_stays_open_does_without_a_key_that_was_forgotten(
+    browser: TestClient, gateway: Gateway, visit: Callable[..., AppTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser.cookies["atelier_visitor"] = "somebody"
+    monkeypatch.setattr(ContextProxy, "cookies", {"atelier_visitor": "somebody", "atelier_key": "atl_1_secret"})
+
+    def is_sent() -> bool:
+        visit("models")
+        return gateway.asked[-1][3].get("authorization") == "Bearer atl_1_secret"
+
+    browser.post("/key", data={"key": "atl_1_secret"}, headers=OURS)
+    assert is_sent()
+    browser.post("/key/forget", headers=OURS)
+    assert not is_sent()
+    browser.post("/key", data={"key": "atl_1_secret"}, headers=OURS)
+    assert is_sent()
+    browser.post("/key", data={"key": "atl_2_other"}, headers=OURS)
+    assert not is_sent()
 
 
 @pytest.mark.parametrize("path", ["/key", "/key/forget"])

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from streamlit.testing.v1 import AppTest
 
 from tests.live.pictures import png
-from tests.ui.conftest import job, model, page_of
+from tests.ui.conftest import job, listing, model, page_of
 from tests.ui.gateway import Gateway, refusal
 
 Visit = Callable[..., AppTest]
@@ -57,7 +57,9 @@ def test_who_made_nothing_yet_is_offered_what_to_begin_with(serving: Gateway, vi
     page.number_input(key="image-num_inference_steps").set_value(7).run()
     labelled(page, "a red circle").click().run()
 
-    assert bodies(serving, "/v1/images/generations") == [{"prompt": "a red circle", "num_inference_steps": 7}]
+    assert bodies(serving, "/v1/images/generations") == [
+        {"prompt": "a red circle", "num_inference_steps": 7, "model": "sd"}
+    ]
 
     serving.answers["GET", "/v1/jobs"] = page_of(job("image"))
     assert "a boat" not in [button.label for button in visit(task="image").button]
@@ -75,7 +77,7 @@ def test_a_conversation_begins_with_an_example(serving: Gateway, visit: Visit) -
 def test_voice_and_adapter_are_those_of_the_model(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/models"] = {
         "data": [
-            model("image", "sd", adapters=[{"name": "ink"}]),
+            model("image", "sd", adapters=[{"name": "ink", "licence": "MIT"}]),
             model("audio", "bark", voices=["alloy"], adapters=[]),
         ]
     }
@@ -91,8 +93,8 @@ def test_voice_and_adapter_are_those_of_the_model(serving: Gateway, visit: Visit
 def test_what_only_another_model_has_is_not_asked_of_this_one(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/models"] = {
         "data": [
-            model("image", "sd", adapters=[{"name": "ink"}]),
-            model("image", "other", is_default=False, adapters=[{"name": "chalk"}]),
+            model("image", "sd", adapters=[{"name": "ink", "licence": "MIT"}]),
+            model("image", "other", is_default=False, adapters=[{"name": "chalk", "licence": None}]),
             model("audio", "bark", voices=["alloy"]),
         ]
     }
@@ -199,9 +201,35 @@ def test_what_a_button_could_not_do_is_said(serving: Gateway, visit: Visit) -> N
     assert page.error[0].value == "Jobs cannot be reached. Try again in 3 s."
 
 
+def test_the_gallery_looks_at_all_that_was_made(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/audio/voices"] = {"data": []}
+    texts = [job("text", f"job_t{number}") for number in range(1200)]
+    cars = [job("image", f"job_{number}", prompt="a car", outputs=[]) for number in range(250)]
+    boat = job("image", "job_b", prompt="a boat", outputs=[], created_at=1)
+    serving.answers["GET", "/v1/jobs"] = listing(*texts, *cars, boat)
+    page = visit("gallery")
+    assert "The newest 12" in [caption.value for caption in page.caption]
+    page.text_input[0].set_value("boat").run()
+
+    assert [text.value for text in page.text] == ["a boat"]
+
+
+def test_whatever_is_being_made_is_shown_and_the_older_on_demand(serving: Gateway, visit: Visit) -> None:
+    waiting = [job("image", f"job_{number}", status="queued", prompt=f"number {number}") for number in range(12, 1, -1)]
+    first = job("image", "job_1", **UNDER_WAY, prompt="number 1", created_at=1)
+    serving.answers["GET", "/v1/jobs"] = listing(*waiting, first)
+    for each in (*waiting, first):
+        serving.answers["GET", f"/v1/jobs/{each['id']}"] = each
+    page = visit(task="image")
+    assert [text.value for text in page.text] == [f"number {number}" for number in (12, 11, 10, 9, 8, 1)]
+    labelled(page, "Show more").click().run()
+
+    assert len(page.text) == 11
+
+
 def test_the_gallery_finds_by_words_and_shows_what_is_done(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/audio/voices"] = {"data": []}
-    serving.answers["GET", "/v1/jobs"] = page_of(
+    serving.answers["GET", "/v1/jobs"] = listing(
         job("image", "job_1", prompt="a red boat", outputs=[]),
         job("image", "job_2", prompt="a red car"),
         job("image", "job_3", prompt="a red boat", status="failed"),

@@ -39,19 +39,17 @@ def test_a_browser_has_a_name_of_its_own_and_keeps_it(browser: TestClient) -> No
 
 def test_a_conversation_is_of_a_browser_and_a_key() -> None:
     kept = Conversations()
-    kept.of("one", "").append({"role": "user", "content": "hello"})
 
-    assert kept.of("one", "") == [{"role": "user", "content": "hello"}]
-    assert kept.of("two", "") == kept.of("one", "atl_1_secret") == []
+    assert kept.of("one", "") is kept.of("one", "")
+    assert len({id(kept.of(*who)) for who in (("one", ""), ("two", ""), ("one", "atl_1_secret"))}) == 3
 
 
 def test_who_has_not_been_here_for_longest_is_forgotten_first() -> None:
     kept = Conversations()
-    for name in ("first", "second"):
-        kept.of(name, "").append({"role": "user", "content": name})
+    first, second = kept.of("first", ""), kept.of("second", "")
     for number in range(MAX_KEPT - 1):
-        kept.of("first", "")
+        assert kept.of("first", "") is first
         kept.of(f"other {number}", "")
 
-    assert kept.of("first", "")
-    assert not kept.of("second", "")
+    assert kept.of("first", "") is first
+    assert kept.of("second", "") is not second
