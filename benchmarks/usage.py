@@ -11,8 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -21,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.database.database import open_database
 from gateway.usage.housekeeping import delete_before
 from gateway.usage.log import append
+from gateway.usage.percentiles import Measure
 from gateway.usage.queries import Window, page
 from gateway.usage.receipts import take
 from gateway.usage.rollup import recount
@@ -150,6 +153,9 @@ async def main(num_rows: int, folder: Path) -> None:
         await measure("summary: 30 days, each by model", lambda: summarize(engine, month, "1d", 31))
         await measure("summary: the year, by caller", lambda: summarize(engine, year, "all", 1))
         await measure("summary: the year's months, by caller", lambda: summarize(engine, year, "1mo", 12))
+        times = replace(month, measures=get_args(Measure))
+        await measure("percentiles: 30 days, by model", lambda: summarize(engine, times, "all", 1), times=5)
+        await measure("percentiles: 30 days, each by model", lambda: summarize(engine, times, "1d", 31), times=5)
         await measure("(the year by model, from the rows themselves)", lambda: scan(engine), times=3)
         await measure("roll-up of a day made anew", lambda: recount(engine, middle.date()), times=5)
         num_days = 10

@@ -80,6 +80,7 @@ ON_THIS_MACHINE = {
         "gateway.database.database",
         "gateway.usage.housekeeping",
         "gateway.usage.log",
+        "gateway.usage.percentiles",
         "gateway.usage.queries",
         "gateway.usage.receipts",
         "gateway.usage.rollup",

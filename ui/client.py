@@ -2,7 +2,7 @@
 
 import json
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from ui.talk import Chunks
 
 PATIENCE = httpx.Timeout(10, read=60)  # seconds
 MAX_KEYS = 100
+MAX_BUCKETS = 168
 PREVIEW_PATIENCE = httpx.Timeout(2, read=0.2)  # what is not there yet is not waited for
 
 
@@ -108,11 +109,6 @@ class Client:
 
     # --- usage ---
 
-    def usage(self, since: str, limit: int = 1000) -> list[dict[str, Any]]:
-        """The newest requests for something to be made since an instant."""
-        asked = {"since": since, "limit": limit, "modality": ",".join(ROUTES) + ",text"}
-        return list(self._json("GET", "/v1/usage", params=asked)["data"])
-
     def budgets(self) -> list[dict[str, Any]]:
         """The budgets of the key, and how far they are used."""
         return list(self._json("GET", "/v1/budgets")["data"])
@@ -126,9 +122,13 @@ class Client:
                     for unit, limit in limits.items():
                         yield key["owner"], {"period": period, "unit": unit, "limit": limit, "used": used[period][unit]}
 
-    def totals(self, since: str, width: str, groups: str) -> list[dict[str, Any]]:
-        """What the requests come to, in buckets of time."""
-        asked = {"since": since, "bucket_width": width, "group_by": groups, "limit": 168}
+    def totals(
+        self, since: str, width: str, groups: Iterable[str] = (), percentiles: Iterable[str] = ()
+    ) -> list[dict[str, Any]]:
+        """What the requests for something to be made come to, in buckets of time."""
+        asked = {"since": since, "bucket_width": width, "limit": MAX_BUCKETS, "modality": ",".join([*ROUTES, "text"])}
+        lists = {"group_by": ",".join(groups), "percentiles": ",".join(percentiles)}
+        asked |= {name: value for name, value in lists.items() if value}
         return list(self._json("GET", "/v1/usage/summary", params=asked)["data"])
 
     # --- how ---

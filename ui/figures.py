@@ -1,8 +1,7 @@
-"""Numbers of the usage log, added up for people; knows no page."""
+"""Numbers of the usage log, put together for people; knows no page."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -21,28 +20,6 @@ def by(rows: Iterable[Row], name_of: Callable[[Row], str]) -> list[tuple[str, li
     for row in rows:
         found[name_of(row)].append(row)
     return sorted(found.items())
-
-
-def failures_of(rows: Sequence[Row]) -> int:
-    """How many did not get what they asked for."""
-    return sum(not row["successful"] for row in rows)
-
-
-def values(rows: Sequence[Row], name: str) -> Iterator[float]:
-    """Yield what is known under a name."""
-    return (row[name] for row in rows if row[name] is not None)
-
-
-def median_of(rows: Sequence[Row], name: str) -> float | None:
-    """The one in the middle; None: nothing is known."""
-    found = list(values(rows, name))
-    return median(found) if found else None
-
-
-def p95_of(rows: Sequence[Row], name: str) -> float | None:
-    """What 95 of 100 do not go beyond; None: nothing is known."""
-    found = sorted(values(rows, name))
-    return found[-(-len(found) * 95 // 100) - 1] if found else None
 
 
 def cost_of(totals: Iterable[Row], prices: Mapping[str, float]) -> float:

@@ -35,7 +35,8 @@ def show(job: Mapping[str, Any], fetch: Fetch) -> None:
     match job["kind"]:
         case "image":
             pictures = [each for each in files.values() if each["media_type"].startswith("image/")]
-            st.image([fetch(each["url"]) for each in pictures], width=WIDTH, alt=[described(job)] * len(pictures))
+            shown = [fetch(each["url"]) for each in pictures]
+            st.image(shown, width=WIDTH, output_format="PNG", alt=[described(job)] * len(pictures))  # as they are
         case "audio":
             st.audio(fetch(files["audio"]["url"]), files["audio"]["media_type"], alt=described(job))
         case "video" if files["video"]["media_type"].startswith("image/"):

@@ -3,19 +3,22 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from html import escape
+from typing import Any
 
 import streamlit as st
 
 from ui import figures, models
 from ui.client import Client
 from ui.errors import KeyProblem
-from ui.figures import Row, by, cost_of, failures_of, median_of, number, p95_of, seconds
+from ui.figures import Row, by, cost_of, number, seconds
 from ui.models import TASKS
 from ui.session import client, told
 
-SPANS = {"The last 24 hours": (1, "1h"), "The last 7 days": (7, "1d"), "The last 30 days": (30, "1d")}
+SPANS = {"Today and yesterday": (2, "1h"), "The last 7 days": (7, "1d"), "The last 30 days": (30, "1d")}  # UTC's days
 GROUPS = {"modality": "Modality", "model": "Model", "owner": "Caller"}
-COUNTED: Mapping[str, Callable[[Row], float]] = {  # of all that was asked for
+COUNTED: Mapping[str, Callable[[Row], float]] = {
     "Requests": lambda total: total["requests"],
     "Failures": lambda total: total["failures"],
     "Tokens": lambda total: total["units"].get("tokens", 0),
@@ -24,17 +27,16 @@ COUNTED: Mapping[str, Callable[[Row], float]] = {  # of all that was asked for
     "Frames": lambda total: total["units"].get("frames", 0),
     "Meshes": lambda total: total["units"].get("meshes", 0),
 }
-TIMED: Mapping[str, Callable[[Sequence[Row]], float | None]] = {  # of the newest
-    "First byte, median (s)": lambda rows: median_of(rows, "first_byte_seconds"),
-    "First byte, p95 (s)": lambda rows: p95_of(rows, "first_byte_seconds"),
-    "Whole answer, median (s)": lambda rows: median_of(rows, "response_seconds"),
-    "Whole answer, p95 (s)": lambda rows: p95_of(rows, "response_seconds"),
-    "Model time, median (s)": lambda rows: median_of(rows, "run_seconds"),
-    "Model time, p95 (s)": lambda rows: p95_of(rows, "run_seconds"),
+TIMES = {"first_byte_seconds": "First byte", "response_seconds": "Whole answer", "run_seconds": "Model time"}
+RANKS = {"p50": "median", "p95": "p95"}
+TIMED = {f"{title}, {name} (s)": (measure, rank) for measure, title in TIMES.items() for rank, name in RANKS.items()}
+AXES: Mapping[str, Mapping[str, Any]] = {  # of time, by the width of a bucket
+    "1h": {"unit": "utcyearmonthdatehours", "format": "%d %b %H:%M", "ticks": {"interval": "hours", "step": 6}},
+    "1d": {"unit": "utcyearmonthdate", "format": "%d %b", "ticks": {"interval": "date", "step": 1}},
 }
-WIDTHS = {"1h": 13, "1d": 10}  # how much of a time in ISO 8601 names its hour or its day
+CHART_HEIGHT, LEGEND_LINE = 320, 24  # pixels
+LEGEND_WIDTH, SYMBOL_WIDTH = 44, 5  # letters that are beside each other on a narrow screen; what a colour takes
 NOBODY = "without a key"
-MOST = 1000  # rows of the log that the times are of
 LOOK_SECONDS = 2.0  # between two looks at what goes on
 
 
@@ -44,26 +46,23 @@ def show() -> None:
     now()
     st.subheader("What was asked for")
     with st.container(horizontal=True):
-        span = st.selectbox("Time", list(SPANS))
+        span = st.selectbox("Time", list(SPANS), help="Whole days in UTC.")
         group = st.selectbox("Told apart by", list(GROUPS), format_func=GROUPS.__getitem__)
         drawn = st.selectbox("Drawn", [*COUNTED, *TIMED])
     days, width = SPANS[span]
-    since = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+    since = (datetime.now(UTC).date() - timedelta(days=days - 1)).isoformat()
     with told():
         asked = client()
-        rows = asked.usage(since, MOST)
-        if rows:
-            totals = asked.totals(since, "all", ",".join(dict.fromkeys([group, "model", "modality"])))
-            made = [total for bucket in totals for total in bucket["results"] if total["modality"]]
+        [whole] = asked.totals(since, "all", percentiles=TIMES)
+        if whole["results"]:
+            [bucket] = asked.totals(since, "all", dict.fromkeys([group, "model", "modality"]))
             prices = {model["id"]: model["price"] for model in asked.models()}
-            numbers(made, rows, cost_of(made, prices))
-            if drawn in COUNTED:
-                buckets = asked.totals(since, width, ",".join(dict.fromkeys([group, "modality"])))
-                over_time(drawn, group, counted(buckets, drawn, group, WIDTHS[width]))
-            else:
-                over_time(drawn, group, timed(rows, drawn, group, WIDTHS[width]))
-            times(rows, group)
-            units(made, group, prices)
+            numbers(whole["results"][0], cost_of(bucket["results"], prices))
+            measures = [TIMED[drawn][0]] if drawn in TIMED else []
+            over_time(drawn, group, width, asked.totals(since, width, [group], measures))
+            [told_apart] = asked.totals(since, "all", [group], TIMES)
+            times(told_apart["results"], group)
+            units(bucket["results"], group, prices)
         else:
             st.info("Nothing was asked for in this time.", icon=":material/hourglass_empty:")
         budgets(asked)
@@ -90,70 +89,93 @@ def now() -> None:
         st.caption("Requests in the queue, those in progress, and how many of these shared the model's latest step.")
 
 
-def numbers(made: Sequence[Row], rows: Sequence[Row], cost: float) -> None:
+def numbers(total: Row, cost: float) -> None:
     """Show the most important numbers."""
-    requests, failures = (sum(total[name] for total in made) for name in ("requests", "failures"))
+    requests, failures = total["requests"], total["failures"]
     with st.container(horizontal=True):
         st.metric("Requests", f"{requests:,}", border=True)
-        st.metric("Failed", f"{failures:,} ({failures / max(1, requests):.0%})", border=True)
-        st.metric("First byte, median", seconds(median_of(rows, "first_byte_seconds")), border=True)
-        st.metric("Whole answer, p95", seconds(p95_of(rows, "response_seconds")), border=True)
-        st.metric("Model time, median", seconds(median_of(rows, "run_seconds")), border=True)
+        st.metric("Failed", f"{failures:,} ({failures / requests:.0%})", border=True)
+        st.metric("First byte, median", seconds(ranked(total, "first_byte_seconds", "p50")), border=True)
+        st.metric("Whole answer, p95", seconds(ranked(total, "response_seconds", "p95")), border=True)
+        st.metric("Model time, median", seconds(ranked(total, "run_seconds", "p50")), border=True)
         if cost:
             st.metric("Cost", number(cost), border=True, help="At today's prices, in the money that they are in.")
 
 
-def over_time(drawn: str, group: str, points: Mapping[tuple[str, str], float | None]) -> None:
-    """Draw values by their hour or day and their name."""
+def ranked(total: Row, measure: str, rank: str) -> float | None:
+    """A percentile of a time; None: no row is kept that knows it."""
+    found: Mapping[str, float] | None = total["percentiles"][measure]
+    return found[rank] if found else None
+
+
+def over_time(drawn: str, group: str, width: str, buckets: Sequence[Row]) -> None:
+    """Draw values by their hour or day and their name, on an axis of the whole time."""
     st.subheader(f"{drawn.removesuffix(' (s)')} over time")
-    data = [
-        {"Time (UTC)": at[5:].replace("T", " ") + (":00" if "T" in at else ""), drawn: value, GROUPS[group]: name}
-        for (at, name), value in sorted(points.items())
-        if value is not None
+    value = COUNTED.get(drawn) or partial(ranked, measure=TIMED[drawn][0], rank=TIMED[drawn][1])
+    names = sorted({name_of(total, group) for bucket in buckets for total in bucket["results"]})
+    points = [
+        {"Time": instant(bucket["start"]), GROUPS[group]: name, drawn: found.get(name)}
+        for bucket in buckets
+        for found in ({name_of(total, group): value(total) for total in bucket["results"]},)
+        for name in names
     ]
-    said = f"{drawn} over time, a bar for each hour or day"
-    st.bar_chart(data, x="Time (UTC)", y=drawn, color=GROUPS[group], stack=drawn in COUNTED, alt=said)
+    ends = [instant(bucket[end]) for bucket, end in ((buckets[0], "start"), (buckets[-1], "end"))]
+    said = f"{drawn} over time in UTC, for each {'hour' if width == '1h' else 'day'}"
+    st.vega_lite_chart(points, chart(drawn, GROUPS[group], width, ends, names), alt=said)
 
 
-def counted(buckets: Sequence[Row], drawn: str, group: str, width: int) -> dict[tuple[str, str], float | None]:
-    """Add up what was asked for, by time and name."""
-    points: dict[tuple[str, str], float | None] = {}
-    for bucket in buckets:
-        for total in bucket["results"]:
-            if total["modality"]:
-                at = bucket["start"][:width], name_of(total, group)
-                points[at] = (points.get(at) or 0) + COUNTED[drawn](total)
-    return points
-
-
-def timed(rows: Sequence[Row], drawn: str, group: str, width: int) -> dict[tuple[str, str], float | None]:
-    """Find how long it took, by time and name."""
+def chart(drawn: str, group: str, width: str, ends: Sequence[datetime], names: Sequence[str]) -> dict[str, Any]:
+    """Say how it is drawn: what adds up in bars upon each other, times in lines that end where nothing is known."""
+    axis = AXES[width]
+    columns = max(1, LEGEND_WIDTH // (max(map(len, names)) + SYMBOL_WIDTH))
+    time = {"field": "Time", "type": "temporal", "timeUnit": axis["unit"], "title": "Time (UTC)"}
+    shown = {
+        "scale": {"type": "utc", "domain": [in_words(end) for end in ends]},
+        "axis": {"format": axis["format"], "tickCount": axis["ticks"], "labelOverlap": "greedy"},
+    }
+    legend = {"orient": "bottom", "columns": columns, "labelLimit": 300, "symbolType": "square"}
     return {
-        (at, name): TIMED[drawn](found)
-        for name, of_name in by(rows, lambda row: name_of(row, group))
-        for at, found in by(of_name, lambda row: row["started_at"][:width])
+        "height": CHART_HEIGHT + LEGEND_LINE * -(-len(names) // columns),
+        "mark": {"type": "bar"} if drawn in COUNTED else {"type": "line", "point": True},
+        "encoding": {
+            "x": {**time, **shown},
+            "y": {"field": drawn, "type": "quantitative", "title": drawn},
+            "color": {"field": group, "type": "nominal", "legend": legend},
+            "tooltip": [
+                {**time, "format": "%d %b %Y %H:%M"},
+                {"field": group, "type": "nominal"},
+                {"field": drawn, "type": "quantitative"},
+            ],
+        },
     }
 
 
-def times(rows: Sequence[Row], group: str) -> None:
+def instant(text: str) -> datetime:
+    """When a bucket begins or ends; a day begins at midnight in UTC."""
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def in_words(end: datetime) -> dict[str, Any]:
+    """Write an instant as Vega-Lite takes it."""
+    return {"year": end.year, "month": end.month, "date": end.day, "hours": end.hour, "utc": True}
+
+
+def times(totals: Sequence[Row], group: str) -> None:
     """Show how long it took, and what failed."""
     st.subheader("How long it took")
     table = [
         {
-            GROUPS[group]: name,
-            "Requests": len(found),
-            "Failed": failures_of(found),
+            GROUPS[group]: name_of(total, group),
+            "Requests": total["requests"],
+            "Failed": total["failures"],
             **{
-                f"{title}, {how}": seconds(of(found, column))
-                for title, column in (
-                    ("First byte", "first_byte_seconds"),
-                    ("Whole answer", "response_seconds"),
-                    ("Model time", "run_seconds"),
-                )
-                for how, of in (("median", median_of), ("p95", p95_of))
+                f"{title}, {name}": seconds(ranked(total, measure, rank))
+                for measure, title in TIMES.items()
+                for rank, name in RANKS.items()
             },
         }
-        for name, found in by(rows, lambda row: name_of(row, group))
+        for total in totals
     ]
     st.dataframe(table, hide_index=True)
     st.caption("A job is answered at once, and its model works afterwards. p95: 95 of 100 took no longer.")
@@ -197,8 +219,15 @@ def budgets(asked: Client) -> None:
     if not found:
         st.caption("No key has a budget: as much may be used as there is.")
     for owner, each in found:
-        told_of = f"{owner}, a {each['period']}: {number(each['used'])} of {number(each['limit'])} {each['unit']}"
-        st.progress(min(1.0, each["used"] / each["limit"]), text=told_of.replace("_", " "))
+        unit = each["unit"].replace("_", " ")
+        said = f"{owner}, a {each['period']}: {number(each['used'])} of {number(each['limit'])} {unit}"
+        st.html(bar(said, each["used"] / each["limit"]))
+
+
+def bar(said: str, share: float) -> str:
+    """Write a bar that has its words for a name, as they are: Streamlit's own reads Markdown and is called progress."""
+    style = "width: 100%; accent-color: var(--st-primary-color)"
+    return f'<label>{escape(said)}<progress value="{min(1.0, share)}" style="{style}"></progress></label>'
 
 
 def name_of(row: Row, group: str) -> str:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from gateway.routes.usage import Instant, inert, split_commas, visible_caller, wants_csv
 from gateway.usage.log import UsageLog
+from gateway.usage.percentiles import Measure
 from gateway.usage.summary import NUMBERS, Bucket, Group, Question, Total, Width
 from services.registry import Task
 from services.schema import UNITS
@@ -18,6 +19,7 @@ from services.schema import UNITS
 DEFAULT_DAYS = 30
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 DEFAULT_HOURS, MAX_HOURS = 24, 168  # which are counted row by row
+RANKS = ("p50", "p95")
 
 router = APIRouter(tags=["usage"])
 
@@ -52,6 +54,8 @@ class SummaryQuery(BaseModel):
     """Only requests to these models."""
     modality: Annotated[list[Task], BeforeValidator(split_commas)] = []
     """Only requests of these modalities."""
+    percentiles: Annotated[list[Measure], BeforeValidator(split_commas)] = []
+    """Of what times the median and the 95th percentile are found too, as far back as the rows of the log go."""
     limit: int = Field(default=31, ge=1, le=366)
     """Buckets at most, the oldest first; hours: 168 at most."""
     format: Literal["json", "csv"] | None = None
@@ -69,6 +73,7 @@ class SummaryQuery(BaseModel):
             callers=only(self.caller, visible),
             models=self.model or None,
             modalities=self.modality or None,
+            measures=tuple(dict.fromkeys(self.percentiles)),
         )
 
     def last_day(self, last: date) -> tuple[date, date]:
@@ -115,27 +120,30 @@ class UsageSummary(BaseModel):
     responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
 )
 async def summarize_usage(request: Request, query: Annotated[SummaryQuery, Query()]) -> UsageSummary | Response:
-    """Add up who used what: requests, failures, units, bytes and seconds, in buckets of time."""
+    """Add up who used what: requests, failures, units, bytes and seconds, in buckets of time; and rank the times."""
     usage: UsageLog = request.app.state.usage
     question = query.question(visible_caller(request.scope["caller"]))
     buckets = await usage.summarize(question, query.bucket_width, query.num_buckets)
     if wants_csv(query.format, request):
         headers = {"content-disposition": 'attachment; filename="usage-summary.csv"'}
-        return Response(as_csv(question.groups, buckets), media_type="text/csv", headers=headers)
+        return Response(as_csv(question, buckets), media_type="text/csv", headers=headers)
     return UsageSummary(data=buckets, has_more=bool(buckets) and buckets[-1].end < question.until)
 
 
-def as_csv(groups: Sequence[Group], buckets: Sequence[Bucket]) -> str:
+def as_csv(question: Question, buckets: Sequence[Bucket]) -> str:
     """Write a line for each group of each bucket."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([name.replace("_", " ").title() for name in ("start", "end", *groups, *NUMBERS)])
+    ranks = [f"{measure} {rank}" for measure in question.measures for rank in RANKS]
+    writer.writerow([name.replace("_", " ").title() for name in ("start", "end", *question.groups, *NUMBERS, *ranks)])
     for bucket in buckets:
-        writer.writerows(row_of(groups, bucket.start, bucket.end, total) for total in bucket.results)
+        writer.writerows(row_of(question, bucket, total) for total in bucket.results)
     return text.getvalue()
 
 
-def row_of(groups: Sequence[Group], start: date, end: date, total: Total) -> list[object]:
-    """Write a line."""
+def row_of(question: Question, bucket: Bucket, total: Total) -> list[object]:
+    """Write a line; what is not known is empty."""
+    groups = [inert(getattr(total, group)) for group in question.groups]
     numbers = [total.units.get(name, 0) if name in UNITS else getattr(total, name) for name in NUMBERS]
-    return [start.isoformat(), end.isoformat(), *(inert(getattr(total, group)) for group in groups), *numbers]
+    ranks = [getattr(total.percentiles[measure], rank, None) for measure in question.measures for rank in RANKS]
+    return [bucket.start.isoformat(), bucket.end.isoformat(), *groups, *numbers, *ranks]

@@ -1,17 +1,18 @@
-"""Adds the daily roll-up up, and for hours the rows: by time, caller, model and modality; knows no HTTP."""
+"""Adds the daily roll-up up, and for hours and percentiles the rows: by time, caller and model; knows no HTTP."""
 
 from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from sqlalchemy import ColumnElement, Select, case, func, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from gateway.usage.percentiles import Measure, Percentiles, ranked
 from gateway.usage.schema import ReceiptRow, Units, Usage, UsageDay, units_of
 from services.schema import UNITS
 
@@ -20,6 +21,8 @@ Width = Literal["1h", "1d", "1mo", "all"]
 WHOLE = ("requests", "failures", "bytes_out")
 SECONDS = ("response_seconds", "queue_seconds", "run_seconds")
 NUMBERS = (*WHOLE, *SECONDS, *UNITS)
+
+Ranks = dict[tuple[str, ...], dict[Measure, Percentiles | None]]  # by group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class Question:
         until: the day after the last one, or the hour.
         groups: what is told apart.
         callers: whose requests; None: everybody's. So with models and modalities.
+        measures: of which times the percentiles are found.
     """
 
     since: date
@@ -39,6 +43,7 @@ class Question:
     callers: Sequence[str] | None = None
     models: Sequence[str] | None = None
     modalities: Sequence[str] | None = None
+    measures: Sequence[Measure] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,10 @@ class Total:
     response_seconds: float
     queue_seconds: float
     run_seconds: float
+    percentiles: Annotated[
+        dict[Measure, Percentiles | None],
+        Field(description="Of the times that were asked for; null where no row is kept that knows it."),
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +96,26 @@ async def summarize(engine: AsyncEngine, question: Question, width: Width, num_b
                 group = tuple(row[name] for name in question.groups)
                 place = bisect(starts, row["first_day"]) - 1
                 found[place][group].update({name: row[name] for name in NUMBERS})
+        ranks = [await rank(connection, question, *span) for span in spans]
     return [
-        Bucket(start=start, end=end, results=[total_of(question.groups, *item) for item in sorted(totals.items())])
-        for (start, end), totals in zip(spans, found, strict=True)
+        Bucket(
+            start=start,
+            end=end,
+            results=[total_of(question, *item, times.get(item[0], {})) for item in sorted(totals.items())],
+        )
+        for (start, end), totals, times in zip(spans, found, ranks, strict=True)
     ]
+
+
+async def rank(connection: AsyncConnection, question: Question, since: date, until: date) -> Ranks:
+    """Find the percentiles of each group in a stretch of time."""
+    keys, ranks = keys_of(question), defaultdict[tuple[str, ...], dict[Measure, Percentiles | None]](dict)
+    for measure in question.measures:
+        asked = ranked(measure, keys, row_conditions(question, since, until))
+        for row in (await connection.execute(asked)).mappings():
+            group = tuple(row[name] for name in question.groups)
+            ranks[group][measure] = Percentiles(p50=row["p50"], p95=row["p95"])
+    return ranks
 
 
 def cut(since: date, until: date, width: Width) -> Iterator[tuple[date, date]]:
@@ -114,13 +139,7 @@ def added_up(question: Question, *, by_day: bool) -> Select[*tuple[Any, ...]]:
 
 def in_rows(question: Question, since: date, until: date) -> Iterator[Select[*tuple[Any, ...]]]:
     """Let the database add up what the rows of an hour say, and what their receipts do."""
-    wanted = {
-        Usage.caller: question.callers,
-        Usage.model: question.models,
-        Usage.modality: question.modalities,
-    }
-    of_some = [column.in_(values) for column, values in wanted.items() if values is not None]
-    keys = [getattr(Usage, group) for group in question.groups]
+    keys = keys_of(question)
     seen = {
         "requests": func.count(),
         "failures": func.sum(case((Usage.successful, 0), else_=1)),
@@ -132,8 +151,28 @@ def in_rows(question: Question, since: date, until: date) -> Iterator[Select[*tu
         statement = select(*keys, *(number.label(name) for name, number in sums.items())).select_from(Usage)
         if table is ReceiptRow:
             statement = statement.join(ReceiptRow, ReceiptRow.usage_id == Usage.id)
-        within = Usage.started_at >= since, Usage.started_at < until
-        yield statement.where(*within, *of_some).group_by(*keys).having(func.count() > 0)
+        yield statement.where(*row_conditions(question, since, until)).group_by(*keys).having(func.count() > 0)
+
+
+def keys_of(question: Question) -> list[Any]:
+    """The columns of a row that tell its group."""
+    return [getattr(Usage, group) for group in question.groups]
+
+
+def row_conditions(question: Question, since: date, until: date) -> list[ColumnElement[bool]]:
+    """Say which rows are meant."""
+    wanted = {
+        Usage.caller: question.callers,
+        Usage.model: question.models,
+        Usage.modality: question.modalities,
+    }
+    of_some = [column.in_(values) for column, values in wanted.items() if values is not None]
+    return [Usage.started_at >= instant_of(since), Usage.started_at < instant_of(until), *of_some]
+
+
+def instant_of(day: date) -> datetime:
+    """When a day begins, in UTC; an hour is an instant already."""
+    return day if isinstance(day, datetime) else datetime.combine(day, time(), UTC)
 
 
 def conditions(question: Question) -> list[ColumnElement[bool]]:
@@ -147,8 +186,14 @@ def conditions(question: Question) -> list[ColumnElement[bool]]:
     return [UsageDay.day >= question.since, UsageDay.day < question.until, *of_some]
 
 
-def total_of(groups: Sequence[Group], values: Sequence[str], numbers: Mapping[str, float]) -> Total:
+def total_of(
+    question: Question,
+    group: Sequence[str],
+    numbers: Mapping[str, float],
+    times: Mapping[Measure, Percentiles | None],
+) -> Total:
     """Put a group's numbers into words."""
-    said: dict[str, Any] = dict(zip(groups, values, strict=True))
+    said: dict[str, Any] = dict(zip(question.groups, group, strict=True))
     said |= {name: int(numbers[name]) for name in WHOLE} | {name: round(numbers[name], 6) for name in SECONDS}
-    return Total(units=units_of(numbers), **said)
+    percentiles = {measure: times.get(measure) for measure in question.measures}
+    return Total(units=units_of(numbers), percentiles=percentiles, **said)

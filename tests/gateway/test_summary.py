@@ -121,6 +121,7 @@ async def test_everything_in_one_says_all_that_is_counted(tmp_path: Path) -> Non
                         "response_seconds": 12.0,
                         "queue_seconds": 4.0,
                         "run_seconds": 10.0,
+                        "percentiles": {},
                     }
                 ],
             }

@@ -1,27 +1,46 @@
 """The studio in a real browser: every modality made and downloaded, and what goes wrong said."""
 
+import io
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped] # it ships no types
-from playwright.sync_api import Browser, expect
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Browser, Locator, ViewportSize, WebSocket, expect
 
 from tests.live.browsing import INVITATIONS, LONG, Visitor, chromium
 from tests.live.conftest import MODELS_FILE, TASKS, System, free_ports, started
+from tests.live.made import (
+    body_of,
+    film_differs,
+    frames_of,
+    heard,
+    hue_of_mesh,
+    hue_on,
+    picture_differs,
+    pixels_of,
+    sound_of,
+)
 from tests.live.pictures import png
 from tests.live.test_crash import serving_process
 
 Visit = Callable[[System], Visitor]
 NUMBERS = count(1)
+NARROW: ViewportSize = {"width": 375, "height": 800}  # of a small telephone
+NAMES = {"text": "Text", "image": "Image", "audio": "Speech", "video": "Video", "mesh": "3D"}
+TIMES = ("first_byte_seconds", "response_seconds", "run_seconds")
+PARTS = ("Label", "Value")  # of a number that is shown
 
 
 @pytest.fixture(scope="module")
@@ -139,41 +158,92 @@ def test_a_conversation_outlives_the_page_and_no_other_browser_sees_it(system: S
         assert urlsplit(visitor.page.url).query == ""
 
 
-@pytest.mark.parametrize(
-    ("modality", "shown", "files"),
-    [
-        ("Image", "img", {"PNG": b"\x89PNG"}),
-        ("Speech", "audio", {"MP3": b"ID3"}),
-        ("Video", "video", {"MP4": b"ftyp", "Thumbnail": b"\xff\xd8", "Sprite sheet": b"\xff\xd8"}),
-        (
-            "3D",
-            "canvas",
-            {"GLB": b"glTF", "OBJ": b"\nv ", "PLY": b"ply", "Points (PLY)": b"ply", "Turning (GIF)": b"GIF8"},
-        ),
-    ],
-)
-def test_a_modality_is_made_shown_and_downloaded(
-    system: System, visit: Visit, modality: str, shown: str, files: dict[str, bytes]
-) -> None:
-    visitor = visit(system)
-    asked = words("a boat")
+def made(client: httpx.Client, asked: str) -> dict[str, Any]:
+    """The newest job of those words, with its files' contents by variant."""
+    job: dict[str, Any] = next(job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked)
+    return {**job, "files": {each["variant"]: client.get(each["url"]).content for each in job["outputs"]}}
+
+
+def made_in(visitor: Visitor, modality: str, of: str) -> tuple[str, Locator]:
+    """Have something made; return its words and its card, as soon as it is there."""
+    asked = words(of)
     visitor.open()
     visitor.choose(modality)
     visitor.say(asked)
     card = visitor.card(asked)
+    expect(card).to_contain_text(re.compile(r"seed \d+ · \d+\.\d s"), timeout=LONG)
+    return asked, card
 
-    expect(card.locator(shown)).to_be_visible(timeout=LONG)
-    expect(card).to_contain_text(re.compile(r"seed \d+ · \d+\.\d s"))
-    for button, part in files.items():
-        assert part in visitor.download(card, button), button
+
+def test_a_picture_is_shown_as_it_was_made(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked, card = made_in(visit(system), "Image", "a boat")
+
+    assert picture_differs(card.locator("img"), made(client, asked)["files"]["image"]) == 0
+
+
+def test_a_speech_is_played_as_it_was_made(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked, card = made_in(visit(system), "Speech", "a boat")
+    seconds, peak = sound_of(made(client, asked)["files"]["audio"])
+    expect(card.get_by_role("button", name="MP3")).to_be_visible(timeout=LONG)
+
+    heard_seconds, heard_peak = heard(card.locator("audio"))
+    assert heard_seconds == pytest.approx(seconds, abs=0.2)
+    assert heard_peak == pytest.approx(peak, rel=0.2)
+    assert min(seconds, peak) > 0
+
+
+def test_a_film_is_played_as_it_was_made(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked, card = made_in(visit(system), "Video", "a boat")
+
+    assert film_differs(card.locator("video"), made(client, asked)["files"]["video"]) < 0.03
 
 
 @pytest.mark.parametrize(
     ("modality", "files"),
     [
-        ("Image", {"WEBP": b"WEBP", "JPG": b"\xff\xd8"}),
-        ("Speech", {"WAV": b"RIFF", "FLAC": b"fLaC", "OPUS": b"OggS", "AAC": b"\xff\xf1"}),
-        ("Video", {"GIF": b"GIF89a", "WEBP": b"WEBP"}),
+        ("Image", {"PNG": ("image", rb"\x89PNG\r\n\x1a\n")}),
+        ("Speech", {"MP3": ("audio", rb"ID3")}),
+        (
+            "Video",
+            {
+                "MP4": ("video", rb"....ftyp"),
+                "Thumbnail": ("thumbnail", rb"\xff\xd8\xff"),
+                "Sprite sheet": ("spritesheet", rb"\xff\xd8\xff"),
+            },
+        ),
+        (
+            "3D",
+            {
+                "GLB": ("glb", rb"glTF\x02\x00\x00\x00"),
+                "OBJ": ("obj", rb"(#[^\n]*\n)*v "),
+                "PLY": ("ply", rb"ply\n"),
+                "Points (PLY)": ("points", rb"ply\n"),
+                "Turning (GIF)": ("preview", rb"GIF89a"),
+            },
+        ),
+    ],
+)
+def test_what_was_made_is_downloaded_as_it_is(
+    system: System, visit: Visit, client: httpx.Client, modality: str, files: dict[str, tuple[str, bytes]]
+) -> None:
+    visitor = visit(system)
+    asked, card = made_in(visitor, modality, "a boat")
+    expect(card.get_by_role("button", name=next(iter(files)), exact=True)).to_be_visible(timeout=LONG)
+    job = made(client, asked)
+    assert {variant for variant, _ in files.values()} <= set(job["files"])
+
+    for button, (variant, begins) in files.items():
+        content = visitor.download(card, button)
+        assert re.match(begins, content, re.DOTALL), (button, content[:16])
+        assert content == job["files"][variant], button
+
+
+@pytest.mark.parametrize(
+    ("modality", "files"),
+    [
+        ("Image", {"WEBP": rb"RIFF....WEBP", "JPG": rb"\xff\xd8\xff"}),
+        ("Speech", {"WAV": rb"RIFF....WAVE", "FLAC": rb"fLaC", "OPUS": rb"OggS", "AAC": rb"(ID3.{7,4000}?)?\xff\xf1"}),
+        ("Video", {"GIF": rb"GIF89a", "WEBP": rb"RIFF....WEBP"}),
     ],
 )
 def test_other_formats_are_downloaded_and_nothing_is_made_or_counted_again(
@@ -181,22 +251,42 @@ def test_other_formats_are_downloaded_and_nothing_is_made_or_counted_again(
 ) -> None:
     visitor = visit(system)
     visitor.page.set_viewport_size({"width": 1200, "height": 2000})  # the list moves out of a small one with its button
-    asked = words("a boat")
-    visitor.open()
-    visitor.choose(modality)
-    visitor.say(asked)
-    formats = visitor.card(asked).get_by_role("button", name="Other formats")
+    asked, card = made_in(visitor, modality, "a boat")
+    formats = card.get_by_role("button", name="Other formats")
     expect(formats).to_be_visible(timeout=LONG)
-    [job] = [job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked]
-    made = made_so_far(client)
+    job = made(client, asked)
+    before = made_so_far(client)
     formats.click()
-    for button, part in files.items():
+    for button, begins in files.items():
         content = visitor.download(visitor.page.get_by_test_id("stPopoverBody"), button)
-        assert part in content, button
+        assert re.match(begins, content, re.DOTALL), (button, content[:16])
+        assert resembles(content, job["files"]), button
         said = client.post("/v1/content_provenance_checks", files={"file": content}).json()["results"][0]
         assert (said["model"], said["seed"]) == (job["model"], job["seed"])
 
-    assert made_so_far(client) == made
+    assert made_so_far(client) == before
+
+
+def resembles(content: bytes, files: Mapping[str, bytes]) -> bool:
+    """Whether another format, decoded, has what was made."""
+    if "audio" in files:
+        seconds, peak = sound_of(content)
+        wanted, _ = sound_of(files["audio"])
+        return abs(seconds - wanted) < 0.2 and peak > 0
+    if "video" in files:
+        with Image.open(io.BytesIO(content)) as film:
+            return (film.size, getattr(film, "n_frames", 1)) == (
+                size_of(files["video"]),
+                len(frames_of(files["video"])),
+            )
+    seen, wanted_pixels = pixels_of(content), pixels_of(files["image"])
+    return seen.shape == wanted_pixels.shape and float(np.abs(seen - wanted_pixels).mean()) < 0.05
+
+
+def size_of(film: bytes) -> tuple[int, int]:
+    """The width and the height of a film."""
+    height, width, _ = frames_of(film)[0].shape
+    return width, height
 
 
 def made_so_far(client: httpx.Client) -> list[dict[str, float]]:
@@ -251,22 +341,49 @@ def test_no_job_is_ever_shown_with_the_buttons_of_another(system: System, visit:
     assert visitor.page.evaluate("window.strangers") == []
 
 
-def test_a_mesh_turns_under_the_mouse_and_the_keys(system: System, visit: Visit) -> None:
+def test_a_mesh_is_seen_in_its_colours_and_turns_under_the_mouse_the_wheel_and_the_keys(
+    system: System, visit: Visit, client: httpx.Client
+) -> None:
     visitor = visit(system)
-    asked = words("a chair")
-    visitor.open()
-    visitor.choose("3D")
-    visitor.say(asked)
-    canvas = visitor.card(asked).locator("canvas")
+    asked, card = made_in(visitor, "3D", "a chair")
+    canvas = card.locator("canvas")
     expect(canvas).to_have_attribute("data-turned", "0.60 0.30 3.00", timeout=LONG)
-    canvas.hover()
+    canvas.scroll_into_view_if_needed()
+
+    wanted = hue_of_mesh(made(client, asked)["files"]["glb"])
+    assert np.abs(wanted - wanted.mean()).max() > 0.3  # it is of some colour, and not grey
+    assert np.abs(hue_on(canvas) - wanted).max() < 0.1  # one side of it is seen
+    body = body_of(canvas)
+    assert 0.02 < body.mean() < 0.9
+    visitor.page.mouse.move(*middle(canvas))
+    visitor.page.mouse.wheel(0, -400)
+    nearer = after(canvas, "0.60 0.30 3.00")
+    assert nearer.mean() > 1.2 * body.mean()
+
+    turned = str(canvas.get_attribute("data-turned"))
     visitor.page.mouse.down()
     visitor.page.mouse.move(10, 10)
     visitor.page.mouse.up()
-    expect(canvas).not_to_have_attribute("data-turned", "0.60 0.30 3.00")
-    before = str(canvas.get_attribute("data-turned"))
-    canvas.press("ArrowRight")
-    expect(canvas).not_to_have_attribute("data-turned", before)
+    dragged = after(canvas, turned)
+    assert (dragged != nearer).mean() > 0.005
+
+    turned = str(canvas.get_attribute("data-turned"))
+    for _ in range(5):
+        canvas.press("ArrowRight")
+    assert (after(canvas, turned) != dragged).mean() > 0.005
+
+
+def middle(place: Locator) -> tuple[float, float]:
+    """Where the mouse has to be."""
+    box = place.bounding_box()
+    assert box
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def after(canvas: Locator, turned: str) -> NDArray[np.bool_]:
+    """What is seen of a mesh as soon as it is not turned so any more."""
+    expect(canvas).not_to_have_attribute("data-turned", turned)
+    return body_of(canvas)
 
 
 def test_a_picture_is_attached_animated_made_3d_and_made_again(system: System, visit: Visit, tmp_path: Path) -> None:
@@ -349,8 +466,36 @@ def test_all_can_be_done_with_the_keyboard(system: System, visit: Visit) -> None
     reach(visitor, "Describe a picture, or attach one and say what becomes of it")
     keyboard.type(asked)
     keyboard.press("Enter")
+    card = visitor.card(asked)
+    expect(card.get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
 
-    expect(visitor.card(asked).get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
+    reach_button(visitor, card.get_by_role("button", name="Other formats"))
+    keyboard.press("Enter")
+    other = visitor.page.get_by_test_id("stPopoverBody").get_by_role("button", name="WEBP")
+    expect(other).to_be_visible()
+    reach_button(visitor, other)
+    with visitor.page.expect_download() as waiting:
+        keyboard.press("Enter")
+    with Image.open(waiting.value.path()) as found:
+        assert found.format == "WEBP"
+
+
+def test_what_is_made_is_cancelled_with_the_keyboard(system: System, visit: Visit, client: httpx.Client) -> None:
+    visitor = visit(system)
+    card = visitor.card(begun_slowly(client, visitor))
+    reach_button(visitor, card.get_by_role("button", name="Cancel"))
+    visitor.page.keyboard.press("Enter")
+
+    expect(card).to_contain_text("Cancelled.", timeout=LONG)
+
+
+def reach_button(visitor: Visitor, button: Locator) -> None:
+    """Press Tab until a button has the focus."""
+    for _ in range(100):
+        visitor.page.keyboard.press("Tab")
+        if button.evaluate("button => button.contains(document.activeElement)"):
+            return
+    raise AssertionError("it cannot be reached")
 
 
 def reach(visitor: Visitor, name: str) -> None:
@@ -529,57 +674,268 @@ def test_what_cannot_be_made_is_said_with_its_reason(system: System, visit: Visi
     expect(visitor.card(asked)).to_contain_text(reason, timeout=LONG)
 
 
-def test_usage_is_drawn(system: System, visit: Visit, client: httpx.Client) -> None:
-    client.get("/generate/image", params={"prompt": "a"})
+def summary(client: httpx.Client, **query: str) -> dict[str, dict[str, Any]]:
+    """What was asked for today and yesterday of each modality, as the gateway says."""
+    since = (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
+    asked = {"since": since, "bucket_width": "all", "group_by": "modality", "percentiles": ",".join(TIMES), **query}
+    buckets = client.get("/v1/usage/summary", params=asked).json()["data"]
+    return {total["modality"]: total for bucket in buckets for total in bucket["results"] if total["modality"]}
+
+
+def marks(visitor: Visitor, drawn: str) -> dict[str, list[float]]:
+    """The values that are drawn, by name: every bar and point says for screen readers what it is of."""
+    chart = visitor.page.get_by_test_id("stVegaLiteChart")
+    axis = chart.locator("[aria-label^='Y-axis']")
+    expect(axis).to_have_attribute("aria-label", re.compile(re.escape(f"'{drawn}'")), timeout=LONG)
+    visitor.settle()
+    found = chart.locator("[aria-roledescription=bar], [aria-roledescription=point]")
+    said = [str(each.get_attribute("aria-label")) for each in found.all()]
+    values: dict[str, list[float]] = {}
+    for label in said:
+        [(value, name)] = re.findall(rf"; {re.escape(drawn)}: (.*); Modality: (.*)$", label)
+        values.setdefault(name, []).append(float(value.replace(",", "").replace("\u2212", "-")))
+    return values
+
+
+def cells(table: Locator) -> list[list[str]]:
+    """The rows of a table, which are there for screen readers."""
+    rows: list[list[str]] = table.locator("table [role=row]").evaluate_all(
+        "rows => rows.map(row => [...row.children].map(cell => cell.innerText || cell.textContent))"
+    )
+    return rows
+
+
+def said(seconds: float | None) -> str:
+    """A time as people read it."""
+    if seconds is None:
+        return "unknown"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def test_usage_is_what_was_asked_for(system: System, visit: Visit, client: httpx.Client) -> None:
+    before = summary(client)
+    for _ in range(3):
+        assert client.get("/generate/image", params={"prompt": "a"}).is_success
+    assert client.get("/generate/audio", params={"prompt": "a"}).is_success
+    assert client.post("/v1/images/generations", json={"prompt": "a", "size": "1x1"}).status_code == 400
+    grown = {"image": 4, "audio": 1}
+    system.wait(
+        lambda: all(
+            summary(client)[name]["requests"] == before.get(name, {}).get("requests", 0) + more
+            for name, more in grown.items()
+        )
+    )
     visitor = visit(system)
     visitor.open("/usage")
+    expect(visitor.page.get_by_role("heading", name="Budgets")).to_be_visible(timeout=LONG)
+    visitor.rest()
+    totals = summary(client)
+    requests, failures = (sum(total[name] for total in totals.values()) for name in ("requests", "failures"))
 
-    expect(visitor.page.get_by_test_id("stVegaLiteChart").locator("svg, canvas").first).to_be_visible(timeout=LONG)
-    expect(visitor.page.get_by_text("Model time, median").first).to_be_visible()
-    chosen = visitor.page.get_by_label("Drawn")
-    chosen.click()
-    for drawn in visitor.page.get_by_role("option").all_inner_texts():
-        chosen.click()
-        visitor.page.get_by_role("option", name=drawn, exact=True).click()
-        axis = visitor.page.get_by_test_id("stVegaLiteChart").locator("[aria-label^='Y-axis']")
-        expect(axis).to_have_attribute("aria-label", re.compile(re.escape(f"'{drawn}'")), timeout=LONG)
+    assert {name: sum(values) for name, values in marks(visitor, "Requests").items()} == {
+        NAMES[name]: total["requests"] for name, total in totals.items()
+    }
+    metrics = dict(
+        zip(*(visitor.page.get_by_test_id(f"stMetric{part}").all_inner_texts() for part in PARTS), strict=True)
+    )
+    assert metrics["Requests"] == f"{requests:,}"
+    assert metrics["Failed"] == f"{failures:,} ({failures / requests:.0%})"
+    assert cells(visitor.page.get_by_test_id("stDataFrame").nth(1))[1:] == [
+        [
+            NAMES[name],
+            str(total["requests"]),
+            str(total["failures"]),
+            *(said((total["percentiles"][time] or {}).get(rank)) for time in TIMES for rank in ("p50", "p95")),
+        ]
+        for name, total in sorted(totals.items())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "value"),
+    [
+        ("Failures", lambda total: total["failures"]),
+        ("Pixel steps", lambda total: total["units"].get("pixel_steps", 0)),
+        ("Seconds of sound", lambda total: total["units"].get("audio_seconds", 0)),
+    ],
+)
+def test_what_is_drawn_is_what_was_made(
+    system: System, visit: Visit, client: httpx.Client, drawn: str, value: Callable[[Any], float]
+) -> None:
+    assert client.get("/generate/image", params={"prompt": "a"}).is_success
+    visitor = visit(system)
+    visitor.open("/usage")
+    choose_drawn(visitor, drawn)
+    totals = summary(client)
+
+    assert {name: sum(values) for name, values in marks(visitor, drawn).items()} == {
+        NAMES[name]: pytest.approx(value(total), abs=1e-3) for name, total in totals.items()
+    }
+
+
+def test_times_are_drawn_as_they_were(system: System, visit: Visit, client: httpx.Client) -> None:
+    assert client.get("/generate/image", params={"prompt": "a"}).is_success
+    visitor = visit(system)
+    visitor.open("/usage")
+    for drawn, time, rank in (
+        ("Whole answer, p95 (s)", "response_seconds", "p95"),
+        ("Model time, median (s)", "run_seconds", "p50"),
+    ):
+        choose_drawn(visitor, drawn)
+        since = (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
+        hours = client.get(
+            "/v1/usage/summary",
+            params={"since": since, "bucket_width": "1h", "group_by": "modality", "percentiles": time, "limit": 48},
+        ).json()["data"]
+        wanted = [
+            total["percentiles"][time][rank]
+            for hour in hours
+            for total in hour["results"]
+            if total["modality"] == "image" and total["percentiles"][time]
+        ]
+        assert marks(visitor, drawn)["Image"] == pytest.approx(wanted, abs=1e-3)
+
+
+def choose_drawn(visitor: Visitor, drawn: str) -> None:
+    """Choose what is drawn, as soon as something is."""
+    expect(visitor.page.get_by_role("heading", name="Budgets")).to_be_visible(timeout=LONG)
+    visitor.settle()
+    visitor.page.get_by_label("Drawn").click()
+    visitor.page.get_by_label("Drawn").fill(drawn)
+    visitor.page.get_by_role("option", name=drawn, exact=True).click()
+
+
+def test_time_is_utc_wherever_the_browser_is(system: System, browser: Browser, client: httpx.Client) -> None:
+    assert client.get("/generate/image", params={"prompt": "a"}).is_success
+    axes, times = [], []
+    for zone in ("Asia/Tokyo", "America/New_York"):
+        visitor = Visitor(browser, system.studio, timezone_id=zone)
+        visitor.open("/usage")
+        marks(visitor, "Requests")
+        chart = visitor.page.get_by_test_id("stVegaLiteChart")
+        axes.append(str(chart.locator("[aria-label^='X-axis']").get_attribute("aria-label")))
+        bars = chart.locator("[aria-roledescription=bar]")
+        times.append(
+            {re.findall(r"Time \(UTC\): ([^;]*);", str(bar.get_attribute("aria-label")))[0] for bar in bars.all()}
+        )
+        visitor.context.close()
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    asked = {"since": yesterday.isoformat(), "bucket_width": "1h", "limit": "48", "modality": ",".join(NAMES)}
+    hours = client.get("/v1/usage/summary", params=asked).json()["data"]
+    used = {f"{datetime.fromisoformat(hour['start']):%d %b %H:%M}" for hour in hours if hour["results"]}
+
+    assert times == [used, used]
+    assert all(f"'Time (UTC)' for a utc scale with values from {yesterday:%d %B} 00:00 to " in axis for axis in axes)
+
+
+WITHIN = """() => [...document.querySelectorAll("[data-testid=stMain], [data-testid=stMainBlockContainer], html")]
+    .filter(place => place.scrollWidth > place.clientWidth + 1).map(place => `${place.tagName} ${place.scrollWidth}`)"""
+
+
+def check_fits(visitor: Visitor, *needed: Locator) -> None:
+    """See that a page needs no scrolling to the side, and that what is needed lies within it and can be pressed."""
+    visitor.rest()
+    assert visitor.page.evaluate(WITHIN) == []
+    for each in needed:
+        each.scroll_into_view_if_needed()
+        assert lies_within(each), each
+        each.click(trial=True)
+
+
+def lies_within(place: Locator) -> bool:
+    """Whether all of it, from left to right, is on a narrow screen."""
+    box = place.bounding_box()
+    return box is not None and box["x"] >= 0 and box["x"] + box["width"] <= NARROW["width"]
+
+
+def test_all_fits_on_a_narrow_screen(system: System, visit: Visit, client: httpx.Client) -> None:
+    visitor = visit(system)
+    page = visitor.page
+    page.set_viewport_size(NARROW)
+    for modality, button in (("Image", "PNG"), ("3D", "GLB")):
+        _, card = made_in(visitor, modality, "a boat")
+        buttons = [card.get_by_role("button", name=name) for name in (button, "Again with another seed", "Delete")]
+        check_fits(visitor, page.get_by_test_id("stChatInputTextArea"), *buttons)
+    page.get_by_test_id("stExpandSidebarButton").click()
+    check_fits(visitor, page.get_by_label("Model", exact=True), page.get_by_role("link", name="Usage"))
+    page.get_by_test_id("stSidebarCollapseButton").get_by_role("button").click()
+    visitor.open("/usage")
+    expect(page.get_by_role("heading", name="Budgets")).to_be_visible(timeout=LONG)
+    visitor.settle()
+    page.get_by_label("Told apart by").click()
+    page.get_by_role("option", name="Model", exact=True).click()
+    chart = page.get_by_test_id("stVegaLiteChart")
+    of_model = re.compile("Model: ")
+    expect(chart.locator("[aria-roledescription=bar]").first).to_have_attribute("aria-label", of_model, timeout=LONG)
+    check_fits(visitor)
+    legend = chart.locator(".role-legend-label text")
+    names = {str(total["model"]) for total in summary(client, group_by="modality,model").values()}
+    assert names <= set(legend.all_text_contents())  # whole: one that is cut ends in an ellipsis
+    assert all(lies_within(each) for each in legend.all())
+    for path in ("/gallery", "/models", "/access", "/key"):
+        visitor.open(path)
+        check_fits(visitor)
 
 
 def test_a_key_is_asked_for_kept_over_reloads_and_on_no_page(locked: tuple[System, str], visit: Visit) -> None:
     system, key = locked
-    visitor = visit(system)
+    visitor, frames = visit(system), Frames()
     page = visitor.page
-    for given, said in (
-        ("", "Give a key that is valid."),
-        ("atl_1_wrong", "Give a key that is valid."),
-        (key, "ready"),
-    ):
+    page.on("websocket", frames.listen)
+    for given in ("", "atl_1_wrong"):
         visitor.open()
         if given:
-            visitor.open("/key")
-            page.get_by_label("Key").fill(given)
-            page.get_by_role("button", name="Use this key").click()
-        if given != key:
-            expect(page.get_by_test_id("stAlert")).to_contain_text(said, timeout=LONG)
+            give(visitor, given)
+        expect(page.get_by_test_id("stAlert")).to_contain_text("Give a key that is valid.", timeout=LONG)
+        expect(page.get_by_text("Model and options")).to_have_count(0)
+    give(visitor, key)
     for _ in range(2):
-        visitor.open()
         expect(page.get_by_text("Model and options")).to_be_visible(timeout=LONG)
+        expect(page.get_by_test_id("stAlert")).to_have_count(0)
         assert key not in page.content()
+        visitor.open()
+    visitor.choose("Image")
     assert (
         page.evaluate("document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage)").find(key) < 0
     )
+    assert len(frames.received) > 10
+    assert len(frames.sent) > 2
+    assert not [frame for frame in (*frames.received, *frames.sent) if key.encode() in frame]
     assert not [log for log in (system.data_dir / "logs").iterdir() if key in log.read_text()]
     visitor.open("/key")
     page.get_by_role("button", name="Forget the key").click()
     expect(page.get_by_test_id("stAlert")).to_contain_text("Give a key that is valid.", timeout=LONG)
 
 
-def test_files_are_downloaded_with_the_key(locked: tuple[System, str], visit: Visit) -> None:
-    system, key = locked
-    visitor, asked = visit(system), words("a boat")
+class Frames:
+    """What goes over the page's websockets."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.sent: list[bytes] = []
+
+    def listen(self, socket: WebSocket) -> None:
+        """Keep what this one brings and takes."""
+        socket.on("framereceived", lambda frame: self.received.append(as_bytes(frame)))
+        socket.on("framesent", lambda frame: self.sent.append(as_bytes(frame)))
+
+
+def as_bytes(frame: str | bytes) -> bytes:
+    """A frame, of words or not."""
+    return frame.encode() if isinstance(frame, str) else frame
+
+
+def give(visitor: Visitor, key: str) -> None:
+    """Give a key, on its page."""
     visitor.open("/key")
     visitor.page.get_by_label("Key").fill(key)
     visitor.page.get_by_role("button", name="Use this key").click()
+
+
+def test_files_are_downloaded_with_the_key(locked: tuple[System, str], visit: Visit) -> None:
+    system, key = locked
+    visitor, asked = visit(system), words("a boat")
+    give(visitor, key)
     visitor.choose("Image")
     visitor.say(asked)
     card = visitor.card(asked)
@@ -587,15 +943,13 @@ def test_files_are_downloaded_with_the_key(locked: tuple[System, str], visit: Vi
 
     assert visitor.download(card, "PNG").startswith(b"\x89PNG")
     card.get_by_role("button", name="Other formats").click()
-    assert b"WEBP" in visitor.download(visitor.page.locator("body"), "WEBP")
+    assert re.match(rb"RIFF....WEBP", visitor.download(visitor.page.locator("body"), "WEBP"), re.DOTALL)
 
 
 def test_a_worker_that_is_not_there_is_said_to_be_so(locked: tuple[System, str], visit: Visit) -> None:
     system, key = locked
     visitor = visit(system)
-    visitor.open("/key")
-    visitor.page.get_by_label("Key").fill(key)
-    visitor.page.get_by_role("button", name="Use this key").click()
+    give(visitor, key)
     visitor.choose("3D")
     expect(visitor.page.get_by_text("shap-e: its worker does not answer.")).to_be_visible(timeout=LONG)
     asked = words("a chair")
