@@ -115,7 +115,7 @@ def summary(
     lines.extend(f"\n{model} cannot be served: {setback}" for model, setback in setbacks.items())
     if settings.profile == "tiny":
         lines.append(
-            "\nThe models chat and shapes are tiny and trained; what the others make is noise."
+            "\nThe models chat, shapes and moves are tiny and trained; what the others make is noise."
             " ATELIER_PROFILE=hub has real ones."
         )
     curl = "curl -G"

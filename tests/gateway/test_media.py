@@ -193,7 +193,8 @@ def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> 
     terms = {"licence": "MIT", "licence_url": None, "commercial_use": True}
     assert own["adapters"] == [{"name": "ink", **terms}]
     listed = gateway.client.get("/v1/models").json()["data"]
-    assert {each["id"] for each in listed if not each["is_default"]} == {"own", "tinyllama-1.1b-chat", "tiny-sd"}
+    real = {"tinyllama-1.1b-chat", "tiny-sd", "stable-video-diffusion-img2vid"}
+    assert {each["id"] for each in listed if not each["is_default"]} == {"own", *real}
     file.write_text("[[models]", encoding="utf-8")
     with pytest.raises(Misconfigured, match=f"^ATELIER_MODELS_FILE: {file}: "):
         start(models_file=file)

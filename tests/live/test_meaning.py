@@ -1,14 +1,16 @@
 """What `atelier up` serves by default means something: answers over HTTP, as a newcomer and the SDK ask for them."""
 
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import openai
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.live.conftest import LONG, System, started
 from tests.services.judges import RELATIONS, look
@@ -20,7 +22,7 @@ ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
 @pytest.fixture(scope="module")
 def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """As it is out of the box, but for the modalities that are not asked."""
-    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "VIDEO", "MESH")}
+    others = {f"ATELIER_{task}_URL": "" for task in ("AUDIO", "MESH")}
     yield from started(tmp_path_factory, others, System.lives)
 
 
@@ -28,7 +30,7 @@ def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def sdk(meaning: System) -> Iterator[openai.OpenAI]:
     def is_there() -> bool:
         models = httpx.get(f"{meaning.gateway}/v1/models", timeout=LONG).json()["data"]
-        return {"chat", "shapes"} <= {model["id"] for model in models if model["state"] == "ready"}
+        return {"chat", "shapes", "moves"} <= {model["id"] for model in models if model["state"] == "ready"}
 
     meaning.wait(is_there)
     with openai.OpenAI(base_url=f"{meaning.gateway}/v1", api_key="-", max_retries=0, timeout=LONG) as client:
@@ -74,3 +76,22 @@ def test_a_picture_shows_what_was_asked_for(meaning: System) -> None:
     assert sight.background == "white"
     assert RELATIONS["above"](circle, square)
     assert circle.num_pixels > square.num_pixels
+
+
+@pytest.mark.usefixtures("sdk")
+def test_a_film_moves_what_its_picture_shows(meaning: System) -> None:
+    drawn, picture = Image.new("RGB", (256, 256), "white"), io.BytesIO()
+    ImageDraw.Draw(drawn).ellipse((20, 44, 92, 116), fill=(230, 40, 40))
+    drawn.resize((64, 64)).save(picture, "PNG")
+    files = {"image": picture.getvalue()}
+    answer = httpx.post(f"{meaning.gateway}/generate/video", data={"num_frames": "8"}, files=files, timeout=LONG)
+    with av.open(io.BytesIO(answer.content), "r") as film:
+        sights = [look(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)) for frame in film.decode(video=0)]
+    circles = [sight.shapes[0] for sight in sights]
+
+    assert answer.headers["x-model"] == "moves"
+    assert {sight.background for sight in sights} == {"white"}
+    assert {circle.colour for circle in circles} == {"red"}
+    assert all(before.x < after.x for before, after in itertools.pairwise(circles))
+    assert abs(64 * circles[0].x - 14) < 3
+    assert abs(64 * (circles[-1].x - circles[0].x) - 12.5) < 3

@@ -262,10 +262,10 @@ def test_an_entry_may_be_for_one_profile_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_trained_is_the_default_where_there_are_no_real_weights() -> None:
-    chat, shapes = (models_of(task, load_models(profile="tiny"))[0] for task in ("text", "image"))
+    chat, shapes, moves = (models_of(task, load_models(profile="tiny"))[0] for task in ("text", "image", "video"))
 
-    assert (chat.id, chat.adapter_names, shapes.id) == ("chat", ("pirate",), "shapes")
-    for trained in (chat, shapes):
+    assert (chat.id, chat.adapter_names, shapes.id, moves.id) == ("chat", ("pirate",), "shapes", "moves")
+    for trained in (chat, shapes, moves):
         assert trained.is_preloaded_in("tiny")
         assert trained not in MODELS
 
