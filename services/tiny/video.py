@@ -36,7 +36,7 @@ def build(target: Path) -> None:
         vae=_vae(),
         image_encoder=image_encoder,
         unet=_unet(),
-        scheduler=_scheduler(),
+        scheduler=scheduler(),
         feature_extractor=CLIPImageProcessorPil(crop_size=crop, size={"shortest_edge": IMAGE_SIZE}),
     )
     pipeline.save_pretrained(target)
@@ -73,8 +73,8 @@ def _unet() -> UNetSpatioTemporalConditionModel:
     )
 
 
-def _scheduler() -> EulerDiscreteScheduler:
-    """Return the published model's schedule."""
+def scheduler(sigma_min: float = 0.002, sigma_max: float = 700.0) -> EulerDiscreteScheduler:
+    """Return the published model's schedule, unless it is to begin or end elsewhere."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -86,6 +86,6 @@ def _scheduler() -> EulerDiscreteScheduler:
         timestep_type="continuous",
         steps_offset=1,
         use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
     )

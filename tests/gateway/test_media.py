@@ -198,6 +198,7 @@ def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> 
         "tinyllama-1.1b-chat",
         "bark-small",
         "tiny-sd",
+        "stable-video-diffusion-img2vid",
         "shap-e",
         "shap-e-img2img",
     }

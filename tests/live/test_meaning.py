@@ -2,15 +2,17 @@
 
 import base64
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import openai
 import pytest
 import soundfile
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.live.conftest import LONG, System, started
 from tests.live.test_jobs import ended
@@ -23,16 +25,15 @@ ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
 
 @pytest.fixture(scope="module")
 def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """As it is out of the box, but for the modalities that are not asked."""
-    others = {"ATELIER_VIDEO_URL": ""}
-    yield from started(tmp_path_factory, others, System.lives)
+    """As it is out of the box."""
+    yield from started(tmp_path_factory, {}, System.lives)
 
 
 @pytest.fixture(scope="module")
 def sdk(meaning: System) -> Iterator[openai.OpenAI]:
     def is_there() -> bool:
         models = httpx.get(f"{meaning.gateway}/v1/models", timeout=LONG).json()["data"]
-        return {"chat", "letters", "shapes", "solids", "solids-img2img"} <= {
+        return {"chat", "letters", "moves", "shapes", "solids", "solids-img2img"} <= {
             model["id"] for model in models if model["state"] == "ready"
         }
 
@@ -120,3 +121,22 @@ def test_speech_is_what_was_written_in_the_voice_that_was_asked_for(meaning: Sys
     assert answer.headers["x-model"] == "letters"
     assert heard.text == "good evening it is 10 past 9"
     assert all(abs(pitch / 225 - 1) < 0.02 for pitch in heard.pitches)
+
+
+@pytest.mark.usefixtures("sdk")
+def test_a_film_moves_what_its_picture_shows(meaning: System) -> None:
+    drawn, picture = Image.new("RGB", (256, 256), "white"), io.BytesIO()
+    ImageDraw.Draw(drawn).ellipse((20, 44, 92, 116), fill=(230, 40, 40))
+    drawn.resize((64, 64)).save(picture, "PNG")
+    files = {"image": picture.getvalue()}
+    answer = httpx.post(f"{meaning.gateway}/generate/video", data={"num_frames": "8"}, files=files, timeout=LONG)
+    with av.open(io.BytesIO(answer.content), "r") as film:
+        sights = [look(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)) for frame in film.decode(video=0)]
+    circles = [sight.shapes[0] for sight in sights]
+
+    assert answer.headers["x-model"] == "moves"
+    assert {sight.background for sight in sights} == {"white"}
+    assert {circle.colour for circle in circles} == {"red"}
+    assert all(before.x < after.x for before, after in itertools.pairwise(circles))
+    assert abs(64 * circles[0].x - 14) < 3
+    assert abs(64 * (circles[-1].x - circles[0].x) - 12.5) < 3

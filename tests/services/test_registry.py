@@ -263,10 +263,19 @@ def test_an_entry_may_be_for_one_profile_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_trained_is_the_default_where_there_are_no_real_weights() -> None:
-    chat, letters, shapes = (models_of(task, load_models(profile="tiny"))[0] for task in ("text", "audio", "image"))
+    chat, letters, shapes, moves, solids = (
+        models_of(task, load_models(profile="tiny"))[0] for task in ("text", "audio", "image", "video", "mesh")
+    )
 
-    assert (chat.id, chat.adapter_names, letters.id, shapes.id) == ("chat", ("pirate",), "letters", "shapes")
-    for trained in (chat, letters, shapes):
+    assert chat.adapter_names == ("pirate",)
+    assert [each.id for each in (chat, letters, shapes, moves, solids)] == [
+        "chat",
+        "letters",
+        "shapes",
+        "moves",
+        "solids",
+    ]
+    for trained in (chat, letters, shapes, moves, solids):
         assert trained.is_preloaded_in("tiny")
         assert trained not in MODELS
 

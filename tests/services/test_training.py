@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import BarkModel, BarkProcessor, GenerationMixin
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
@@ -19,12 +20,13 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from services.mesh.surface import find_surface
 from services.tiny import marching_cubes
-from services.tiny.train import audio, image, letters, mesh, painter, solids, speaker, text, views
+from services.tiny.train import audio, image, letters, mesh, motion, painter, solids, speaker, text, video, views
 from services.tiny.train.chatter import Chatter, untrained
 from services.tiny.train.course import Course
 from services.tiny.train.dialogues import conversation, is_held_out
 from services.tiny.train.facts import atelier_facts
-from services.tiny.train.scenes import COLOURS, WORDS, Scene, describe, draw, imagine
+from services.tiny.train.film_codec import film_codec
+from services.tiny.train.scenes import COLOURS, WORDS, Scene, Shape, describe, draw, imagine
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
 from services.tiny.train.speech_codec import NUM_CODES
 from services.tiny.vocabulary import caption_tokenizer
@@ -173,6 +175,28 @@ def test_a_training_that_was_stopped_goes_on_as_it_would_have(tmp_path: Path) ->
 
     assert torch.equal(learned, expected)
     assert (expected[:4] - 1).abs().max() < 0.1
+
+
+def test_a_film_drifts_to_the_right_evenly() -> None:
+    scene = Scene(
+        "white", (Shape("red", "circle", "small", 20.0, 30.0, 8.0), Shape("blue", "square", "small", 40, 30, 8))
+    )
+    frames = [sorted(look(frame).shapes, key=lambda shape: shape.x) for frame in motion.film(scene, motion.MOST_MOTION)]
+
+    for shape, *others in zip(*frames, strict=True):
+        steps = [64 * (after.x - before.x) for before, after in itertools.pairwise((shape, *others))]
+        assert steps == pytest.approx([motion.MOST_WAY / 7] * 7, abs=0.6)
+        assert [other.y for other in others] == pytest.approx([shape.y] * 7, abs=0.01)
+
+
+@torch.inference_mode()
+def test_a_codec_of_films_begins_with_the_colours_right() -> None:
+    codec = film_codec()
+    flat = torch.tensor([COLOURS["orange"], COLOURS["black"]]).float()[:, :, None, None] / 127.5 - 1
+    shown = flat.expand(2, 3, 64, 64)
+    painted = codec.decode(codec.encode(shown).latent_dist.mean, num_frames=2).sample
+
+    assert (painted - shown).abs().mean() < 0.02
 
 
 @torch.inference_mode()
@@ -327,3 +351,15 @@ def test_the_recipe_makes_a_speaker(tmp_path: Path) -> None:
     assert processor.available_voice_presets == list(letters.VOICES)
     assert network.config.codec_config.codebook_size == NUM_CODES
     assert processor.tokenizer.tokenize("Grüße, Zoë: 42!") == list("grusse zoe 42")
+
+
+def test_the_recipe_makes_a_pipeline_that_films(tmp_path: Path) -> None:
+    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("decoder", "watcher", "filmer")]
+    with torch.random.fork_rng(devices=[]):
+        pipeline = video.train(tmp_path, video.Plan(8, *courses))
+    pipeline.set_progress_bar_config(disable=True)
+    picture = Image.fromarray(draw(SCENES[0]))
+    frames = pipeline(picture, height=64, width=64, num_inference_steps=2, output_type="np").frames[0]
+
+    assert frames.shape == (motion.NUM_FRAMES, 64, 64, 3)
+    assert np.isfinite(frames).all()

@@ -93,7 +93,8 @@ def test_the_log_names_source_and_terms_of_every_model(tmp_path: Path, caplog: p
         build_engine("mesh", never, Settings(data_dir=tmp_path), CollectorRegistry())
     said = {record.getMessage().partition(": ")[0]: record.getMessage() for record in caplog.records}
 
-    assert said.keys() == {f"model {model.id}" for model in MODELS.values() if model.task in {"video", "mesh"}}
+    hub = load_models(profile="hub")
+    assert said.keys() == {f"model {model.id}" for model in hub if model.task in {"video", "mesh"}}
     barred, free = said["model stable-video-diffusion-img2vid"], said["model wan2.1-t2v-1.3b"]
     source = MODELS["stable-video-diffusion-img2vid"].hub
     assert source is not None
@@ -198,6 +199,7 @@ def test_a_pipeline_is_of_the_class_that_its_index_names(worker_settings: Settin
     assert names == {
         "shapes": "StableDiffusionPipeline",
         "tiny-sd": "StableDiffusionPipeline",
+        "moves": "StableVideoDiffusionPipeline",
         "stable-video-diffusion-img2vid": "StableVideoDiffusionPipeline",
         "wan2.1-t2v-1.3b": "WanPipeline",
         "solids": "ShapEPipeline",

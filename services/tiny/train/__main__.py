@@ -38,7 +38,19 @@ def _text(scratch: Path) -> Trained:
     return text.train(scratch, text.PLAN)
 
 
-RECIPES: Mapping[str, Callable[[Path], Trained]] = {"audio": _audio, "image": _image, "mesh": _mesh, "text": _text}
+def _video(scratch: Path) -> Trained:
+    from services.tiny.train import video
+
+    return {"moves": video.train(scratch, video.PLAN)}
+
+
+RECIPES: Mapping[str, Callable[[Path], Trained]] = {
+    "audio": _audio,
+    "image": _image,
+    "mesh": _mesh,
+    "text": _text,
+    "video": _video,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

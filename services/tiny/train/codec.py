@@ -41,9 +41,9 @@ def codec() -> Any:
         mid_block_add_attention=False,
     )
     for block in vae.modules():
-        _pass_on(block)
+        pass_on(block)
     for conv in (vae.quant_conv, vae.post_quant_conv):
-        _keep(conv)
+        keep(conv)
     vae.quant_conv.bias[LATENTS:] = QUIET
     for conv in (vae.encoder.conv_in, vae.decoder.conv_in):
         _take_colours(conv)
@@ -53,26 +53,27 @@ def codec() -> Any:
     return vae
 
 
-def _pass_on(block: Any) -> None:
+def pass_on(block: Any) -> None:
     """Let a block change nothing but the resolution."""
     if isinstance(block, ResnetBlock2D):
-        _clear(block.conv2, block.out_channels)
+        clear(block.conv2, block.out_channels)
         if block.conv_shortcut is not None:
-            _keep(block.conv_shortcut)
+            keep(block.conv_shortcut)
     elif isinstance(block, Upsample2D | Downsample2D):
-        _keep(block.conv)
+        keep(block.conv)
     if isinstance(block, Downsample2D):
         block.conv.weight[:, :, :2, :2] = block.conv.weight[:, :, 1:2, 1:2] / 4
 
 
-def _keep(conv: Any) -> None:
+def keep(conv: Any) -> None:
+    """Let a convolution change nothing."""
     nn.init.dirac_(conv.weight)
     nn.init.zeros_(conv.bias)
 
 
 def _take_colours(conv: Any) -> None:
     """Let the first channels be the colour and the constant; the others are of everything by chance."""
-    _clear(conv, 8)
+    clear(conv, 8)
     for colour, channel in enumerate((RED, GREEN, BLUE)):
         conv.weight[channel, colour, 1, 1], conv.weight[channel + 1, colour, 1, 1] = 1, -1
     conv.bias[ONE], conv.bias[ONE + 1] = ANCHOR, -ANCHOR
@@ -90,12 +91,13 @@ def _find_edges(conv: nn.Conv2d) -> None:
 
 def _answer(conv: nn.Conv2d, channels: Sequence[int]) -> None:
     """Let the first outputs be these channels' numbers, times what they were divided by."""
-    _clear(conv, len(channels))
+    clear(conv, len(channels))
     scale = (2 * (ANCHOR**2 + 1.5) / conv.in_channels) ** 0.5
     for number, channel in enumerate(channels):
         conv.weight[number, channel, 1, 1], conv.weight[number, channel + 1, 1, 1] = scale, -scale
 
 
-def _clear(conv: Any, num: int) -> None:
+def clear(conv: Any, num: int) -> None:
+    """Let the first channels be nothing."""
     conv.weight[:num] = 0
     conv.bias[:num] = 0

@@ -63,13 +63,14 @@ def _unet() -> Any:
     )
     for block in unet.modules():  # each begins as nothing, as Dhariwal and Nichol (2021) have it: it learns sooner
         if isinstance(block, ResnetBlock2D):
-            _silence(block.conv2)
+            silence(block.conv2)
         elif isinstance(block, Transformer2DModel):
-            _silence(block.proj_out)
-    _silence(unet.conv_out)
+            silence(block.proj_out)
+    silence(unet.conv_out)
     return unet
 
 
-def _silence(layer: Any) -> None:
+def silence(layer: Any) -> None:
+    """Let all that a layer makes be nothing, as yet."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
