@@ -19,7 +19,7 @@ from services.engine.placement import best_device, choose_placement
 from services.engine.stepper import Stepper
 from services.engine.weights import load_pipeline, open_weights, weigh
 from services.errors import ModelUnavailable
-from services.registry import Adapter, Model, load_models, models_of
+from services.registry import Adapter, Model, load_models
 from services.settings import Settings
 from services.video.service import make_stepper as make_film
 from tests.services.conftest import LONG
@@ -93,33 +93,7 @@ def test_the_log_names_source_and_terms_of_every_model(tmp_path: Path, caplog: p
         build_engine("mesh", never, Settings(data_dir=tmp_path), CollectorRegistry())
     said = {record.getMessage().partition(": ")[0]: record.getMessage() for record in caplog.records}
 
-    served = [*models_of("video", load_models(profile="hub")), *models_of("mesh", load_models(profile="tiny"))]
-    assert said.keys() == {f"model {model.id}" for model in served}
-    barred, free = (build_engine("video", make_film, each, CollectorRegistry()) for each in (settings, accepting))
-
-    with pytest.raises(ModelUnavailable, match="ATELIER_ACCEPT_LICENCES"):
-        barred.load(model.id)
-    free.start()
-    try:
-        while free.look(model.id).state == "loading":
-            threading.Event().wait(0.001)
-        assert free.look(model.id).state == "ready"
-    finally:
-        free.close()
-
-
-def test_the_log_names_source_and_terms_of_every_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "atelier.engine"):
-        build_engine("video", never, Settings(profile="hub", data_dir=tmp_path), CollectorRegistry())
-        build_engine("mesh", never, Settings(data_dir=tmp_path), CollectorRegistry())
-    said = {record.getMessage().partition(": ")[0]: record.getMessage() for record in caplog.records}
-
-    served = load_models(profile="hub"), load_models(profile="tiny")
-    assert said.keys() == {
-        f"model {model.id}"
-        for task, models in zip(("video", "mesh"), served, strict=True)
-        for model in models_of(task, models)
-    }
+    assert said.keys() == {f"model {model.id}" for model in MODELS.values() if model.task in {"video", "mesh"}}
     barred, free = said["model stable-video-diffusion-img2vid"], said["model wan2.1-t2v-1.3b"]
     source = MODELS["stable-video-diffusion-img2vid"].hub
     assert source is not None
