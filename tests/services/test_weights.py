@@ -19,7 +19,7 @@ from services.engine.placement import best_device, choose_placement
 from services.engine.stepper import Stepper
 from services.engine.weights import load_pipeline, open_weights, weigh
 from services.errors import ModelUnavailable
-from services.registry import Adapter, Model, load_models
+from services.registry import Adapter, Model, load_models, models_of
 from services.settings import Settings
 from services.video.service import make_stepper as make_film
 from tests.services.conftest import LONG
@@ -93,7 +93,8 @@ def test_the_log_names_source_and_terms_of_every_model(tmp_path: Path, caplog: p
         build_engine("mesh", never, Settings(data_dir=tmp_path), CollectorRegistry())
     said = {record.getMessage().partition(": ")[0]: record.getMessage() for record in caplog.records}
 
-    assert said.keys() == {f"model {model.id}" for model in MODELS.values() if model.task in {"video", "mesh"}}
+    served = [*models_of("video", load_models(profile="hub")), *models_of("mesh", load_models(profile="tiny"))]
+    assert said.keys() == {f"model {model.id}" for model in served}
     barred, free = said["model stable-video-diffusion-img2vid"], said["model wan2.1-t2v-1.3b"]
     source = MODELS["stable-video-diffusion-img2vid"].hub
     assert source is not None
