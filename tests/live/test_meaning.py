@@ -13,8 +13,11 @@ import openai
 import pytest
 import soundfile
 from PIL import Image, ImageDraw
+from playwright.sync_api import expect
 
+from tests.live.browsing import Visitor, chromium
 from tests.live.conftest import LONG, System, started
+from tests.live.made import pixels_of
 from tests.live.test_jobs import ended
 from tests.services.ears import listen
 from tests.services.judges import RELATIONS, Body, look, touch
@@ -100,6 +103,24 @@ def sculpted(meaning: System, model: str, **source: str) -> Body:
 @pytest.mark.usefixtures("sdk")
 def test_a_mesh_is_what_was_asked_for(meaning: System) -> None:
     assert sculpted(meaning, "solids", prompt="a large red torus") == Body("red", "torus", "large", is_closed=True)
+
+
+@pytest.mark.usefixtures("sdk")
+def test_in_the_studio_a_cone_stands_on_its_base(meaning: System) -> None:
+    with chromium() as browser:
+        visitor = Visitor(browser, meaning.studio)
+        visitor.open()
+        visitor.choose("3D")
+        visitor.say("a large yellow cone")
+        canvas = visitor.card("a large yellow cone").locator("canvas[data-turned]")
+        expect(canvas).to_be_visible(timeout=1000 * LONG)
+        visitor.rest()
+        red, green, blue = np.moveaxis(pixels_of(canvas.screenshot()), 2, 0)
+    widths = ((red > 0.3) & (green > 0.3) & (blue < 0.5 * red)).sum(axis=1)
+    widths = widths[widths > 0]
+
+    assert widths[: len(widths) // 4].max() < 0.5 * widths[len(widths) // 2 :].max()
+    assert len(widths) > 100
 
 
 @pytest.mark.usefixtures("sdk")

@@ -93,10 +93,23 @@ function readGlb(buffer) {
         return { values, size };
     };
     const part = gltf.meshes[0].primitives[0];
-    const positions = read(part.attributes.POSITION).values;
+    const node = (gltf.nodes || []).find((each) => each.mesh === 0) || {};
+    const positions = turned(read(part.attributes.POSITION).values, node.rotation);
     const colors = part.attributes.COLOR_0 === undefined ? null : read(part.attributes.COLOR_0);
     const indices = part.indices === undefined ? positions.map((_, i) => i).slice(0, positions.length / 3) : read(part.indices).values;
     return { positions, indices, colors: threes(colors, positions.length / 3) };
+}
+
+function turned(positions, rotation) {
+    if (!rotation) return positions;
+    const [x, y, z, w] = rotation;
+    const cross = ([a, b, c]) => [y * c - z * b, z * a - x * c, x * b - y * a];
+    const all = [];
+    for (let i = 0; i < positions.length; i += 3) {
+        const point = positions.slice(i, i + 3), once = cross(point), twice = cross(once);
+        all.push(...point.map((value, j) => value + 2 * (w * once[j] + twice[j])));
+    }
+    return all;
 }
 
 function threes(colors, count) {
