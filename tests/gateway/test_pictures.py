@@ -113,7 +113,7 @@ def test_steps_of_a_chain_may_name_theirs(gateway: Gateway, workers: Workers, si
     assert files_in(edited) == [("image[]", PNG), ("mask", PNG)]
     assert files_in(filmed) == [("input_reference", PNG)]
     assert json.loads(meshed.content)["image"] == base64.b64encode(PNG).decode()
-    assert json.loads(meshed.content)["model"] == "shap-e-img2img"
+    assert json.loads(meshed.content)["model"] == "solids-img2img"
     assert files_in(masked) == [("image", b"PNG"), ("mask", PNG)]
 
 

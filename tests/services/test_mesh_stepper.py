@@ -35,7 +35,7 @@ from services.settings import Settings
 from tests.services.conftest import MakeBench
 from tests.services.stepping import Arrival, Recorder, run
 
-MODELS = {model.id: model for model in load_models() if model.task == "mesh"}
+MODELS = {model.id: model for model in load_models(profile="hub") if model.task == "mesh"}
 PICTURES = (
     Image.linear_gradient("L").resize((96, 64)).convert("RGB"),
     Image.radial_gradient("L").resize((40, 70)),

@@ -203,7 +203,8 @@ def test_what_was_trained_is_small_has_half_precision_and_a_card() -> None:
     weights = [tensor for path in files if path.suffix == ".safetensors" for tensor in load_file(path).values()]
 
     assert sum(path.stat().st_size for path in files) < 40e6
-    assert {tensor.dtype for tensor in weights} == {torch.float16, torch.bool}  # Bark's masks are the latter
+    kinds = {torch.float16, torch.bool, torch.int64}  # Bark's masks, and where Shap-E's triangles are
+    assert {tensor.dtype for tensor in weights} == kinds
     assert {path.suffix for path in files} <= {".safetensors", ".npy", ".json", ".jinja", ".txt", ".md"}
     for place in TRAINED.iterdir():
         card = (place / "README.md").read_text(encoding="utf-8")

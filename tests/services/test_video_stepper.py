@@ -32,7 +32,7 @@ from services.video.service import make_stepper
 from tests.services.conftest import MakeBench
 from tests.services.stepping import Arrival, Recorder, alone, run
 
-MODELS = {model.id: model for model in load_models() if model.task == "video"}
+MODELS = {model.id: model for model in load_models(profile="hub") if model.task == "video"}
 PICTURE_MODEL = "stable-video-diffusion-img2vid"
 TEXT_MODEL = "wan2.1-t2v-1.3b"
 PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")

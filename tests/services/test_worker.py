@@ -30,7 +30,7 @@ from services.video.service import make_film
 from services.worker import Worker
 from tests.services.conftest import LONG, Gate, served, undisturbed_logging
 
-MODEL = "stable-video-diffusion-img2vid"
+MODEL = "moves"
 TEXT_MODEL = "wan2.1-t2v-1.3b"
 
 
@@ -128,7 +128,7 @@ def test_a_form_becomes_a_film(cinema: tuple[str, Cinema]) -> None:
     job, picture, seed = booth.projector.asked[-1]
     assert isinstance(job, VideoJob)
     assert (job.num_frames, job.fps, job.model, seed) == (3, 9, MODEL, 123)
-    assert (job.size, job.num_inference_steps, job.decode_chunk_size) == ("64x64", 4, 2)  # the tiny model's defaults
+    assert (job.size, job.num_inference_steps, job.decode_chunk_size) == ("64x64", 10, 8)  # the tiny model's defaults
     assert picture.mode == "RGB"
 
 
