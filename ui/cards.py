@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import urljoin
 
@@ -12,7 +11,7 @@ from streamlit.delta_generator import DeltaGenerator
 from ui import making, media, options, sound
 from ui.errors import NotThere
 from ui.models import TASKS
-from ui.session import client, told
+from ui.session import asking, client, told
 
 LOOK_SECONDS = 1.0  # between two looks at a job that is under way
 OPEN = ("queued", "in_progress")
@@ -145,10 +144,11 @@ def other_formats(job: Mapping[str, Any]) -> None:
 
 
 def download(job: Mapping[str, Any], output: Mapping[str, Any]) -> None:
-    """Offer a file. It is fetched when the button is pressed, where no cookie is to be seen: the key is taken here."""
+    """Offer a file; it is fetched when the button is pressed."""
+    asked = asking()
     st.download_button(
         media.label_of(output),
-        partial(client().file, output["url"]),
+        lambda: asked().file(output["url"]),
         file_name=f"{job['id']}-{output['variant']}.{media.extension_of(output)}",
         mime=output["media_type"],
         key=f"download-{output['url']}",

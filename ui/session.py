@@ -1,6 +1,6 @@
 """Who looks at the page, and what is said when something goes wrong; knows no page."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
@@ -22,8 +22,14 @@ def connections() -> httpx.Client:
 
 def client() -> Client:
     """The gateway, asked with the key of this browser's cookie, if there is one that it has not given up since."""
+    return asking()()
+
+
+def asking() -> Callable[[], Client]:
+    """What returns `client` also later, where no cookie is to be seen."""
     visitor, key = (str(st.context.cookies.get(name, "")) for name in (VISITOR, COOKIE))
-    return Client(connections(), Settings().url, "" if RETIRED.has(visitor, key) else key)
+    http, url = connections(), Settings().url
+    return lambda: Client(http, url, "" if RETIRED.has(visitor, key) else key)
 
 
 @contextmanager

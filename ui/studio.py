@@ -67,7 +67,7 @@ def show() -> None:
 
 
 def field_for(task: str) -> None:
-    """Let something be said, and perhaps a picture attached; a text that is written can be stopped here.
+    """Let something be said, and perhaps a picture attached.
 
     Whatever is attached comes here, and the gateway says what is no picture or too large: what Streamlit refuses, it
     leaves out, and the words would go without it.
@@ -77,7 +77,6 @@ def field_for(task: str) -> None:
     st.chat_input(
         PLACEHOLDERS[task],
         key=said_key(task),
-        submit_mode="stop" if task == "text" else "submit",
         accept_file=task in ("image", "video", "mesh"),
         on_submit=send,
         args=(task,),

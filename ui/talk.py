@@ -1,5 +1,6 @@
 """A conversation of a browser, and the answer that is written on its own thread: pages come and go; knows no page."""
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ import httpx
 from ui.errors import BROKEN, Problem
 
 Chunks = Generator[tuple[httpx.Headers, Mapping[str, Any]], None, None]  # of an answer, each with the headers
-LOOK_SECONDS = 0.5  # after which who watches is shown the same again: only then a page hears that it is to stop
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5  # after which who watches is shown the same again: only then a page hears of a click
 UNSEEN_SECONDS = 60.0  # after which an answer that no page watches any more is stopped
 BUSY = "An answer is being written, perhaps in another tab. Wait for its end, or stop it."
 NOTHING = "The model said nothing. Ask in another way, or with another seed."
@@ -55,6 +58,12 @@ class Answer:
     def has_news(self, num_seen: int) -> bool:
         """Whether there is anything for who has seen so many characters."""
         return self.is_over or len(self.text) > num_seen
+
+    @property
+    def said(self) -> str:
+        """What came, and whether that is all."""
+        why = STOPPED if self.is_stopped else str(self.problem) if self.problem else ""
+        return f"{self.text}\n\n[{why}]" if why else self.text
 
     @property
     def facts(self) -> str:
@@ -131,17 +140,18 @@ class Conversation:
                 turn.answer.end(is_stopped=True)
             self._changed.notify_all()
 
-    def take_back(self, turn: Turn | None = None) -> str | None:
-        """Forget the last turn and return what was said; None: there is none, or `turn` is not it.
+    def take_back(self, turn: Turn) -> bool:
+        """Forget a turn, and say whether it could be: it has to be the last one.
 
         Raises:
             Problem: an answer is being written.
         """
         with self._changed:
             self._check_is_quiet()
-            if not self._turns or turn not in (None, self._turns[-1]):
-                return None
-            return self._turns.pop().words
+            is_last = bool(self._turns) and self._turns[-1] is turn
+            if is_last:
+                self._turns.pop()
+            return is_last
 
     def clear(self) -> None:
         """Forget all of it; what is being written ends."""
@@ -168,6 +178,8 @@ class Conversation:
             problem = None
         except Problem as failure:
             problem = failure
+        except Exception:
+            logger.exception("an answer could not be taken in")
         finally:
             chunks.close()  # which stops the model
             with self._changed:

@@ -619,28 +619,27 @@ def test_a_text_can_be_stopped_and_what_was_written_stays(system: System, visit:
     visitor.say(words("Tell me a long story"))
     answer = visitor.page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stText")
     expect(answer).not_to_be_empty(timeout=LONG)
-    visitor.page.get_by_role("button", name="Stop script").click()
-    visitor.settle()
-    visitor.open()
-
-    expect(visitor.page.get_by_text(re.compile(r"seed \d+ · first word after"))).to_be_visible(timeout=LONG)
+    visitor.page.get_by_role("button", name="Stop", exact=True).click()
+    for _ in range(2):
+        stopped = re.compile(r"seed \d+ · first word after .* · stopped before its end")
+        expect(visitor.page.get_by_text(stopped)).to_be_visible(timeout=LONG)
+        visitor.open()
     expect(visitor.page.get_by_test_id("stChatMessage")).to_have_count(2)
 
 
 def test_a_text_goes_on_over_a_reload_and_on_another_page(system: System, visit: Visit) -> None:
     visitor = visit(system)
     visitor.open()
-    visitor.set("Tokens at most", "600")
+    visitor.set("Tokens at most", "1900")
     visitor.say(words("Tell me a long story"))
     answer = visitor.page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stText")
-    expect(answer).not_to_be_empty(timeout=LONG)
-    visitor.open()
     expect(answer).not_to_be_empty(timeout=LONG)
     visitor.page.get_by_role("link", name="Gallery").click()
     expect(visitor.page.get_by_role("heading", name="Gallery")).to_be_visible(timeout=LONG)
     visitor.page.get_by_role("link", name="Studio").click()
+    visitor.open()
 
-    expect(visitor.page.get_by_text(re.compile(r"seed \d+ · 600 tokens · first word after"))).to_be_visible(
+    expect(visitor.page.get_by_text(re.compile(r"seed \d+ · 1900 tokens · first word after"))).to_be_visible(
         timeout=LONG
     )
     expect(visitor.page.get_by_test_id("stChatMessage")).to_have_count(2)

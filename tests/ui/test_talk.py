@@ -82,6 +82,7 @@ def test_what_was_stopped_says_so_and_the_model_is_left(said: Conversation, mode
 
     assert written(said, turn) == "good"
     assert turn.answer.facts.endswith(talk.STOPPED)
+    assert turn.answer.said == f"good\n\n[{talk.STOPPED}]"
     model.say(" day")
     assert model.is_closed.wait(PATIENCE)
     assert turn.answer.text == "good"
@@ -101,15 +102,15 @@ def test_an_answer_that_nobody_watches_is_stopped(
 
 def test_two_tabs_do_not_write_at_once(said: Conversation, model: Model) -> None:
     turn = said.ask("hello", {}, model.send)
-    for act in (lambda: said.ask("me too", {}, model.send), said.take_back):
+    for act in (lambda: said.ask("me too", {}, model.send), lambda: said.take_back(turn)):
         with pytest.raises(Problem, match="An answer is being written"):
             act()
     model.say("good", None)
     assert written(said, turn) == "good"
 
     assert [each.words for each in said.turns] == ["hello"]
-    assert said.take_back() == "hello"
-    assert said.take_back() is None
+    assert said.take_back(turn)
+    assert not said.take_back(turn)
 
 
 def test_what_is_forgotten_while_it_is_written_stays_forgotten(said: Conversation, model: Model) -> None:
@@ -135,7 +136,6 @@ def test_an_answer_that_breaks_off_keeps_what_came_and_why(said: Conversation, m
     assert str(turn.answer.problem) == "The worker died."
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_answer_that_ends_in_an_error_of_ours_never_looks_whole(said: Conversation) -> None:
     def send(body: Mapping[str, Any]) -> Chunks:
         yield HEADERS, {"choices": [{"delta": {"content": "good"}}]}
@@ -157,4 +157,4 @@ def test_what_has_no_answer_was_never_said(said: Conversation, model: Model) -> 
     model.say("yes", None)
     assert written(said, turn) == "yes"
     assert messages(model) == [{"role": "user", "content": "and now?"}]
-    assert said.take_back(failed) is None  # it is not the last one any more
+    assert not said.take_back(failed)  # it is not the last one any more
