@@ -30,7 +30,7 @@ def show() -> None:
 
 def answer(said: Conversation, turn: Turn, number: int) -> None:
     """Show an answer, and what is known of it; as plain text, for a model's markup is nobody's to be believed."""
-    place, button = st.empty(), st.empty()
+    button, place = st.empty(), st.empty()  # above the text, which grows
     if not turn.answer.is_over:
         button.button("Stop", key=f"stop-{number}", on_click=said.stop, icon=":material/stop_circle:")
     for text in said.watch(turn):  # whoever leaves meanwhile does not end it
