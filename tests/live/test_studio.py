@@ -572,8 +572,9 @@ def test_from_the_gallery_one_goes_on_in_the_studio(system: System, visit: Visit
     visitor.page.get_by_role("link", name="Gallery").click()
     visitor.page.get_by_label("Search").fill(asked)
     visitor.page.get_by_label("Search").press("Enter")
-    expect(visitor.page.get_by_text("1 found", exact=True)).to_be_visible(timeout=LONG)
-    visitor.page.get_by_role("button", name="View").click()
+    view = visitor.page.get_by_role("button", name="View")
+    expect(view).to_have_count(1, timeout=LONG)
+    view.click()
     visitor.page.get_by_role("dialog").get_by_role("button", name="Animate this image").click()
 
     expect(visitor.page.get_by_label(re.compile(INVITATIONS["Video"]))).to_be_visible(timeout=LONG)
