@@ -27,7 +27,7 @@ WORKERS = ("text", "audio", "image", "video", "mesh")
 CHAT, SD = "tinyllama-1.1b-chat", "tiny-sd"
 DRAWN = {"prompt": "a tree", "num_inference_steps": 2}
 FRAMES = {"num_frames": "3"}
-SCULPTED = {"prompt": "a chair", "num_inference_steps": 2}
+SCULPTED = {"prompt": "a large red cube"}
 TEXT = "/generate/text?prompt=Hello"
 PACKAGES = "import importlib.metadata as m; print(*(d.metadata['Name'].lower() for d in m.distributions()))"
 
