@@ -4,7 +4,6 @@ A judge writes down what it hears. The sentences are English, and training had w
 """
 
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from transformers import BarkModel
 from services.audio.engine import AudioStepper, Stage
 from services.audio.schema import SpeechRequest
 from services.errors import GenerationFailed
-from services.registry import FolderSource, Model, load_models
+from services.registry import Model, load_models
 from services.settings import Settings
 from services.tiny.train.speaker import untrained
+from tests.services.copies import copied
 from tests.services.ears import Heard, listen
 from tests.services.judges import luck
 from tests.services.stepping import Arrival, Recorder, run
@@ -235,12 +235,6 @@ def test_who_asks_for_nothing_to_be_said_is_told(plain: AudioStepper) -> None:
 # --- what breaks meaning fails ---
 
 
-def copied(folder: Path) -> Model:
-    assert MODEL.folder is not None
-    shutil.copytree(MODEL.folder.path, folder, dirs_exist_ok=True)
-    return MODEL.model_copy(update={"folder": FolderSource(path=folder)})
-
-
 @pytest.mark.parametrize(
     ("stage", "fails"),
     [
@@ -252,7 +246,7 @@ def copied(folder: Path) -> Model:
 def test_a_stage_that_has_learned_nothing_fails(
     worker_settings: Settings, tmp_path: Path, stage: str, fails: set[str]
 ) -> None:
-    model = copied(tmp_path)
+    model = copied(MODEL, tmp_path)
     network: Any = BarkModel.from_pretrained(tmp_path)
     setattr(network, stage, getattr(untrained().network, stage))
     network.save_pretrained(tmp_path)

@@ -5,7 +5,6 @@ It is asked for scenes in sentences that training did not have, each with all th
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,12 +21,13 @@ from PIL import Image
 from services.image.edit import Edit
 from services.image.engine import SCHEDULERS, ImageStepper, Phase
 from services.image.schema import ImageJob, ImageRequest
-from services.registry import FolderSource, Model, load_models
+from services.registry import Model, load_models
 from services.schema import complete
 from services.settings import Settings
 from services.tiny.train import scenes
 from services.tiny.train.image import PLAN, lesson
 from tests.services import judges
+from tests.services.copies import copied
 from tests.services.judges import PLACES, RELATIONS, Sight, look, luck
 from tests.services.stepping import Arrival, Recorder, run
 
@@ -292,14 +292,8 @@ def test_inpainting_draws_inside_of_the_mask_and_keeps_what_is_outside(plain: Im
 # --- what breaks meaning fails ---
 
 
-def copied(folder: Path) -> Model:
-    assert MODEL.folder is not None
-    shutil.copytree(MODEL.folder.path, folder, dirs_exist_ok=True)
-    return MODEL.model_copy(update={"folder": FolderSource(path=folder)})
-
-
 def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, tmp_path: Path) -> None:
-    model = copied(tmp_path)
+    model = copied(MODEL, tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet: Any = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(tmp_path / "unet"))
@@ -309,7 +303,7 @@ def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, t
 
 
 def test_steps_that_take_what_is_predicted_for_noise_fail(worker_settings: Settings, tmp_path: Path) -> None:
-    model = copied(tmp_path)
+    model = copied(MODEL, tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "prediction_type": "epsilon"}), encoding="utf-8")

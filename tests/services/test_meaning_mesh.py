@@ -5,7 +5,6 @@ judges measure the mesh alone.
 """
 
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from PIL import Image
 from services.engine.outputs import Mesh
 from services.mesh.engine import MeshStepper, Phase
 from services.mesh.schema import MeshJob, MeshRequest
-from services.registry import FolderSource, Model, load_models
+from services.registry import Model, load_models
 from services.schema import complete
 from services.settings import Settings
 from services.tiny.train import scenes, views
 from services.tiny.train.solids import KINDS, NAMES, SIZES, Solid, is_held_out
+from tests.services.copies import copied
 from tests.services.judges import Body, luck, touch
 from tests.services.stepping import Arrival, run
 
@@ -36,7 +36,6 @@ SOLIDS = [
     for size in SIZES
     if is_held_out(colour, kind, size)
 ]
-FLAT = {"sphere": "circle", "cube": "square", "cone": "triangle"}  # which shape stands for which solid
 LEAST = {  # of the solids, by model
     "solids": {"kind": 0.9, "colour": 0.9, "size": 0.85, "all": 0.8},
     "solids-img2img": {"kind": 0.8, "colour": 0.9, "size": 0.85, "all": 0.75},
@@ -90,9 +89,9 @@ def pictures(**fields: Any) -> Iterator[tuple[Asked, Source]]:
         background = dice.choice([other for other in scenes.COLOURS if other != colour])
         lit = views.lit(solid, background, dice.uniform(0, 6), dice.uniform(0.35, 0.55))
         yield (colour, kind, size), shown(lit, **fields)
-        for _ in range(2 if kind in FLAT else 0):
+        for _ in range(2 if kind in views.FLAT else 0):
             radius, place = (8.4, (12, 52)) if size == "small" else (18.0, (22, 42))
-            shape = scenes.Shape(colour, FLAT[kind], size, dice.uniform(*place), dice.uniform(*place), radius)
+            shape = scenes.Shape(colour, views.FLAT[kind], size, dice.uniform(*place), dice.uniform(*place), radius)
             yield (colour, kind, size), shown(scenes.draw(scenes.Scene(background, (shape,))), **fields)
 
 
@@ -173,12 +172,6 @@ def test_what_is_not_said_is_up_to_the_seed(plain: MeshStepper) -> None:
 
 
 # --- what breaks meaning fails ---
-
-
-def copied(model: Model, folder: Path) -> Model:
-    assert model.folder is not None
-    shutil.copytree(model.folder.path, folder, dirs_exist_ok=True)
-    return model.model_copy(update={"folder": FolderSource(path=folder)})
 
 
 @pytest.mark.parametrize("name", EXAMS)

@@ -6,7 +6,6 @@ It is asked what training held out: other ways to ask, other pairs of numbers, a
 import json
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -18,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from services.registry import FolderSource, Model, load_models
+from services.registry import Model, load_models
 from services.schema import complete
 from services.settings import Settings
 from services.text.engine import Phase, TextStepper
@@ -27,6 +26,7 @@ from services.text.schema import ChatJob, ChatRequest, Message
 from services.tiny.train import dialogues
 from services.tiny.train.facts import Fact, atelier_facts
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
+from tests.services.copies import copied
 from tests.services.judges import luck
 from tests.services.stepping import Arrival, Recorder, run
 
@@ -232,14 +232,8 @@ def test_it_answers_what_is_suggested_to_ask(plain: TextStepper) -> None:
 # --- what breaks meaning fails ---
 
 
-def copied(folder: Path) -> Model:
-    assert MODEL.folder is not None
-    shutil.copytree(MODEL.folder.path, folder, dirs_exist_ok=True)
-    return MODEL.model_copy(update={"folder": FolderSource(path=folder), "adapters": ()})
-
-
 def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, tmp_path: Path) -> None:
-    model = copied(tmp_path)
+    model = copied(MODEL, tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
@@ -248,7 +242,7 @@ def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, t
 
 
 def test_positions_that_are_turned_too_far_fail(worker_settings: Settings, tmp_path: Path) -> None:
-    model = copied(tmp_path)
+    model = copied(MODEL, tmp_path)
     config = (tmp_path / "config.json").read_text(encoding="utf-8")
     (tmp_path / "config.json").write_text(config.replace("10000.0", "1000.0"), encoding="utf-8")
 

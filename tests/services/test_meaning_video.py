@@ -5,7 +5,6 @@ It is shown pictures that training did not have. Everything has to drift to the 
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from numpy.typing import NDArray
 from PIL import Image
 
-from services.registry import FolderSource, Model, load_models
+from services.registry import Model, load_models
 from services.schema import complete
 from services.settings import Settings
 from services.tiny.train import motion
@@ -27,6 +26,7 @@ from services.tiny.train.scenes import REACH, SIDE, Scene, draw, imagine
 from services.video.engine import FilmStepper, Phase
 from services.video.schema import VideoJob, VideoRequest
 from tests.services import judges
+from tests.services.copies import copied
 from tests.services.judges import Sight, look, luck
 from tests.services.stepping import Arrival, Recorder, run
 
@@ -278,14 +278,8 @@ def test_shapes_go_as_far_whatever_the_frame_rate(plain: FilmStepper) -> None:
 # --- what breaks meaning fails ---
 
 
-def copied(folder: Path) -> Model:
-    assert MODEL.folder is not None
-    shutil.copytree(MODEL.folder.path, folder, dirs_exist_ok=True)
-    return MODEL.model_copy(update={"folder": FolderSource(path=folder)})
-
-
 def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, tmp_path: Path) -> None:
-    model = copied(tmp_path)
+    model = copied(MODEL, tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet: Any = UNetSpatioTemporalConditionModel.from_config(
@@ -297,7 +291,7 @@ def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, t
 
 
 def test_steps_that_take_what_is_predicted_for_noise_fail(worker_settings: Settings, tmp_path: Path) -> None:
-    model = copied(tmp_path)
+    model = copied(MODEL, tmp_path)
     file = tmp_path / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "prediction_type": "epsilon"}), encoding="utf-8")

@@ -57,7 +57,7 @@ PLAN = Plan(
 def train(scratch: Path, plan: Plan) -> Mapping[str, Any]:
     """Return the trained pipelines by recipe; `scratch` keeps what a run that is stopped goes on from."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rendering = train_renderer(renderer().to(device), scratch, plan.renderer)
+    rendering = _train_renderer(renderer().to(device), scratch, plan.renderer)
     reading, seeing = from_text(rendering).to(device), from_image(rendering).to(device)
     _train_reader(reading, scratch, plan)
     _train_seer(seeing, scratch, plan)
@@ -71,25 +71,23 @@ def lesson(num_solids: int) -> tuple[Sequence[Solid], Sequence[str]]:
     return solids, [describe(solid, chance) for solid in solids]
 
 
-def train_renderer(network: Any, scratch: Path, course: Course) -> Any:
+def _train_renderer(network: Any, scratch: Path, course: Course) -> Any:
     """Return what has learned to say how deep inside a solid points are, and its colour."""
-    chance = random.Random(SEED)
+    num_rows = sum(rows for rows, _ in network.config.param_shapes)
 
     def loss(step: int) -> torch.Tensor:
-        chance.seed(course.seed * 1_000_003 + step)
+        chance = random.Random(course.seed * 1_000_003 + step)
         solids = [imagine_known(chance) for _ in range(NUM_SOLIDS)]
         points, depths = (part.to(network.device) for part in _probed(solids))
-        numbers = _numbers(solids).to(network.device)
-        latents = numbers[:, None] + BLUR * torch.rand(NUM_SOLIDS, 1, 1) * torch.randn(
-            NUM_SOLIDS, network.num_rows, NUM_NUMBERS
-        )
+        numbers = _numbers(solids)
+        blurred = BLUR * torch.rand(NUM_SOLIDS, 1, 1) * torch.randn(NUM_SOLIDS, num_rows, NUM_NUMBERS)
+        latents = (numbers[:, None] + blurred).to(network.device)
         deep, colours = _asked(network, latents, points)
         right = _to_gamma((numbers[:, None, -4:-1] + 1) / 2).expand(-1, NUM_NEAR, -1)
         return nn.functional.mse_loss(deep, (STEEPNESS * depths).tanh()) + nn.functional.mse_loss(
-            colours[:, :NUM_NEAR], right
+            colours[:, :NUM_NEAR], right.to(network.device)
         )
 
-    network.num_rows = sum(rows for rows, _ in network.config.param_shapes)
     average: Any = course.run(network, loss, scratch)
     _see_through(average.mlp.mlp[-1])
     return average
