@@ -51,7 +51,7 @@ def refusal(status: int, message: str, **headers: str) -> JSONResponse:
 def serving() -> Iterator[Gateway]:
     gateway = Gateway()
     app = Starlette(routes=[Route("/{path:path}", gateway.answer, methods=METHODS)])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
