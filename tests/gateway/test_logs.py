@@ -19,6 +19,7 @@ from tests.gateway.processes import Process, Worker, running
 
 WORD = "swordfish"
 SPEECH = f"/generate/audio?prompt={WORD}"
+UPGRADE = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13", "sec-websocket-key": "x"}
 DIES = {"ATELIER_OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "ATELIER_OPENAI_API_KEY": f"sk-{WORD}"}
 
 
@@ -48,13 +49,14 @@ def ask_for_everything(process: Process, worker: Worker) -> str:
         assert client.get(SPEECH).status_code == 200
         assert client.get(f"/generate/openai/text?prompt={WORD}").status_code == 502
         assert client.get(f"/generate/image?prompt={WORD}&size={WORD}").status_code == 400
+        assert client.get(f"/v1/realtime?token={WORD}", headers=UPGRADE).status_code == 404
         assert client.post("/v1/completions", json={"prompt": WORD, "n": WORD}).status_code == 400
         assert client.post("/v1/completions", json={"prompt": WORD}).status_code == 200
         assert client.post("/v1/completions", content=f'{{"prompt": "{WORD}').status_code == 400
         worker.breaks_off = True
         with pytest.raises(httpx.RemoteProtocolError):
             client.get(SPEECH, headers={"x-request-id": "the-broken-one"})
-    assert len(said) == 4
+    assert len(said) == 5
     return "".join(said)
 
 
