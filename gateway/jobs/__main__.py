@@ -4,6 +4,7 @@ Files that no row names are told of, or deleted; files that a row names and that
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Mapping
 
@@ -66,7 +67,11 @@ async def without_files(database: AsyncEngine, artefacts: Artefacts) -> list[str
 if __name__ == "__main__":
     if sys.argv[1:] not in ([], ["--delete"]):
         sys.exit("usage: python -m gateway.jobs [--delete]")
+    status = 0
     try:
         asyncio.run(main(Settings(), deletes=bool(sys.argv[1:])))
     except Misconfigured as error:
-        sys.exit(f"atelier: {error}")
+        sys.stderr.write(f"atelier: {error}\n")
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)  # obstore's threads may still let go of what they answered with: a usual end would abort them
