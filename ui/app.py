@@ -29,6 +29,8 @@ def main() -> None:
     )
     if st.session_state.pop(making.GO, False) and page.title != first.title:
         st.switch_page(first)
+    if page.title != first.title:
+        making.look_elsewhere()
     st.session_state.pop(making.CHANGED, None)
     if making.PROBLEM in st.session_state:
         explain(st.session_state.pop(making.PROBLEM))

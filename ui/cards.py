@@ -36,7 +36,7 @@ def place(name: str, job_id: str) -> DeltaGenerator:
 def card(job: Mapping[str, Any]) -> None:
     """Show a job."""
     with st.container(border=True, key=f"card-{job['id']}"):
-        st.text(job["prompt"] or "From a picture")
+        st.text(media.title_of(job))
         if job["kind"] == "audio" and job["status"] in ("in_progress", "completed"):
             listen(job)  # one player throughout, so that it does not stop when the speech is whole
         if job["status"] in OPEN:
@@ -54,10 +54,10 @@ def card(job: Mapping[str, Any]) -> None:
 
 
 def listen(job: Mapping[str, Any]) -> None:
-    """Play a speech, also while it is made; by itself where it was begun here."""
+    """Play a speech, also while it is made; by itself the one that was just begun here."""
     path = f"{sound.PATH.format(job_id=job['id'])}?attempt={job['attempts']}"  # one that broke off is never heard again
     url = urljoin(st.context.url or "", path)
-    st.audio(url, autoplay=job["id"] in making.kept(making.BEGUN), alt=f"Speech: {job['prompt']}")
+    st.audio(url, autoplay=job["id"] == st.session_state.get(making.BEGUN), alt=f"Speech: {job['prompt']}")
 
 
 @st.fragment(run_every=LOOK_SECONDS)
@@ -101,14 +101,14 @@ def actions(job: Mapping[str, Any]) -> None:
             download(job, output)
         if is_done:
             other_formats(job)
-        can_repeat = making.can_repeat(job)
+        reason = making.why_unrepeatable(job)
         st.button(
             "Again with another seed",
             key=f"again-{job_id}",
             on_click=making.again,
             args=(job,),
-            disabled=not can_repeat,
-            help=None if can_repeat else "The picture that it was made of is not here any more: attach it again.",
+            disabled=reason is not None,
+            help=reason,
             icon=":material/casino:",
         )
         if is_done and job["kind"] == "image":
@@ -147,7 +147,7 @@ def download(job: Mapping[str, Any], output: Mapping[str, Any]) -> None:
     """Offer a file; it is fetched when the button is pressed."""
     asked = asking()
     st.download_button(
-        media.label_of(output),
+        media.label_of(output, len(job["steps"])),
         lambda: asked().file(output["url"]),
         file_name=f"{job['id']}-{output['variant']}.{media.extension_of(output)}",
         mime=output["media_type"],

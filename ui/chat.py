@@ -15,11 +15,15 @@ from ui.visitors import COOKIE as VISITOR
 from ui.visitors import Conversations
 
 CHAT = "chat"  # in the session's state
+STAYS = """<style>
+[class*="st-key-stop-"] { position: sticky; top: 4.5rem; z-index: 1; }
+</style>"""  # the button that stops an answer, below the page's head while the page follows the text
 GONE_ON = "The conversation has gone on in another tab: here it is."
 
 
 def show() -> None:
     """Show the conversation, and what is being written as it comes."""
+    st.html(STAYS)
     said = conversation()
     for number, turn in enumerate(said.turns):
         with st.chat_message("user"):
@@ -30,7 +34,7 @@ def show() -> None:
 
 def answer(said: Conversation, turn: Turn, number: int) -> None:
     """Show an answer, and what is known of it; as plain text, for a model's markup is nobody's to be believed."""
-    button, place = st.empty(), st.empty()  # above the text, which grows
+    button, place = st.empty(), st.empty()
     if not turn.answer.is_over:
         button.button("Stop", key=f"stop-{number}", on_click=said.stop, icon=":material/stop_circle:")
     for text in said.watch(turn):  # whoever leaves meanwhile does not end it

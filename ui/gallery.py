@@ -14,7 +14,6 @@ from ui.session import client, told
 COLUMNS = 3
 PAGE = 100  # jobs that the gateway is asked for at once
 FIRST = 12  # that are shown before more are asked for
-KINDS = tuple(kind for kind in models.TASKS if kind != "text")
 
 
 def show() -> None:
@@ -22,7 +21,7 @@ def show() -> None:
     st.title("Gallery")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         words = st.text_input("Search", placeholder="Words of the prompt, a model, a seed", icon=":material/search:")
-        kind = st.selectbox("What", KINDS, None, format_func=models.TASKS.__getitem__, placeholder="Everything")
+        kind = st.selectbox("What", models.TASKS, None, format_func=models.TASKS.__getitem__, placeholder="Everything")
     with told():
         num_wanted = st.session_state.get("shown", FIRST)
         found = list(islice(matching(history(client(), kind), words), num_wanted + 1))
@@ -40,7 +39,7 @@ def show() -> None:
 
 def history(asked: Client, kind: str | None) -> Iterator[Mapping[str, Any]]:
     """Yield what was made, newest first, looked up as far back as somebody reads on."""
-    kinds = KINDS if kind is None else (kind,)
+    kinds = models.TASKS if kind is None else (kind,)
     return merge(*(made(asked, each) for each in kinds), key=lambda job: -job["created_at"])
 
 
@@ -65,7 +64,7 @@ def tile(job: Mapping[str, Any]) -> None:
     """Show a job small."""
     with st.container(border=True, key=f"tile-{job['id']}"):
         media.still(job, making.file)
-        st.text(job["prompt"] or "From a picture")
+        st.text(media.title_of(job))
         st.caption(cards.facts(job))
         with st.container(horizontal=True):
             if st.button("View", key=f"view-{job['id']}", icon=":material/open_in_full:"):

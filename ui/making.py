@@ -15,7 +15,7 @@ MAX_SEED = 2**53
 # In the session's state; CHANGED: something is no longer as the page shows it; BACK: words that were refused.
 TASK, PROBLEM, FILES, GO, CHANGED = "task", "problem", "files", "go", "changed"
 BACK = "back"
-BEGUN = "begun"  # the jobs that were begun here
+BEGUN = "begun"  # the job that was begun last, until something else is looked at
 MAX_FILES = 60
 
 
@@ -24,7 +24,7 @@ def begin(task: str, fields: Mapping[str, Any], picture: Picture | None = None) 
 
     def make() -> None:
         job_id = client().begin(task, fields, picture)
-        kept(BEGUN)[job_id] = True
+        st.session_state[BEGUN] = job_id
         if picture is not None:
             attached().keep(job_id, picture)
 
@@ -49,6 +49,11 @@ def go_on(output: Mapping[str, Any], task: str) -> None:
     lead(task)
 
 
+def look_elsewhere() -> None:
+    """Let nothing play by itself any more when one comes back."""
+    st.session_state.pop(BEGUN, None)
+
+
 def cancel(job_id: str) -> None:
     """End a job."""
     attempt(lambda: client().cancel(job_id))
@@ -64,10 +69,14 @@ def delete(job_id: str) -> None:
     attempt(lambda: client().delete(job_id))
 
 
-def can_repeat(job: Mapping[str, Any]) -> bool:
-    """Whether all that it was made of is still known: of what was attached, the gateway gives nothing back."""
+def why_unrepeatable(job: Mapping[str, Any]) -> str | None:
+    """Say why it cannot be made again; of what was attached, the gateway gives nothing back."""
+    if job["kind"] == "text" or len(job["steps"]) > 1:
+        return "Only what was made in one step, and is no text, is made again from here."
     of_picture = job["route"] == EDITS or not job["prompt"]
-    return len(job["steps"]) == 1 and (not of_picture or attached().of(job["id"]) is not None)
+    if of_picture and attached().of(job["id"]) is None:
+        return "The picture that it was made of is not here any more: attach it again."
+    return None
 
 
 @st.cache_resource

@@ -1,14 +1,17 @@
 """What was made, shown: pictures, sound, films, and meshes that turn under the mouse."""
 
+import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import streamlit as st
 
 VIEWER = Path(__file__).with_name("viewer")
 WIDTH = 384  # pixels, of pictures and films
+FEW = 300  # characters of a text that is shown small
 VIEWER_HEIGHT = 400  # pixels, the hint below it included
 EXTENSIONS = {
     "image/jpeg": "jpg",
@@ -34,7 +37,7 @@ def show(job: Mapping[str, Any], fetch: Fetch) -> None:
     files = {each["variant"]: each for each in job["outputs"]}
     match job["kind"]:
         case "image":
-            pictures = [each for each in files.values() if each["media_type"].startswith("image/")]
+            pictures = [each for each in job["outputs"] if each["media_type"].startswith("image/")]
             shown = [fetch(each["url"]) for each in pictures]
             st.image(shown, width=WIDTH, output_format="PNG", alt=[described(job)] * len(pictures))  # as they are
         case "audio":
@@ -51,17 +54,28 @@ def show(job: Mapping[str, Any], fetch: Fetch) -> None:
                 height=VIEWER_HEIGHT,
             )
         case _:
-            st.json(fetch(next(iter(files.values()))["url"]).decode(), expanded=2)
+            st.text(text_of(json.loads(fetch(files["answer"]["url"]))))
 
 
 def still(job: Mapping[str, Any], fetch: Fetch) -> None:
     """Show a small picture of what a job made, or else the sound itself."""
     files = {each["variant"]: each for each in job["outputs"]}
     found = next((files[name] for name in ("image", "thumbnail", "preview") if name in files), None)
-    if found is None:
+    if job["kind"] == "text":
+        st.text(shorten(text_of(json.loads(fetch(files["answer"]["url"]))), FEW, placeholder=" …"))
+    elif found is None:
         show(job, fetch)
     else:
         st.image(fetch(found["url"]), width="stretch", alt=described(job))
+
+
+def text_of(answer: Mapping[str, Any]) -> str:
+    """What a chat's, a completion's or a response's answer says."""
+    if "output" in answer:
+        return "".join(part.get("text", "") for item in answer["output"] for part in item.get("content") or ())
+    return "\n\n".join(
+        str(each["message"]["content"] if "message" in each else each["text"]) for each in answer["choices"]
+    )
 
 
 @st.cache_resource
@@ -71,9 +85,14 @@ def mesh_viewer() -> Callable[..., object]:
     return st.components.v2.component("atelier_mesh", html=html, css=css, js=script)
 
 
+def title_of(job: Mapping[str, Any]) -> str:
+    """What a job is about, in words."""
+    return str(job["prompt"] or {"text": "A text", "audio": "A speech"}.get(job["kind"], "From a picture"))
+
+
 def described(job: Mapping[str, Any]) -> str:
     """What a job made, for who cannot see it."""
-    return f"Made by {job['model']}: {job['prompt'] or 'from a picture'}"
+    return f"Made by {job['model']}: {title_of(job)}"
 
 
 def extension_of(output: Mapping[str, Any]) -> str:
@@ -88,7 +107,8 @@ def converted(kind: str, output: Mapping[str, Any], word: str) -> dict[str, str]
     return {"media_type": media_type, "url": f"{output['url']}&format={word}"}
 
 
-def label_of(output: Mapping[str, Any]) -> str:
+def label_of(output: Mapping[str, Any], num_steps: int) -> str:
     """What the button says that downloads it."""
     variant, number = output["variant"].partition("-")[::2]
-    return f"{LABELS.get(variant) or extension_of(output).upper()}{f' {number}' if number else ''}"
+    step = f" of step {output['step']}" if output["step"] < num_steps else ""
+    return f"{LABELS.get(variant) or extension_of(output).upper()}{f' {number}' if number else ''}{step}"

@@ -16,6 +16,7 @@ STATES = {
     "unreachable": "its worker does not answer",
     "external": "at a provider",
 }
+LOOK_SECONDS = 2.0  # between two looks at models that are away
 BY_WHAT_IS_GIVEN = "chosen by what you give"
 AWAY = {
     "failed": "The operator has to look: the reason is in the worker's log.",
@@ -88,8 +89,19 @@ def licence_of(model: Mapping[str, Any]) -> str:
 
 
 def warn(models: Iterable[Mapping[str, Any]]) -> None:
-    """Say which of the models are away, and what that means."""
-    for model in models:
-        if model["state"] in AWAY:
-            advice = AWAY[model["state"]].format(LATER if model["task"] == "text" else WAITS)
-            st.warning(f"{model['id']}: {STATES[model['state']]}. {advice}", icon=":material/hourglass:")
+    """Say which of the models are away, and what that means, until they are there."""
+    away = [model for model in models if model["state"] in AWAY]
+    if away:
+        watch(away)
+
+
+@st.fragment(run_every=LOOK_SECONDS)
+def watch(away: Sequence[Mapping[str, Any]]) -> None:
+    """Say it, and look by itself; the page is another once something has changed."""
+    with told():
+        now = {model["id"]: model["state"] for model in client().models()}
+        if any(now.get(model["id"]) != model["state"] for model in away):
+            st.rerun()
+    for model in away:
+        advice = AWAY[model["state"]].format(LATER if model["task"] == "text" else WAITS)
+        st.warning(f"{model['id']}: {STATES[model['state']]}. {advice}", icon=":material/hourglass:")

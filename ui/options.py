@@ -12,20 +12,27 @@ from ui.session import told
 
 @dataclass(frozen=True)
 class Number:
-    """A number between two ends; with a whole `step`, a whole one."""
+    """A number; with a whole `step`, a whole one.
+
+    It has no ends here: a browser keeps what is beyond them to itself, and the number before would be sent. The gateway
+    says what is wrong with it.
+    """
 
     label: str
-    low: float
-    high: float
     step: float = 1
     usual: object = None
 
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
-        ends = (self.low, self.high) if isinstance(self.step, float) else (int(self.low), int(self.high))
         said = placeholder(default, self.usual)
         st.number_input(
-            self.label, *ends, None, self.step, key=key, placeholder=said, on_change="ignore", persist_state="session"
+            self.label,
+            value=None,
+            step=self.step,
+            key=key,
+            placeholder=said,
+            on_change="ignore",
+            persist_state="session",
         )
 
 
@@ -58,15 +65,15 @@ class Words:
         st.text_input(self.label, key=key, placeholder=said, on_change="ignore", persist_state="session")
 
 
-STEPS = Number("Denoising steps", 1, 200)
-GUIDANCE = Number("Guidance: how close to the words", 0.0, 50.0, 0.5)
-SEED = Number("Seed: the same one gives the same result", 0, 2**53 - 1)
+STEPS = Number("Denoising steps")
+GUIDANCE = Number("Guidance: how close to the words", 0.5)
+SEED = Number("Seed: the same one gives the same result")
 SIZES = Choice("Size", ("64x64", "256x256", "512x512", "768x512", "512x768", "1024x576", "832x480"))
 VOICE = "audio-voice"
 FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
     "text": {
-        "max_tokens": Number("Tokens at most", 1, 4096),
-        "temperature": Number("Temperature: how daring", 0.0, 2.0, 0.1),
+        "max_tokens": Number("Tokens at most"),
+        "temperature": Number("Temperature: how daring", 0.1),
         "seed": SEED,
     },
     "image": {
@@ -74,27 +81,27 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE,
         "negative_prompt": Words("What it should not show", "nothing"),
-        "n": Number("Pictures", 1, 10, usual=1),
+        "n": Number("Pictures", usual=1),
         "output_format": Choice("Format", ("png", "webp", "jpeg"), "png"),
         "seed": SEED,
     },
     "audio": {
         "response_format": Choice("Format", ("mp3", "wav", "flac", "opus", "aac"), "mp3"),
-        "speed": Number("Speed", 0.25, 4.0, 0.25, 1),
+        "speed": Number("Speed", 0.25, 1),
         "seed": SEED,
     },
     "video": {
         "size": SIZES,
-        "num_frames": Number("Frames", 1, 161),
-        "fps": Number("Frames a second", 1, 30),
+        "num_frames": Number("Frames"),
+        "fps": Number("Frames a second"),
         "num_inference_steps": STEPS,
         "output_format": Choice("Format", ("mp4", "gif", "webp"), "mp4"),
         "seed": SEED,
     },
     "mesh": {
-        "num_inference_steps": Number("Denoising steps", 2, 200),
+        "num_inference_steps": Number("Denoising steps"),
         "guidance_scale": GUIDANCE,
-        "grid_size": Number("Grid: how fine", 8, 192),
+        "grid_size": Number("Grid: how fine"),
         "seed": SEED,
     },
 }

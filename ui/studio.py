@@ -44,6 +44,8 @@ def show() -> None:
         )
         or FIRST
     )
+    if task != "audio":
+        making.look_elsewhere()
     with told():
         asked = client()
         there = sorted(
@@ -127,10 +129,11 @@ def converse(asked: Sequence[Mapping[str, Any]]) -> None:
 
 
 def newest(asked: Client, task: str, by: Sequence[Mapping[str, Any]]) -> None:
-    """Show the newest of a modality, and whatever is being made."""
+    """Show the newest of a modality, and whatever is not done."""
     num_wanted = making.kept(SHOWN).setdefault(task, NUM_JOBS)
     page = asked.jobs(task, num_wanted)
-    jobs = {job["id"]: job for job in (*page["data"], *asked.jobs(task, MAX_JOBS, status="in_progress")["data"])}
+    open_ones = [job for state in cards.OPEN for job in asked.jobs(task, MAX_JOBS, status=state)["data"]]
+    jobs = {job["id"]: job for job in (*page["data"], *open_ones)}
     if not jobs:
         st.caption("Nothing was made yet. What is made stays here, and in the gallery.")
         offer(task, by)

@@ -1,12 +1,13 @@
 """Jobs as they are shown: our own shape, and the SDK's of a video."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from gateway.jobs.desk import Seen
-from gateway.jobs.schema import Job, JobState
+from gateway.jobs.schema import Job, JobState, Step
 from services.registry import Task
 from services.schema import ErrorDetail, error_type
 
@@ -40,7 +41,7 @@ class JobView(BaseModel):
     """What its last step makes."""
     route: str
     prompt: str | None
-    """What is to be made, or said; null: the last step has it of the step before, or of a picture alone."""
+    """What is to be made, said or answered: the words of the last step that was given any; null: a picture alone."""
     asked: dict[str, Any]
     """The fields of the last step's request, without pictures; empty where it was long."""
     model: str | None
@@ -74,14 +75,13 @@ class JobView(BaseModel):
         """Show a job."""
         job = seen.job
         own = f"/v1/jobs/{job.id}"
-        asked = asked_of(job)
         return cls(
             id=job.id,
             status=job.state,
             kind=job.kind,
             route=job.route,
-            prompt=asked.get("prompt") or asked.get("input"),
-            asked=asked,
+            prompt=prompt_of(job),
+            asked=asked_of(job.steps[-1]),
             model=job.model or None,
             seed=job.seed,
             progress=seen.percent,
@@ -162,7 +162,7 @@ class MediaView(BaseModel):
     def of(cls, seen: Seen) -> "MediaView":
         """Show a job."""
         job = seen.job
-        asked = asked_of(job)
+        asked = asked_of(job.steps[-1])
         frames, fps = asked.get("num_frames"), asked.get("fps")
         return cls(
             id=job.id,
@@ -173,7 +173,7 @@ class MediaView(BaseModel):
             created_at=seconds(job.created_at) or 0,
             completed_at=seconds(job.completed_at),
             expires_at=seconds(job.expires_at),
-            prompt=asked.get("prompt"),
+            prompt=prompt_of(job),
             seconds=f"{int(frames) / int(fps):g}" if frames and fps else None,
             size=asked.get("size"),
             seed=job.seed if job.seed is not None else asked.get("seed"),
@@ -200,9 +200,24 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def asked_of(job: Job) -> dict[str, Any]:
-    """What the last step was asked, as far as it lies in the row."""
-    step = job.steps[-1]
+def prompt_of(job: Job) -> str | None:
+    """The words that a job was given."""
+    return next(filter(None, (words_of(asked_of(step)) for step in reversed(job.steps))), None)
+
+
+def words_of(asked: Mapping[str, Any]) -> str | None:
+    """A prompt, what is to be said, or the last message of a conversation."""
+    for words in (asked.get("prompt"), asked.get("input"), asked.get("messages")):
+        match words:
+            case str():
+                return words
+            case [*_, {"content": str(words)}]:
+                return words
+    return None
+
+
+def asked_of(step: Step) -> dict[str, Any]:
+    """What a step was asked, as far as it lies in the row."""
     fields = {**(step.body or {}), **(step.fields or {})}
     return {name: value for name, value in fields.items() if name not in PICTURES}
 

@@ -203,6 +203,7 @@ def test_a_chain_is_one_job(gateway: Gateway, workers: Workers) -> None:
     drawn, filmed = workers.requests[1:]
 
     assert (job["status"], job["kind"], job["steps"]) == ("completed", "video", ["text", "image", "video"])
+    assert job["prompt"] == "a scene"
     assert [each["variant"] for each in job["outputs"]] == ["answer", "image", "video", "thumbnail", "spritesheet"]
     assert json.loads(drawn.content)["prompt"] == "a red boat"
     assert b'name="input_reference"' in filmed.content

@@ -1,6 +1,7 @@
 """The studio in a real browser: every modality made and downloaded, and what goes wrong said."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -31,6 +33,7 @@ from tests.live.made import (
     picture_differs,
     pixels_of,
     sound_of,
+    wait_for,
 )
 from tests.live.pictures import png
 from tests.live.test_crash import serving_process
@@ -327,6 +330,22 @@ STRANGERS = """() => {
 }"""  # keeps what a card has of another job's, be it for an instant
 
 
+def test_speeches_that_were_heard_are_silent_when_one_comes_back(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("Speech")
+    for asked in [words("a boat") for _ in range(2)]:
+        visitor.say(asked)
+        wait_for(visitor.card(asked).locator("audio"), "player => player.autoplay && player.currentTime > 0")
+    visitor.choose("Image")
+    visitor.choose("Speech")
+    expect(visitor.card(asked).locator("audio")).to_be_visible(timeout=LONG)
+    visitor.rest()
+
+    for player in visitor.page.locator("audio").all():
+        assert player.evaluate("player => player.paused && !player.autoplay")
+
+
 def test_no_job_is_ever_shown_with_the_buttons_of_another(system: System, visit: Visit) -> None:
     visitor = visit(system)
     visitor.open()
@@ -453,6 +472,21 @@ def test_a_worker_that_is_killed_is_said_to_be_away_and_the_work_goes_on_when_it
     expect(card.get_by_role("button", name="PNG")).to_be_visible(timeout=3 * LONG)
 
 
+def test_what_is_said_of_a_worker_that_is_away_goes_when_it_is_back(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    os.kill(serving_process(system, "text").pid, signal.SIGKILL)
+    away = visitor.page.get_by_text(re.compile(r"tinyllama-1\.1b-chat: (its worker does not answer|loading)\."))
+    give_up_at = monotonic() + LONG / 1000
+    while not away.count():
+        assert monotonic() < give_up_at
+        visitor.open()
+        visitor.rest()
+
+    expect(away).to_have_count(0, timeout=2 * LONG)  # and nobody touches the page
+    visitor.say(words("hello"))
+    expect(visitor.page.get_by_text(re.compile("in all$"))).to_be_visible(timeout=LONG)
+
+
 def test_all_can_be_done_with_the_keyboard(system: System, visit: Visit) -> None:
     visitor = visit(system)
     visitor.open()
@@ -563,6 +597,66 @@ def test_the_gallery_finds_shows_and_deletes(system: System, visit: Visit, clien
     assert client.get(f"/v1/jobs/{job_id}").status_code == 404
 
 
+def find(visitor: Visitor, asked: str) -> Locator:
+    """Search the gallery for the one thing that fits, and return it."""
+    visitor.open("/gallery")
+    visitor.page.get_by_label("Search").fill(asked)
+    visitor.page.get_by_label("Search").press("Enter")
+    expect(visitor.page.get_by_text("1 found", exact=True)).to_be_visible(timeout=LONG)
+    tile = visitor.page.locator("[class*='st-key-tile-']")
+    expect(tile).to_have_count(1, timeout=LONG)
+    return tile
+
+
+def test_a_chain_goes_by_its_words_and_all_its_pictures_are_there(
+    system: System, visit: Visit, client: httpx.Client
+) -> None:
+    asked, later = words("a large red circle"), words("a small blue square")
+    steps = [
+        {"route": "/v1/images/generations", "body": {"prompt": asked}},
+        {"route": "/v1/images/edits", "body": {"prompt": later}},
+    ]
+    chain = client.post("/v1/jobs", json={"steps": steps}, headers={"prefer": "respond-async, wait=50"}).json()
+    outputs = client.get(f"/v1/jobs/{chain['id']}").json()["outputs"]
+    visitor = visit(system)
+    find(visitor, later).get_by_role("button", name="View").click()
+    dialog = visitor.page.get_by_role("dialog")
+    expect(dialog.locator("img")).to_have_count(2, timeout=LONG)
+    for number, (label, output) in enumerate(zip(("PNG of step 1", "PNG"), outputs, strict=True)):
+        content = client.get(output["url"]).content
+        assert picture_differs(dialog.locator("img").nth(number), content) == 0
+        assert visitor.download(dialog, label) == content
+
+
+def test_a_film_of_a_picture_of_words_goes_by_these(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked = words("a large green circle")
+    steps = [{"route": "/v1/images/generations", "body": {"prompt": asked}}, {"route": "/v1/videos", "body": {}}]
+    client.post("/v1/jobs", json={"steps": steps}, headers={"prefer": "respond-async, wait=50"})
+
+    expect(find(visit(system), asked)).to_contain_text(asked)
+
+
+def test_a_text_that_a_job_wrote_is_in_the_gallery(system: System, visit: Visit, client: httpx.Client) -> None:
+    bodies: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
+        "chat/completions": lambda asked: {"messages": [{"role": "user", "content": asked}]},
+        "completions": lambda asked: {"prompt": asked},
+        "responses": lambda asked: {"input": asked},
+    }
+    for kind, (route, body_with) in zip(("talk", "tale", "reply"), bodies.items(), strict=True):
+        asked = words(kind)
+        job = client.post(f"/v1/{route}", json=body_with(asked), headers={"prefer": "respond-async, wait=50"}).json()
+        answer = client.get(f"/v1/jobs/{job['id']}/content").json()
+        choice = answer["choices"][0] if "choices" in answer else answer["output"][0]["content"][0]
+        written = choice["message"]["content"] if "message" in choice else choice["text"]
+        visitor = visit(system)
+        tile = find(visitor, asked)
+        expect(tile.get_by_test_id("stText").first).to_contain_text(written.split()[0])
+        tile.get_by_role("button", name="View").click()
+        dialog = visitor.page.get_by_role("dialog")
+        expect(dialog.get_by_text(written, exact=True)).to_be_visible(timeout=LONG)
+        assert json.loads(visitor.download(dialog, "JSON")) == answer
+
+
 def test_from_the_gallery_one_goes_on_in_the_studio(system: System, visit: Visit, client: httpx.Client) -> None:
     asked = words("a rare boat")
     client.post("/v1/images/generations", json={"prompt": asked}, headers={"prefer": "respond-async, wait=30"})
@@ -597,6 +691,34 @@ def test_words_that_are_refused_are_given_back(system: System, visit: Visit) -> 
     expect(visitor.page.get_by_test_id("stAlert").first).to_contain_text("Nothing was written.", timeout=LONG)
 
 
+@pytest.mark.parametrize(
+    ("modality", "option", "value"),
+    [
+        ("Image", "Denoising steps", "500"),
+        ("Image", "Seed: the same one gives the same result", "-5"),
+        ("Image", "Guidance: how close to the words", "99.00"),
+        ("Image", "Pictures", "0"),
+        ("Text", "Tokens at most", "0"),
+        ("Speech", "Speed", "9.00"),
+        ("Video", "Frames", "5000"),
+        ("3D", "Grid: how fine", "1"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_and_no_other_goes_in_its_place(
+    system: System, visit: Visit, client: httpx.Client, modality: str, option: str, value: str
+) -> None:
+    visitor, asked = visit(system), words("much")
+    visitor.open()
+    visitor.choose(modality)
+    visitor.set(option, "1.00" if "." in value else "1")
+    visitor.set(option, value)
+    visitor.say(asked)
+
+    expect(visitor.page.get_by_test_id("stAlert").first).to_be_visible(timeout=LONG)
+    expect(visitor.page.get_by_test_id("stChatInputTextArea")).to_have_value(asked, timeout=LONG)
+    assert asked not in [job["prompt"] for job in client.get("/v1/jobs").json()["data"]]
+
+
 def test_words_never_go_without_the_picture_that_was_attached(
     system: System, visit: Visit, client: httpx.Client, tmp_path: Path
 ) -> None:
@@ -626,6 +748,23 @@ def test_a_text_can_be_stopped_and_what_was_written_stays(system: System, visit:
         expect(visitor.page.get_by_text(stopped)).to_be_visible(timeout=LONG)
         visitor.open()
     expect(visitor.page.get_by_test_id("stChatMessage")).to_have_count(2)
+
+
+@pytest.mark.parametrize("screen", [{"width": 1280, "height": 720}, NARROW], ids=["wide", "narrow"])
+def test_a_text_can_be_stopped_where_its_end_is_read(system: System, visit: Visit, screen: ViewportSize) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.set("Tokens at most", "1900")
+    visitor.page.set_viewport_size(screen)
+    visitor.say(words("Tell me a long story"))
+    text = visitor.page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stText")
+    wait_for(text, "text => text.clientHeight > innerHeight")
+    visitor.page.get_by_test_id("stChatInputTextArea").scroll_into_view_if_needed()
+    text.evaluate("text => text.scrollIntoView({block: 'end'})")
+    stop = visitor.page.get_by_role("button", name="Stop", exact=True)
+    expect(stop).to_be_in_viewport(ratio=1)
+    stop.click()
+    expect(visitor.page.get_by_text(re.compile("stopped before its end"))).to_be_visible(timeout=LONG)
 
 
 def test_a_text_goes_on_over_a_reload_and_on_another_page(system: System, visit: Visit) -> None:

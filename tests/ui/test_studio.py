@@ -165,7 +165,7 @@ def test_again_is_the_same_with_another_seed(serving: Gateway, visit: Visit) -> 
 def test_what_was_made_can_be_had_in_every_format(
     serving: Gateway, visit: Visit, kind: str, media_type: str, shown: Response, labels: list[str]
 ) -> None:
-    made = {"variant": kind, "media_type": media_type, "url": "/v1/jobs/job_1/content?variant=x"}
+    made = {"variant": kind, "media_type": media_type, "url": "/v1/jobs/job_1/content?variant=x", "step": 1}
     serving.answers["GET", "/v1/models"] = {"data": [model(kind, "a-model", voices=["alloy"])]}
     serving.answers["GET", "/v1/jobs"] = page_of(job(kind, outputs=[made]))
     serving.answers["GET", "/v1/jobs/job_1/content"] = shown
@@ -203,10 +203,10 @@ def test_what_a_button_could_not_do_is_said(serving: Gateway, visit: Visit) -> N
 
 def test_the_gallery_looks_at_all_that_was_made(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/audio/voices"] = {"data": []}
-    texts = [job("text", f"job_t{number}") for number in range(1200)]
+    failed = [job("mesh", f"job_t{number}", status="failed") for number in range(1200)]
     cars = [job("image", f"job_{number}", prompt="a car", outputs=[]) for number in range(250)]
     boat = job("image", "job_b", prompt="a boat", outputs=[], created_at=1)
-    serving.answers["GET", "/v1/jobs"] = listing(*texts, *cars, boat)
+    serving.answers["GET", "/v1/jobs"] = listing(*failed, *cars, boat)
     page = visit("gallery")
     assert "The newest 12" in [caption.value for caption in page.caption]
     page.text_input[0].set_value("boat").run()
@@ -214,17 +214,18 @@ def test_the_gallery_looks_at_all_that_was_made(serving: Gateway, visit: Visit) 
     assert [text.value for text in page.text] == ["a boat"]
 
 
-def test_whatever_is_being_made_is_shown_and_the_older_on_demand(serving: Gateway, visit: Visit) -> None:
-    waiting = [job("image", f"job_{number}", status="queued", prompt=f"number {number}") for number in range(12, 1, -1)]
+def test_whatever_is_not_done_is_shown_and_the_older_on_demand(serving: Gateway, visit: Visit) -> None:
+    done = [job("image", f"job_{number}", prompt=f"number {number}", outputs=[]) for number in range(12, 2, -1)]
+    waiting = job("image", "job_2", status="queued", prompt="number 2", created_at=2)
     first = job("image", "job_1", **UNDER_WAY, prompt="number 1", created_at=1)
-    serving.answers["GET", "/v1/jobs"] = listing(*waiting, first)
-    for each in (*waiting, first):
+    serving.answers["GET", "/v1/jobs"] = listing(*done, waiting, first)
+    for each in (waiting, first):
         serving.answers["GET", f"/v1/jobs/{each['id']}"] = each
     page = visit(task="image")
-    assert [text.value for text in page.text] == [f"number {number}" for number in (12, 11, 10, 9, 8, 1)]
+    assert [text.value for text in page.text] == [f"number {number}" for number in (12, 11, 10, 9, 8, 2, 1)]
     labelled(page, "Show more").click().run()
 
-    assert len(page.text) == 11
+    assert len(page.text) == 12
 
 
 def test_the_gallery_finds_by_words_and_shows_what_is_done(serving: Gateway, visit: Visit) -> None:
