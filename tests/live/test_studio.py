@@ -192,6 +192,38 @@ def test_a_speech_is_played_as_it_was_made(system: System, visit: Visit, client:
     assert min(seconds, peak) > 0
 
 
+def test_speech_of_samples_alone_is_played_on_both_pages(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked = words("a boat")
+    said = {"input": asked, "response_format": "pcm"}
+    assert client.post("/v1/audio/speech", json=said, headers={"prefer": "respond-async"}).status_code == 202
+    system.wait(lambda: made(client, asked)["status"] == "completed")
+    samples = np.frombuffer(made(client, asked)["files"]["audio"], "<i2").astype(float)
+    seconds, peak = len(samples) / 24_000, np.abs(samples).max() / 2**15
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("Speech")
+    player = visitor.card(asked).locator("audio")
+    for _ in range(2):
+        heard_seconds, heard_peak = heard(player)
+        assert heard_seconds == pytest.approx(seconds, abs=0.01)
+        assert heard_peak == pytest.approx(peak, rel=0.2)
+        assert player.evaluate("player => player.duration") == pytest.approx(seconds, abs=0.01)
+        player.evaluate(TO_THE_END)
+        visitor.open("/gallery")
+        player = visitor.page.locator("[class*='st-key-tile-']").filter(has_text=asked).locator("audio")
+    assert min(seconds, peak) > 0
+
+
+def test_speech_is_downloaded_as_samples_alone(system: System, visit: Visit, client: httpx.Client) -> None:
+    visitor = visit(system)
+    asked, card = made_in(visitor, "Speech", "a boat")
+    card.get_by_role("button", name="Other formats").click()
+    samples = visitor.download(visitor.page.get_by_test_id("stPopoverBody"), "PCM")
+
+    seconds, _ = sound_of(made(client, asked)["files"]["audio"])
+    assert len(samples) / 2 / 24_000 == pytest.approx(seconds, abs=0.2)
+
+
 def test_a_film_is_played_as_it_was_made(system: System, visit: Visit, client: httpx.Client) -> None:
     asked, card = made_in(visit(system), "Video", "a boat")
 
@@ -314,6 +346,11 @@ def test_speech_plays_while_it_is_made_and_goes_on_when_it_is_whole(
     assert player.evaluate("(player, begun) => player === begun && !player.error", begun)
 
 
+TO_THE_END = """player => new Promise(reached => {
+    player.addEventListener("ended", reached);
+    player.currentTime = player.duration - 0.1;
+    player.play();
+})"""
 STRANGERS = """() => {
     window.strangers = [];
     const look = () => {
