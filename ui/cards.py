@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from ui import making, media, options, sound
+from ui import bare, making, media, options, sound
 from ui.errors import NotThere
 from ui.models import TASKS
 from ui.session import asking, client, told
@@ -56,6 +56,8 @@ def card(job: Mapping[str, Any]) -> None:
 def listen(job: Mapping[str, Any]) -> None:
     """Play a speech, also while it is made; by itself the one that was just begun here."""
     path = f"{sound.PATH.format(job_id=job['id'])}?attempt={job['attempts']}"  # one that broke off is never heard again
+    if job["asked"].get("response_format") == "pcm":
+        path += f"&{sound.BARE}=1"
     url = urljoin(st.context.url or "", path)
     st.audio(url, autoplay=job["id"] == st.session_state.get(making.BEGUN), alt=f"Speech: {job['prompt']}")
 
@@ -131,7 +133,12 @@ def go_on(job: Mapping[str, Any]) -> None:
 
 def other_formats(job: Mapping[str, Any]) -> None:
     """Offer the other kinds of file that what was made can be had as; the gateway has it converted."""
-    files = [each for each in job["outputs"] if each["variant"].partition("-")[0] == job["kind"]]
+    files = [
+        each
+        for each in job["outputs"]
+        if each["variant"].partition("-")[0] == job["kind"]
+        and each["media_type"] != bare.MEDIA_TYPE  # stays what it is
+    ]
     words = options.formats_of(job["kind"]) if files else ()
     if not words:
         return

@@ -15,7 +15,7 @@ from ui.events import events_of
 from ui.talk import Chunks
 
 PATIENCE = httpx.Timeout(10, read=60)  # seconds
-MAX_KEYS = 100
+MAX_KEYS = 1000  # that the gateway shows at once
 MAX_BUCKETS = 168
 PREVIEW_PATIENCE = httpx.Timeout(2, read=0.2)  # what is not there yet is not waited for
 
@@ -114,13 +114,23 @@ class Client:
         return list(self._json("GET", "/v1/budgets")["data"])
 
     def budgets_of_all(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the budgets of all keys with their owners; for admins."""
-        for key in self._json("GET", "/v1/keys", params={"limit": MAX_KEYS})["data"]:
+        """Yield the budgets of all keys with their owners, by a request for each that has any; for admins."""
+        for key in self._keys():
             if key["budgets"] and not key["revoked_at"]:
                 used = self._json("GET", f"/v1/keys/{key['id']}")["used"]
                 for period, limits in key["budgets"].items():
                     for unit, limit in limits.items():
                         yield key["owner"], {"period": period, "unit": unit, "limit": limit, "used": used[period][unit]}
+
+    def _keys(self) -> Iterator[dict[str, Any]]:
+        """Yield all keys, newest first."""
+        asked: dict[str, Any] = {"limit": MAX_KEYS}
+        page: dict[str, Any] = {"has_more": True}
+        while page["has_more"]:
+            page = self._json("GET", "/v1/keys", params=asked)
+            for key in page["data"]:
+                yield key
+                asked["after"] = key["id"]
 
     def totals(
         self, since: str, width: str, groups: Iterable[str] = (), percentiles: Iterable[str] = ()

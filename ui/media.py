@@ -9,6 +9,8 @@ from typing import Any
 
 import streamlit as st
 
+from ui import bare
+
 VIEWER = Path(__file__).with_name("viewer")
 WIDTH = 384  # pixels, of pictures and films
 FEW = 300  # characters of a text that is shown small
@@ -40,6 +42,8 @@ def show(job: Mapping[str, Any], fetch: Fetch) -> None:
             pictures = [each for each in job["outputs"] if each["media_type"].startswith("image/")]
             shown = [fetch(each["url"]) for each in pictures]
             st.image(shown, width=WIDTH, output_format="PNG", alt=[described(job)] * len(pictures))  # as they are
+        case "audio" if files["audio"]["media_type"] == bare.MEDIA_TYPE:
+            st.audio(bare.wav(fetch(files["audio"]["url"])), "audio/wav", alt=described(job))
         case "audio":
             st.audio(fetch(files["audio"]["url"]), files["audio"]["media_type"], alt=described(job))
         case "video" if files["video"]["media_type"].startswith("image/"):

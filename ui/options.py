@@ -86,7 +86,7 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
         "seed": SEED,
     },
     "audio": {
-        "response_format": Choice("Format", ("mp3", "wav", "flac", "opus", "aac"), "mp3"),
+        "response_format": Choice("Format", ("mp3", "wav", "flac", "opus", "aac", "pcm"), "mp3"),
         "speed": Number("Speed", 0.25, 1),
         "seed": SEED,
     },

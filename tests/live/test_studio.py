@@ -195,6 +195,38 @@ def test_a_speech_is_played_as_it_was_made(system: System, visit: Visit, client:
     assert min(seconds, peak) > 0
 
 
+def test_speech_of_samples_alone_is_played_on_both_pages(system: System, visit: Visit, client: httpx.Client) -> None:
+    asked = words("a boat")
+    said = {"input": asked, "response_format": "pcm"}
+    assert client.post("/v1/audio/speech", json=said, headers={"prefer": "respond-async"}).status_code == 202
+    system.wait(lambda: made(client, asked)["status"] == "completed")
+    samples = np.frombuffer(made(client, asked)["files"]["audio"], "<i2").astype(float)
+    seconds, peak = len(samples) / 24_000, np.abs(samples).max() / 2**15
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("Speech")
+    player = visitor.card(asked).locator("audio")
+    for _ in range(2):
+        heard_seconds, heard_peak = heard(player)
+        assert heard_seconds == pytest.approx(seconds, abs=0.01)
+        assert heard_peak == pytest.approx(peak, rel=0.2)
+        assert player.evaluate("player => player.duration") == pytest.approx(seconds, abs=0.01)
+        player.evaluate(TO_THE_END)
+        visitor.open("/gallery")
+        player = visitor.page.locator("[class*='st-key-tile-']").filter(has_text=asked).locator("audio")
+    assert min(seconds, peak) > 0
+
+
+def test_speech_is_downloaded_as_samples_alone(system: System, visit: Visit, client: httpx.Client) -> None:
+    visitor = visit(system)
+    asked, card = made_in(visitor, "Speech", "a boat")
+    card.get_by_role("button", name="Other formats").click()
+    samples = visitor.download(visitor.page.get_by_test_id("stPopoverBody"), "PCM")
+
+    seconds, _ = sound_of(made(client, asked)["files"]["audio"])
+    assert len(samples) / 2 / 24_000 == pytest.approx(seconds, abs=0.2)
+
+
 def test_a_film_is_played_as_it_was_made(system: System, visit: Visit, client: httpx.Client) -> None:
     asked, card = made_in(visit(system), "Video", "a boat")
 
@@ -317,6 +349,11 @@ def test_speech_plays_while_it_is_made_and_goes_on_when_it_is_whole(
     assert player.evaluate("(player, begun) => player === begun && !player.error", begun)
 
 
+TO_THE_END = """player => new Promise(reached => {
+    player.addEventListener("ended", reached);
+    player.currentTime = player.duration - 0.1;
+    player.play();
+})"""
 STRANGERS = """() => {
     window.strangers = [];
     const look = () => {
@@ -360,6 +397,20 @@ def test_no_job_is_ever_shown_with_the_buttons_of_another(system: System, visit:
     assert visitor.page.evaluate("window.strangers") == []
 
 
+MANY = 20  # meshes; browsers give a page 16 contexts of WebGL
+AS_MADE = "0.60 0.30 3.00"  # how a mesh is turned, and how far away
+GROUND = "canvas => getComputedStyle(canvas).backgroundColor"
+CONTEXTS = """
+    window.contexts = [];
+    const given = HTMLCanvasElement.prototype.getContext;
+    HTMLCanvasElement.prototype.getContext = function (kind, ...others) {
+        const context = given.call(this, kind, ...others);
+        if (kind === "webgl") window.contexts.push(context);
+        return context;
+    };
+"""  # keeps what a page draws meshes with
+
+
 def test_a_mesh_is_seen_in_its_colours_and_turns_under_the_mouse_the_wheel_and_the_keys(
     system: System, visit: Visit, client: httpx.Client
 ) -> None:
@@ -390,6 +441,63 @@ def test_a_mesh_is_seen_in_its_colours_and_turns_under_the_mouse_the_wheel_and_t
     for _ in range(5):
         canvas.press("ArrowRight")
     assert (after(canvas, turned) != dragged).mean() > 0.005
+
+
+def test_however_many_meshes_there_are_each_is_seen_and_stays_as_it_was_turned(
+    system: System, visit: Visit, client: httpx.Client
+) -> None:
+    begun, small = [], {"grid_size": 16, "num_inference_steps": 2}
+    for _ in range(MANY):
+        body = {"prompt": words("a chair"), **small}
+        begun.append(client.post("/v1/3d/generations", json=body, headers={"prefer": "respond-async"}).json()["id"])
+    system.wait(lambda: all(client.get(f"/v1/jobs/{each}").json()["status"] == "completed" for each in begun))
+    visitor = visit(system)
+    visitor.open()
+    visitor.choose("3D")
+    canvases = visitor.page.locator("canvas")
+    for shown in range(5, MANY, 5):
+        expect(canvases).to_have_count(shown, timeout=LONG)
+        visitor.page.get_by_role("button", name="Show more").click()
+    expect(canvases).to_have_count(MANY, timeout=LONG)
+    visitor.settle()
+    first = canvases.first
+    expect(first).to_have_attribute("data-turned", AS_MADE, timeout=LONG)
+    first.press("ArrowRight")
+    before = after(first, AS_MADE)
+
+    for canvas in [*canvases.all(), first]:
+        canvas.scroll_into_view_if_needed()
+        expect(canvas).to_have_attribute("data-turned", re.compile(" 0.30 3.00$"), timeout=LONG)
+        assert 0.02 < body_of(canvas).mean() < 0.9
+    expect(first).to_have_attribute("data-turned", "0.75 0.30 3.00")
+    assert (body_of(first) == before).mean() > 0.99
+
+
+def test_a_mesh_turns_on_in_another_theme_and_when_the_browser_took_its_context(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.page.add_init_script(CONTEXTS)
+    _, card = made_in(visitor, "3D", "a chair")
+    canvas = card.locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    expect(canvas).to_have_attribute("data-turned", AS_MADE, timeout=LONG)
+    canvas.press("ArrowRight")
+    expect(canvas).to_have_attribute("data-turned", "0.75 0.30 3.00")
+    light = canvas.evaluate(GROUND)
+    visitor.page.emulate_media(color_scheme="dark")
+    visitor.page.wait_for_function(
+        f"([canvas, light]) => ({GROUND})(canvas) !== light", arg=[canvas.element_handle(), light]
+    )
+    canvas.press("ArrowRight")
+    expect(canvas).to_have_attribute("data-turned", "0.90 0.30 3.00")
+    before = body_of(canvas)
+
+    visitor.page.evaluate("contexts.at(-1).getExtension('WEBGL_lose_context').loseContext()")
+    for _ in range(5):
+        canvas.press("ArrowRight")
+    expect(canvas).to_have_attribute("data-turned", "1.65 0.30 3.00")
+    turned = body_of(canvas)
+    assert 0.02 < turned.mean() < 0.9
+    assert (turned != before).mean() > 0.005
 
 
 def middle(place: Locator) -> tuple[float, float]:

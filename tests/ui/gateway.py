@@ -28,10 +28,10 @@ class Gateway:
         path = request.url.path
         self.asked.append((request.method, path, await request.body(), dict(request.headers)))
         found = self.answers.get((request.method, path))
+        if callable(found) and not isinstance(found, Response):
+            found = found(request.query_params)
         if isinstance(found, Response):
             return found
-        if callable(found):
-            found = found(request.query_params)
         if found is None:
             return refusal(404, f"there is no {path}")
         return JSONResponse(found)

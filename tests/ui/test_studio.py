@@ -158,7 +158,8 @@ def test_again_is_the_same_with_another_seed(serving: Gateway, visit: Visit) -> 
     ("kind", "media_type", "shown", "labels"),
     [
         ("image", "image/jpeg", Response(png(), media_type="image/png"), ["JPG", "PNG", "WEBP"]),
-        ("audio", "audio/ogg", Response(b"OggS", media_type="audio/ogg"), ["OPUS", "MP3", "WAV", "FLAC", "AAC"]),
+        ("audio", "audio/ogg", Response(b"OggS", media_type="audio/ogg"), ["OPUS", "MP3", "WAV", "FLAC", "AAC", "PCM"]),
+        ("audio", "audio/pcm", Response(b"", media_type="audio/pcm"), ["PCM"]),
         ("video", "image/gif", Response(png(), media_type="image/png"), ["GIF", "MP4", "WEBP"]),
     ],
 )

@@ -9,7 +9,7 @@ import pyarrow  # type: ignore[import-untyped] # it ships no types
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.ui.conftest import model
+from tests.ui.conftest import listing, model
 from tests.ui.gateway import Gateway, refusal
 
 Visit = Callable[..., AppTest]
@@ -210,22 +210,37 @@ def bars(page: AppTest) -> list[tuple[str, float]]:
     return [(each[1], float(each[2])) for each in found if each]
 
 
+def key_of(owner: str, budgets: dict[str, dict[str, float]]) -> dict[str, object]:
+    """A key as the gateway lists it."""
+    return {"id": "k1", "owner": owner, "budgets": budgets, "revoked_at": None}
+
+
 def test_budgets_are_shown_ones_own_and_to_an_admin_all(used: Gateway, visit: Visit) -> None:
     used.answers["GET", "/v1/budgets"] = {"data": [{"period": "day", "unit": "tokens", "limit": 1000, "used": 250}]}
     assert bars(visit("usage")) == [("yours, a day: 250 of 1,000 tokens", 0.25)]
 
-    key = {"id": "k1", "owner": "ada", "budgets": {"month": {"pixel_steps": 10.0}}, "revoked_at": None}
-    used.answers["GET", "/v1/keys"] = {"data": [key, {**key, "id": "k2", "budgets": {}}]}
+    key = key_of("ada", {"month": {"pixel_steps": 10.0}})
+    used.answers["GET", "/v1/keys"] = listing(key, {**key, "id": "k2", "budgets": {}})
     used.answers["GET", "/v1/keys/k1"] = {**key, "used": {"month": {"pixel_steps": 12.5}}}
     assert bars(visit("usage"))[1:] == [("ada, a month: 12.5 of 10 pixel steps", 1)]
+
+
+def test_no_budget_is_missed_among_however_many_keys(used: Gateway, visit: Visit) -> None:
+    key = key_of("ada", {"day": {"tokens": 10.0}})
+    others = [{**key, "id": f"k{number}", "budgets": {}} for number in range(2, 2002)]
+    used.answers["GET", "/v1/keys"] = listing(*others, key)
+    used.answers["GET", "/v1/keys/k1"] = {**key, "used": {"day": {"tokens": 5.0}}}
+
+    assert bars(visit("usage")) == [("ada, a day: 5 of 10 tokens", 0.5)]
+    assert [path for path in used.calls("GET") if "keys" in path] == ["/v1/keys"] * 3 + ["/v1/keys/k1"]
 
 
 @pytest.mark.parametrize(
     ("owner", "said"), [("team_a_b", "team_a_b"), ("b*ob*", "b*ob*"), ("<b>b</b>", "&lt;b&gt;b&lt;/b&gt;")]
 )
 def test_callers_are_called_what_they_are_called(used: Gateway, visit: Visit, owner: str, said: str) -> None:
-    key = {"id": "k1", "owner": owner, "budgets": {"day": {"audio_seconds": 10.0}}, "revoked_at": None}
-    used.answers["GET", "/v1/keys"] = {"data": [key]}
+    key = key_of(owner, {"day": {"audio_seconds": 10.0}})
+    used.answers["GET", "/v1/keys"] = listing(key)
     used.answers["GET", "/v1/keys/k1"] = {**key, "used": {"day": {"audio_seconds": 5.0}}}
 
     assert bars(visit("usage")) == [(f"{said}, a day: 5 of 10 audio seconds", 0.5)]

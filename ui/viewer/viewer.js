@@ -17,36 +17,53 @@ void main() { gl_FragColor = vec4(shown, 1.0); }`;
 const ARRAYS = { 5121: Uint8Array, 5123: Uint16Array, 5125: Uint32Array, 5126: Float32Array };
 const SIZES = { SCALAR: 1, VEC3: 3, VEC4: 4 };
 
-export default function ({ data, parentElement }) {
+const viewers = new Map(); // by canvas; there is one module for all of them
+let pen = null; // draws all meshes, in one WebGL context: browsers give a page 16
+
+export default function ({ data, parentElement }) { // called anew with the same canvas when the theme is another
     const canvas = parentElement.querySelector("canvas");
     canvas.setAttribute("aria-label", data.label);
-    const gl = canvas.getContext("webgl", { antialias: true });
-    if (!gl || !gl.getExtension("OES_element_index_uint")) {
-        parentElement.querySelector(".hint").textContent = "This browser has no WebGL; the turning picture is among the downloads.";
-        return;
-    }
-    const mesh = centred(readGlb(Uint8Array.from(atob(data.glb), (c) => c.charCodeAt(0)).buffer));
-    const draw = drawing(gl, mesh);
-    const seen = { yaw: 0.6, pitch: 0.3, distance: 3 };
-    let asked = 0;
-    const show = () => {
+    const before = viewers.get(canvas);
+    before?.stop();
+    const seen = before?.seen ?? { yaw: 0.6, pitch: 0.3, distance: 3 };
+    let mesh = null, isNear = false, asked = 0;
+    const show = () => { // what is far from the screen keeps its picture, and is drawn when it comes near
+        if (!isNear) return;
         cancelAnimationFrame(asked);
         asked = requestAnimationFrame(() => {
-            canvas.width = canvas.clientWidth * devicePixelRatio;
-            canvas.height = canvas.clientHeight * devicePixelRatio;
-            draw(seen, canvas.width / canvas.height);
-            canvas.dataset.turned = `${seen.yaw.toFixed(2)} ${seen.pitch.toFixed(2)} ${seen.distance.toFixed(2)}`;
+            const width = Math.floor(canvas.clientWidth * devicePixelRatio);
+            const height = Math.floor(canvas.clientHeight * devicePixelRatio);
+            if (!width || !height) return;
+            mesh ??= centred(readGlb(Uint8Array.from(atob(data.glb), (c) => c.charCodeAt(0)).buffer));
+            pen ??= newPen();
+            const picture = pen?.(mesh, seen, width, height);
+            if (picture) {
+                canvas.width = width;
+                canvas.height = height;
+                canvas.getContext("2d").drawImage(picture, 0, 0);
+                canvas.dataset.turned = `${seen.yaw.toFixed(2)} ${seen.pitch.toFixed(2)} ${seen.distance.toFixed(2)}`;
+            } else if (!pen && !canvas.dataset.turned) {
+                parentElement.querySelector(".hint").textContent = "This browser has no WebGL; the turning picture is among the downloads.";
+            }
         });
     };
     const sizes = new ResizeObserver(show);
     sizes.observe(canvas);
-    const stop = listen(canvas, seen, show);
-    return () => {
+    const places = new IntersectionObserver((entries) => {
+        isNear = entries.at(-1).isIntersecting;
+        show();
+    }, { scrollMargin: "100%" });
+    places.observe(canvas);
+    const deafen = listen(canvas, seen, show);
+    const stop = () => {
         sizes.disconnect();
-        stop();
+        places.disconnect();
+        deafen();
         cancelAnimationFrame(asked);
-        gl.getExtension("WEBGL_lose_context")?.loseContext();
+        viewers.delete(canvas);
     };
+    viewers.set(canvas, { seen, show, stop });
+    return () => viewers.get(canvas)?.stop();
 }
 
 function listen(canvas, seen, show) {
@@ -69,6 +86,7 @@ function listen(canvas, seen, show) {
         pointermove: (event) => event.buttons && turn(event.movementX * 0.01, event.movementY * 0.01),
         wheel: (event) => { event.preventDefault(); zoom(Math.exp(event.deltaY * 0.001)); },
         keydown: (event) => { if (keys[event.key]) { event.preventDefault(); keys[event.key](); } },
+        contextrestored: show,
     };
     for (const [name, handler] of Object.entries(handlers)) canvas.addEventListener(name, handler, { passive: false });
     return () => { for (const [name, handler] of Object.entries(handlers)) canvas.removeEventListener(name, handler); };
@@ -122,7 +140,9 @@ function centred({ positions, indices, colors }) {
     positions.forEach((value, i) => { low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value); });
     const scale = 2 / Math.max(1e-9, ...high.map((value, i) => value - low[i]));
     const moved = positions.map((value, i) => (value - (low[i % 3] + high[i % 3]) / 2) * scale);
-    return { positions: moved, indices, colors, normals: normalsOf(moved, indices) };
+    const normals = normalsOf(moved, indices);
+    const [position, normal, color] = [moved, normals, colors].map((values) => new Float32Array(values));
+    return { position, normal, color, indices: new Uint32Array(indices) };
 }
 
 function normalsOf(p, indices) {
@@ -141,7 +161,14 @@ function normalsOf(p, indices) {
     return normals;
 }
 
-function drawing(gl, mesh) {
+function newPen() { // returns what draws a mesh and gives the canvas that it is on; null where there is no WebGL
+    const canvas = document.createElement("canvas");
+    const gl = canvas.getContext("webgl", { antialias: true });
+    if (!gl || !gl.getExtension("OES_element_index_uint")) return null;
+    canvas.addEventListener("webglcontextlost", () => {
+        pen = null;
+        for (const { show } of viewers.values()) show();
+    });
     const program = gl.createProgram();
     for (const [kind, text] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
         const shader = gl.createShader(kind);
@@ -152,24 +179,36 @@ function drawing(gl, mesh) {
     gl.linkProgram(program);
     gl.useProgram(program);
     gl.enable(gl.DEPTH_TEST);
-    for (const [name, values] of [["position", mesh.positions], ["normal", mesh.normals], ["color", mesh.colors]]) {
-        gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
-        gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(values), gl.STATIC_DRAW);
-        const place = gl.getAttribLocation(program, name);
+    const buffers = ["position", "normal", "color"].map((name) => {
+        const buffer = gl.createBuffer(), place = gl.getAttribLocation(program, name);
+        gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
         gl.enableVertexAttribArray(place);
         gl.vertexAttribPointer(place, 3, gl.FLOAT, false, 0, 0);
-    }
+        return [name, buffer];
+    });
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
-    gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, new Uint32Array(mesh.indices), gl.STATIC_DRAW);
     const view = gl.getUniformLocation(program, "view"), turn = gl.getUniformLocation(program, "turn");
-    return (seen, aspect) => {
+    let loaded = null;
+    const load = (mesh) => {
+        for (const [name, buffer] of buffers) {
+            gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+            gl.bufferData(gl.ARRAY_BUFFER, mesh[name], gl.STATIC_DRAW);
+        }
+        gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, mesh.indices, gl.STATIC_DRAW);
+        loaded = mesh;
+    };
+    return (mesh, seen, width, height) => {
+        if (canvas.width !== width) canvas.width = width;
+        if (canvas.height !== height) canvas.height = height;
+        if (loaded !== mesh) load(mesh);
         gl.viewport(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight);
         gl.clearColor(0, 0, 0, 0);
         gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
         const r = turning(seen);
         gl.uniformMatrix3fv(turn, false, r);
-        gl.uniformMatrix4fv(view, false, projected(r, seen.distance, aspect));
+        gl.uniformMatrix4fv(view, false, projected(r, seen.distance, width / height));
         gl.drawElements(gl.TRIANGLES, mesh.indices.length, gl.UNSIGNED_INT, 0);
+        return gl.isContextLost() ? null : canvas; // what lost it draws all anew
     };
 }
 
