@@ -74,12 +74,21 @@ def still(job: Mapping[str, Any], fetch: Fetch) -> None:
 
 
 def text_of(answer: Mapping[str, Any]) -> str:
-    """What a chat's, a completion's or a response's answer says."""
+    """What a chat's, a completion's or a response's answer says, and which functions it calls."""
     if "output" in answer:
-        return "".join(part.get("text", "") for item in answer["output"] for part in item.get("content") or ())
-    return "\n\n".join(
-        str(each["message"]["content"] if "message" in each else each["text"]) for each in answer["choices"]
+        return "\n\n".join(filter(None, map(words_of, answer["output"])))
+    return "\n\n".join(words_of(each.get("message", each)) for each in answer["choices"])
+
+
+def words_of(said: Mapping[str, Any]) -> str:
+    """What a message, a choice of a completion or an item of a response says or calls."""
+    content = said.get("content") or said.get("text") or said.get("refusal") or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text") or part.get("refusal") or "" for part in content)
+    calls = (
+        [said] if said.get("type") == "function_call" else [each["function"] for each in said.get("tool_calls") or ()]
     )
+    return "\n".join(filter(None, [content, *(f"{each['name']}({each['arguments']})" for each in calls)]))
 
 
 @st.cache_resource

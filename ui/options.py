@@ -1,5 +1,6 @@
 """What may be chosen for each modality, as fields of its request; what is left alone is the model's own choice."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,32 +9,6 @@ import streamlit as st
 
 from ui.client import Client
 from ui.session import told
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number; with a whole `step`, a whole one.
-
-    It has no ends here: a browser keeps what is beyond them to itself, and the number before would be sent. The gateway
-    says what is wrong with it.
-    """
-
-    label: str
-    step: float = 1
-    usual: object = None
-
-    def ask(self, key: str, default: object) -> None:
-        """Let it be chosen."""
-        said = placeholder(default, self.usual)
-        st.number_input(
-            self.label,
-            value=None,
-            step=self.step,
-            key=key,
-            placeholder=said,
-            on_change="ignore",
-            persist_state="session",
-        )
 
 
 @dataclass(frozen=True)
@@ -65,15 +40,24 @@ class Words:
         st.text_input(self.label, key=key, placeholder=said, on_change="ignore", persist_state="session")
 
 
+@dataclass(frozen=True)
+class Number(Words):
+    """A number, which the gateway judges.
+
+    It is written as a text: a browser's own field for numbers keeps to itself what it thinks too large, or cuts it, and
+    another number would be sent than the one that is shown.
+    """
+
+
 STEPS = Number("Denoising steps")
-GUIDANCE = Number("Guidance: how close to the words", 0.5)
+GUIDANCE = Number("Guidance: how close to the words")
 SEED = Number("Seed: the same one gives the same result")
 SIZES = Choice("Size", ("64x64", "256x256", "512x512", "768x512", "512x768", "1024x576", "832x480"))
 VOICE = "audio-voice"
-FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
+FIELDS: Mapping[str, Mapping[str, Choice | Words]] = {
     "text": {
         "max_tokens": Number("Tokens at most"),
-        "temperature": Number("Temperature: how daring", 0.1),
+        "temperature": Number("Temperature: how daring"),
         "seed": SEED,
     },
     "image": {
@@ -87,7 +71,7 @@ FIELDS: Mapping[str, Mapping[str, Number | Choice | Words]] = {
     },
     "audio": {
         "response_format": Choice("Format", ("mp3", "wav", "flac", "opus", "aac", "pcm"), "mp3"),
-        "speed": Number("Speed", 0.25, 1),
+        "speed": Number("Speed", 1),
         "seed": SEED,
     },
     "video": {
@@ -133,9 +117,16 @@ def forget_unless_in(offered: Collection[str], key: str) -> None:
 
 def chosen(task: str) -> dict[str, Any]:
     """Return the fields that were, and the model."""
-    values = {name: st.session_state.get(key) for name, key in keys_of(task).items()}
-    said = {name: value.strip() if isinstance(value, str) else value for name, value in values.items()}
-    return {name: value for name, value in said.items() if value not in (None, "")}
+    values = {name: str(st.session_state.get(key) or "").strip() for name, key in keys_of(task).items()}
+    numbers = {name for name, field in FIELDS[task].items() if isinstance(field, Number)}
+    return {name: number_of(value) if name in numbers else value for name, value in values.items() if value}
+
+
+def number_of(words: str) -> int | float | str:
+    """Read a number; what is none stays as it is, for the gateway to say so."""
+    if re.fullmatch(r"[+-]?[0-9]{1,40}", words):
+        return int(words)
+    return float(words) if re.fullmatch(r"[+-]?[0-9]{1,40}\.[0-9]{1,40}", words) else words
 
 
 def keys_of(task: str) -> dict[str, str]:

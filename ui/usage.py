@@ -213,11 +213,12 @@ def took(found: Sequence[Row], prices: Mapping[str, float]) -> dict[str, float]:
 def budgets(asked: Client) -> None:
     """Show how far budgets are used: the key's own, and to an admin everybody's."""
     st.subheader("Budgets")
-    found = [("yours", each) for each in asked.budgets()]
+    found, nobody = [("yours", each) for each in asked.budgets()], "Your key has no budget"
     with suppress(KeyProblem):  # who is no admin sees their own
         found += asked.budgets_of_all()
+        nobody = "No key has a budget"
     if not found:
-        st.caption("No key has a budget: as much may be used as there is.")
+        st.caption(f"{nobody}: as much may be used as there is.")
     for owner, each in found:
         unit = each["unit"].replace("_", " ")
         said = f"{owner}, a {each['period']}: {number(each['used'])} of {number(each['limit'])} {unit}"

@@ -210,6 +210,27 @@ def test_a_chain_is_one_job(gateway: Gateway, workers: Workers) -> None:
     assert b"PNG" in filmed.content
 
 
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "hello"}, {"role": "user", "content": "a scene"}]},
+        ),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a scene"}]}]}),
+        ("/v1/responses", {"input": "a scene"}),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a scene"}]}]}),
+    ],
+)
+def test_a_conversation_goes_by_its_last_message(
+    gateway: Gateway, workers: Workers, route: str, body: dict[str, Any]
+) -> None:
+    works(workers)
+    job = ended(gateway.client, create(gateway.client, route, body, {"prefer": "respond-async"})["id"])
+
+    assert job["prompt"] == "a scene"
+
+
 def test_files_of_one_name_are_told_apart_by_their_steps(gateway: Gateway, workers: Workers, tmp_path: Path) -> None:
     works(workers, files={"/v1/images/edits": (("image", "image/png", b"PNG again"),)})
     steps = [{"route": "/v1/images/generations", "body": PROMPT}, {"route": "/v1/images/edits", "body": PROMPT}]

@@ -39,7 +39,7 @@ def bodies(gateway: Gateway, path: str) -> list[dict[str, Any]]:
 def test_a_picture_is_asked_for_as_a_job(serving: Gateway, visit: Visit) -> None:
     serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
     page = visit(task="image")
-    page.number_input(key="image-num_inference_steps").set_value(7).run()
+    page.text_input(key="image-num_inference_steps").set_value("7").run()
     page.chat_input[0].set_value("a boat").run()
 
     assert bodies(serving, "/v1/images/generations") == [
@@ -49,12 +49,39 @@ def test_a_picture_is_asked_for_as_a_job(serving: Gateway, visit: Visit) -> None
     assert headers["prefer"] == "respond-async"
 
 
+def test_texts_say_what_they_call(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/audio/voices"] = {"data": []}
+    call = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    answers = {
+        "job_1": {"choices": [{"message": {"content": None, "tool_calls": [{"function": call}]}}]},
+        "job_2": {"output": [{"type": "message", "content": [{"text": "I look."}]}, {"type": "function_call", **call}]},
+        "job_3": {"choices": [{"text": "once"}, {"text": "upon"}]},
+    }
+    files = {
+        name: {"variant": "answer", "media_type": "application/json", "url": f"/v1/jobs/{name}/content", "step": 1}
+        for name in answers
+    }
+    serving.answers["GET", "/v1/jobs"] = listing(
+        *(job("text", name, prompt=name, outputs=[file]) for name, file in files.items())
+    )
+    for name, answer in answers.items():
+        serving.answers["GET", f"/v1/jobs/{name}/content"] = answer
+    page = visit("gallery")
+
+    called = 'weather({"city": "Rome"})'
+    assert [text.value for text in page.text if not text.value.startswith("job_")] == [
+        called,
+        f"I look. {called}",
+        "once upon",
+    ]
+
+
 def test_who_made_nothing_yet_is_offered_what_to_begin_with(serving: Gateway, visit: Visit) -> None:
     tried = [model("image", "sd", examples=["a red circle", "a boat"]), model("image", "other", is_default=False)]
     serving.answers["GET", "/v1/models"] = {"data": tried}
     serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
     page = visit(task="image")
-    page.number_input(key="image-num_inference_steps").set_value(7).run()
+    page.text_input(key="image-num_inference_steps").set_value("7").run()
     labelled(page, "a red circle").click().run()
 
     assert bodies(serving, "/v1/images/generations") == [

@@ -225,6 +225,12 @@ def test_budgets_are_shown_ones_own_and_to_an_admin_all(used: Gateway, visit: Vi
     assert bars(visit("usage"))[1:] == [("ada, a month: 12.5 of 10 pixel steps", 1)]
 
 
+def test_who_may_see_no_other_key_is_told_of_their_own_alone(used: Gateway, visit: Visit) -> None:
+    for answer, said in ((refusal(403, "no"), "Your key has no budget"), (listing(), "No key has a budget")):
+        used.answers["GET", "/v1/keys"] = answer
+        assert f"{said}: as much may be used as there is." in [caption.value for caption in visit("usage").caption]
+
+
 def test_no_budget_is_missed_among_however_many_keys(used: Gateway, visit: Visit) -> None:
     key = key_of("ada", {"day": {"tokens": 10.0}})
     others = [{**key, "id": f"k{number}", "budgets": {}} for number in range(2, 2002)]
