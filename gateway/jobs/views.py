@@ -214,7 +214,9 @@ def words_of(asked: Mapping[str, Any]) -> str | None:
             case [*_, {"content": str(words)}]:
                 return words
             case [*_, {"content": [*parts]}]:
-                return " ".join(part["text"] for part in parts if isinstance(part, dict) and "text" in part) or None
+                return (
+                    " ".join(str(part["text"]) for part in parts if isinstance(part, dict) and "text" in part) or None
+                )
     return None
 
 
