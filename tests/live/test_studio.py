@@ -991,7 +991,9 @@ def test_usage_is_what_was_asked_for(system: System, visit: Visit, client: httpx
     )
     assert metrics["Requests"] == f"{requests:,}"
     assert metrics["Failed"] == f"{failures:,} ({failures / requests:.0%})"
-    assert cells(visitor.page.get_by_test_id("stDataFrame").nth(1))[1:] == [
+    table = visitor.page.get_by_test_id("stDataFrame").nth(1)
+    expect(table.locator("table [role=row]")).to_have_count(1 + len(totals), timeout=LONG)  # they come after the page
+    assert cells(table)[1:] == [
         [
             NAMES[name],
             str(total["requests"]),
