@@ -6,7 +6,6 @@ from typing import Any
 import streamlit as st
 
 from ui import options
-from ui.errors import Problem
 from ui.key import COOKIE as KEY
 from ui.making import BACK, MAX_SEED, PROBLEM, attempt
 from ui.session import client, explain
@@ -18,7 +17,6 @@ CHAT = "chat"  # in the session's state
 STAYS = """<style>
 [class*="st-key-stop-"] { position: sticky; top: 4.5rem; z-index: 1; }
 </style>"""  # the button that stops an answer, below the page's head while the page follows the text
-GONE_ON = "The conversation has gone on in another tab: here it is."
 
 
 def show() -> None:
@@ -74,14 +72,9 @@ def ask(words: str, fields: dict[str, Any]) -> None:
 
 
 def again(turn: Turn) -> None:
-    """Forget the last answer, and have another written."""
-
-    def repeat() -> None:
-        if not conversation().take_back(turn):
-            raise Problem(GONE_ON)
-        ask(turn.words, {**options.chosen("text"), "seed": randrange(MAX_SEED)})
-
-    attempt(repeat)
+    """Have another answer written in place of the last."""
+    asked, fields = client(), {**options.chosen("text"), "seed": randrange(MAX_SEED)}
+    attempt(lambda: conversation().ask(turn.words, fields, asked.chat, turn))
 
 
 def conversation() -> Conversation:

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5  # after which who watches is shown the same again: only then a page hears of a click
 UNSEEN_SECONDS = 60.0  # after which an answer that no page watches any more is stopped
+GONE_ON = "The conversation has gone on in another tab: here it is."
 BUSY = "An answer is being written, perhaps in another tab. Wait for its end, or stop it."
 NOTHING = "The model said nothing. Ask in another way, or with another seed."
 STOPPED = "stopped before its end"
@@ -85,6 +86,7 @@ class Turn:
 
     words: str
     answer: Answer
+    instead_of: "Turn | None" = None  # which comes back if nothing comes of this one
 
 
 class Conversation:
@@ -101,21 +103,33 @@ class Conversation:
         with self._changed:
             return tuple(self._turns)
 
-    def ask(self, words: str, fields: Mapping[str, Any], send: Callable[[Mapping[str, Any]], Chunks]) -> Turn:
+    def ask(
+        self,
+        words: str,
+        fields: Mapping[str, Any],
+        send: Callable[[Mapping[str, Any]], Chunks],
+        instead_of: Turn | None = None,
+    ) -> Turn:
         """Say something; the answer is written while whoever likes looks on.
 
         Args:
             words: what is said.
             fields: of the request, without the messages.
             send: has an answer written to the fields and messages that it is given.
+            instead_of: the last turn, whose place it takes.
 
         Raises:
-            Problem: an answer is being written.
+            Problem: an answer is being written, or that is not the last turn any more.
         """
         with self._changed:
             self._check_is_quiet()
+            if instead_of is not None:
+                if not self._turns or self._turns[-1] is not instead_of:
+                    raise Problem(GONE_ON)
+                self._turns.pop()
+                instead_of.instead_of = None
             said = [message for turn in self._turns for message in messages_of(turn)]
-            turn = Turn(words, Answer(fields))
+            turn = Turn(words, Answer(fields), instead_of)
             self._turns.append(turn)
         body = {**fields, "messages": [*said, {"role": "user", "content": words}]}
         Thread(target=self._write, args=(turn.answer, send, body), daemon=True).start()
@@ -141,7 +155,7 @@ class Conversation:
             self._changed.notify_all()
 
     def take_back(self, turn: Turn) -> bool:
-        """Forget a turn, and say whether it could be: it has to be the last one.
+        """Forget a turn for that whose place it took, and say whether it could be: it has to be the last one.
 
         Raises:
             Problem: an answer is being written.
@@ -150,7 +164,7 @@ class Conversation:
             self._check_is_quiet()
             is_last = bool(self._turns) and self._turns[-1] is turn
             if is_last:
-                self._turns.pop()
+                self._turns[-1:] = filter(None, [turn.instead_of])
             return is_last
 
     def clear(self) -> None:

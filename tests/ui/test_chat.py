@@ -54,6 +54,15 @@ def test_the_last_question_is_asked_again_with_a_seed(gateway: Gateway, visit: V
     assert isinstance(again["seed"], int)
 
 
+def test_an_answer_stays_when_another_in_its_place_is_refused(gateway: Gateway, visit: Visit) -> None:
+    page = asked(gateway, visit, streamed(piece("good day")))
+    gateway.answers[ROUTE] = refusal(400, "too many tokens")
+    next(button for button in page.button if button.label == "Again with another seed").click().run()
+
+    assert page.error[0].value == "Too many tokens."
+    assert [text.value for text in page.text] == ["hello", "good day"]
+
+
 def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(gateway: Gateway, visit: Visit) -> None:
     page = asked(gateway, visit, streamed(piece("good"), {"error": {"message": "the worker died"}}))
 

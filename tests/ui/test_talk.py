@@ -147,6 +147,21 @@ def test_an_answer_that_ends_in_an_error_of_ours_never_looks_whole(said: Convers
     assert str(turn.answer.problem) == BROKEN
 
 
+def test_an_answer_comes_back_when_nothing_comes_in_its_place(said: Conversation, model: Model) -> None:
+    model.say("once", None)
+    first = said.ask("a story", {}, model.send)
+    written(said, first)
+    model.say(Problem("no"))
+    second = said.ask("a story", {}, model.send, first)
+    written(said, second)
+    assert said.turns == (second,)
+    assert said.take_back(second)
+
+    assert [turn.answer.text for turn in said.turns] == ["once"]
+    with pytest.raises(Problem, match="gone on in another tab"):
+        said.ask("a story", {}, model.send, second)
+
+
 def test_what_has_no_answer_was_never_said(said: Conversation, model: Model) -> None:
     failed = said.ask("hello", {}, model.send)
     model.say(None)
