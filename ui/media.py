@@ -58,7 +58,7 @@ def show(job: Mapping[str, Any], fetch: Fetch) -> None:
                 height=VIEWER_HEIGHT,
             )
         case _:
-            st.text(text_of(json.loads(fetch(files["answer"]["url"]))))
+            st.text(text_of(fetch(files["answer"]["url"])))
 
 
 def still(job: Mapping[str, Any], fetch: Fetch) -> None:
@@ -66,15 +66,16 @@ def still(job: Mapping[str, Any], fetch: Fetch) -> None:
     files = {each["variant"]: each for each in job["outputs"]}
     found = next((files[name] for name in ("image", "thumbnail", "preview") if name in files), None)
     if job["kind"] == "text":
-        st.text(shorten(text_of(json.loads(fetch(files["answer"]["url"]))), FEW, placeholder=" …"))
+        st.text(shorten(text_of(fetch(files["answer"]["url"])), FEW, placeholder=" …"))
     elif found is None:
         show(job, fetch)
     else:
         st.image(fetch(found["url"]), width="stretch", alt=described(job))
 
 
-def text_of(answer: Mapping[str, Any]) -> str:
+def text_of(content: bytes) -> str:
     """What a chat's, a completion's or a response's answer says, and which functions it calls."""
+    answer = json.loads(content)
     if "output" in answer:
         return "\n\n".join(filter(None, map(words_of, answer["output"])))
     return "\n\n".join(words_of(each.get("message", each)) for each in answer["choices"])

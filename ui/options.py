@@ -22,9 +22,7 @@ class Choice:
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
         said = placeholder(default, self.usual)
-        st.selectbox(
-            self.label, self.words, None, key=key, placeholder=said, on_change="ignore", persist_state="session"
-        )
+        st.selectbox(self.label, self.words, None, key=key, placeholder=said, persist_state="session")
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Words:
     def ask(self, key: str, default: object) -> None:
         """Let it be written."""
         said = placeholder(default, self.usual)
-        st.text_input(self.label, key=key, placeholder=said, on_change="ignore", persist_state="session")
+        st.text_input(self.label, key=key, placeholder=said, persist_state="session")
 
 
 @dataclass(frozen=True)
@@ -91,8 +89,9 @@ FIELDS: Mapping[str, Mapping[str, Choice | Words]] = {
 }
 
 
+@st.fragment
 def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
-    """Let the fields of a request be chosen: they go with what is said, and change nothing on the page before."""
+    """Let the fields of a request be chosen: what is chosen is kept at once, and nothing else is drawn anew."""
     defaults = model["defaults"] or {} if model else {}
     for name, field in FIELDS[task].items():
         field.ask(f"{task}-{name}", defaults.get(name))

@@ -41,7 +41,7 @@ class JobView(BaseModel):
     """What its last step makes."""
     route: str
     prompt: str | None
-    """What is to be made, said or answered: the words of the last step that was given any; null: a picture alone."""
+    """What is to be made, said or answered: the words of the last step that was given any; null: none, or long ones."""
     asked: dict[str, Any]
     """The fields of the last step's request, without pictures; empty where it was long."""
     model: str | None

@@ -899,15 +899,29 @@ def test_options_stay_as_they_are_on_other_pages(system: System, visit: Visit) -
     visitor = visit(system)
     visitor.open()
     visitor.choose("Image")
-    visitor.set("Denoising steps", "7")
-    visitor.choose("Speech")
-    visitor.page.get_by_role("link", name="Gallery").click()
-    expect(visitor.page.get_by_role("heading", name="Gallery")).to_be_visible(timeout=LONG)
-    visitor.page.get_by_role("link", name="Studio").click()
-    expect(visitor.page.get_by_label(re.compile(INVITATIONS["Speech"]))).to_be_visible(timeout=LONG)
-    visitor.choose("Image")
+    for value in ("7", "9", ""):
+        visitor.set("Denoising steps", value)
+        visitor.settle()
+        visitor.page.get_by_role("link", name="Gallery").click()
+        expect(visitor.page.get_by_role("heading", name="Gallery")).to_be_visible(timeout=LONG)
+        visitor.page.get_by_role("link", name="Studio").click()
+        expect(visitor.page.get_by_label(re.compile(INVITATIONS["Image"]))).to_be_visible(timeout=LONG)
+        expect(visitor.page.get_by_label("Denoising steps", exact=True)).to_have_value(value)
 
-    expect(visitor.page.get_by_label("Denoising steps", exact=True)).to_have_value("7")
+
+def test_a_text_is_shown_as_it_comes_while_options_change(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.set("Tokens at most", "1900")
+    visitor.say(words("Tell me a long story"))
+    answer = visitor.page.get_by_test_id("stChatMessage").nth(1).get_by_test_id("stText")
+    expect(answer).not_to_be_empty(timeout=LONG)
+    visitor.set("Temperature: how daring", "0.5")
+
+    expect(visitor.page.get_by_text(re.compile(r"seed \d+ · 1900 tokens · first word after"))).to_be_visible(
+        timeout=LONG
+    )
+    expect(visitor.page.get_by_label("Temperature: how daring", exact=True)).to_have_value("0.5")
 
 
 def test_what_cannot_be_made_is_said_with_its_reason(system: System, visit: Visit, tmp_path: Path) -> None:
