@@ -25,7 +25,8 @@ DRAWN = """shown => {
 HEARD = """async player => {
     const content = await (await fetch(player.currentSrc)).arrayBuffer();
     const sound = await new OfflineAudioContext(1, 1, 48000).decodeAudioData(content);
-    return [sound.duration, sound.getChannelData(0).reduce((most, value) => Math.max(most, Math.abs(value)), 0)];
+    const samples = sound.getChannelData(0);
+    return [sound.duration, Math.sqrt(samples.reduce((sum, value) => sum + value * value, 0) / samples.length)];
 }"""
 
 
@@ -70,13 +71,18 @@ def film_differs(shown: Locator, made: bytes) -> float:
 
 
 def sound_of(content: bytes) -> tuple[float, float]:
-    """The seconds of a sound and its peak, as decoded."""
+    """The seconds of a sound and its loudness, as decoded."""
     with av.open(io.BytesIO(content), "r") as sound:
         rate = sound.streams.audio[0].rate
         resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
         parts = [part.to_ndarray() for frame in sound.decode(audio=0) for part in resampler.resample(frame)]
     samples = np.concatenate(parts, axis=1)
-    return samples.shape[1] / rate, float(np.abs(samples).max())
+    return samples.shape[1] / rate, loudness(samples)
+
+
+def loudness(samples: NDArray[Any]) -> float:
+    """The root of the mean square of samples in [-1, 1]; a resampler leaves it alone, but not the peak."""
+    return float(np.sqrt(np.mean(np.square(samples))))
 
 
 def heard(player: Locator) -> tuple[float, float]:
@@ -84,8 +90,8 @@ def heard(player: Locator) -> tuple[float, float]:
     player.evaluate("player => player.play()")
     wait_for(player, "player => player.error || player.currentTime > 0")
     assert player.evaluate("player => player.error && player.error.message") is None
-    seconds, peak = player.evaluate(HEARD)
-    return float(seconds), float(peak)
+    seconds, loud = player.evaluate(HEARD)
+    return float(seconds), float(loud)
 
 
 def body_of(canvas: Locator) -> NDArray[np.bool_]:
