@@ -22,6 +22,7 @@ from services.registry import Model, Task
 
 PROBE_SECONDS = 2.0
 ASK_SECONDS = 5.0
+AGAIN_SECONDS = 0.3  # for one that did not answer the last look: callers shall not wait for it again
 ModelState = Literal["cold", "loading", "ready", "failed", "unreachable", "external"]
 FAILED = b'"model_unavailable"'  # a model that the operator has to do something about
 JITTER = (0.75, 1.25)  # of the interval: several gateways shall not all ask at once
@@ -297,8 +298,9 @@ class Catalog:
 
     async def _listed(self, replica: Replica) -> list[ListedModel] | None:
         """What a replica says of its models; None: it does not answer."""
+        patience = AGAIN_SECONDS if replica.state == "unreachable" else ASK_SECONDS
         try:
-            answer = await self._http.get(f"{replica.url}/v1/models", timeout=ASK_SECONDS)
+            answer = await self._http.get(f"{replica.url}/v1/models", timeout=patience)
             return Listed.model_validate_json(answer.content).data if answer.is_success else None
         except (httpx.RequestError, ValidationError):
             return None

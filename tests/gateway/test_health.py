@@ -65,6 +65,24 @@ def test_each_worker_is_asked_where_it_is(start: Start, workers: Workers) -> Non
     }
 
 
+def test_nobody_waits_long_for_a_worker_that_did_not_answer_the_last_look(start: Start, workers: Workers) -> None:
+    health = workers.health
+
+    async def by_host(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "frozen.test":
+            raise httpx.ReadTimeout("silence", request=request)
+        return await health(request)
+
+    workers.health = by_host  # type: ignore[method-assign]
+    client = start(text_url="http://frozen.test").client
+    client.get("/readyz")
+    assert client.get("/v1/models").is_success
+
+    patience = {asked.url.host: asked.extensions["timeout"]["read"] for asked in workers.requests}
+    assert patience.pop("frozen.test") < 1
+    assert min(patience.values()) > 1
+
+
 def test_one_ready_replica_is_enough(start: Start, workers: Workers) -> None:
     health = workers.health
 
