@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from ui import making
 from ui.client import Client
 from ui.session import told
 
@@ -22,7 +23,15 @@ class Choice:
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
         said = placeholder(default, self.usual)
-        st.selectbox(self.label, self.words, None, key=key, placeholder=said, persist_state="session")
+        st.selectbox(
+            self.label,
+            self.words,
+            None,
+            key=key,
+            placeholder=said,
+            on_change=making.say_on,
+            persist_state="session",
+        )
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Words:
     def ask(self, key: str, default: object) -> None:
         """Let it be written."""
         said = placeholder(default, self.usual)
-        st.text_input(self.label, key=key, placeholder=said, persist_state="session")
+        st.text_input(self.label, key=key, placeholder=said, on_change=making.say_on, persist_state="session")
 
 
 @dataclass(frozen=True)
@@ -89,9 +98,12 @@ FIELDS: Mapping[str, Mapping[str, Choice | Words]] = {
 }
 
 
-@st.fragment
 def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
-    """Let the fields of a request be chosen: what is chosen is kept at once, and nothing else is drawn anew."""
+    """Let the fields of a request be chosen: what is chosen is kept at once.
+
+    This is no fragment: a browser sends a change together with the click that comes right after it, and of the page
+    only the fragment would be drawn anew.
+    """
     defaults = model["defaults"] or {} if model else {}
     for name, field in FIELDS[task].items():
         field.ask(f"{task}-{name}", defaults.get(name))
