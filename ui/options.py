@@ -133,11 +133,19 @@ def chosen(task: str) -> dict[str, Any]:
     return {name: number_of(value) if name in numbers else value for name, value in values.items() if value}
 
 
+def chosen_for_picture(asked: Client, task: str) -> dict[str, Any]:
+    """Return them for what is made of a picture: without a model that takes none, and without its adapter."""
+    fields = chosen(task)
+    taking = {model["id"] for model in asked.models() if "image" in (model["input_modalities"] or ())}
+    is_left_out = "model" in fields and fields["model"] not in taking
+    return {name: value for name, value in fields.items() if not (is_left_out and name in ("model", "adapter"))}
+
+
 def number_of(words: str) -> int | float | str:
     """Read a number; what is none stays as it is, for the gateway to say so."""
     if re.fullmatch(r"[+-]?[0-9]{1,40}", words):
         return int(words)
-    return float(words) if re.fullmatch(r"[+-]?[0-9]{1,40}\.[0-9]{1,40}", words) else words
+    return float(words) if re.fullmatch(r"[+-]?([0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40})", words) else words
 
 
 def keys_of(task: str) -> dict[str, str]:
