@@ -33,8 +33,9 @@ def main() -> None:
         making.look_elsewhere()
     st.session_state.pop(making.CHANGED, None)
     problem = st.session_state[making.SAID] = st.session_state.pop(making.PROBLEM, None)
-    if problem is not None:
-        explain(problem)
+    with st.container():  # also without one: what is below is not drawn elsewhere, and a field keeps the keyboard
+        if problem is not None:
+            explain(problem)
     page.run()
 
 

@@ -75,7 +75,10 @@ def field_for(task: str) -> None:
     leaves out, and the words would go without it.
     """
     if making.BACK in st.session_state:
-        st.session_state[said_key(task)] = st.session_state.pop(making.BACK)
+        words = st.session_state.pop(making.BACK)
+        if words == st.session_state.get(making.GIVEN):  # which the field takes no second time, after it was emptied
+            words += " "  # nobody is sent it
+        st.session_state[said_key(task)] = st.session_state[making.GIVEN] = words
     st.chat_input(
         PLACEHOLDERS[task],
         key=said_key(task),

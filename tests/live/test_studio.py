@@ -801,6 +801,30 @@ def test_words_that_are_refused_are_given_back(system: System, visit: Visit) -> 
 
 
 @pytest.mark.parametrize(
+    ("modality", "option"),
+    [
+        ("Image", "Denoising steps"),
+        ("Speech", "Speed"),
+        ("3D", "Denoising steps"),
+        ("Text", "Tokens at most"),
+    ],
+)
+def test_words_that_are_refused_are_given_back_each_time(
+    system: System, visit: Visit, modality: str, option: str
+) -> None:
+    visitor, asked = visit(system), words("one thing")
+    visitor.open()
+    visitor.choose(modality)
+    visitor.set(option, "x")
+    visitor.say(asked)
+    field = visitor.page.get_by_test_id("stChatInputTextArea")
+    for end in ("", " ", ""):  # a field takes nothing twice in a row
+        expect(field).to_have_value(f"{asked}{end}", timeout=LONG)
+        expect(field).to_be_focused()
+        field.press("Enter")
+
+
+@pytest.mark.parametrize(
     ("modality", "option", "value"),
     [
         ("Image", "Denoising steps", "500"),
