@@ -13,7 +13,7 @@ from ui.session import client
 
 MAX_SEED = 2**53
 # In the session's state; CHANGED: something is no longer as the page shows it; BACK: words that were refused;
-# GIVEN: those that came back last; SAID: the problem that the page shows, until it is drawn anew.
+# GIVEN: those that came back last, with their task; SAID: the problem that the page shows, until it is drawn anew.
 TASK, PROBLEM, FILES, GO, CHANGED = "task", "problem", "files", "go", "changed"
 BACK, GIVEN, SAID = "back", "given_back", "problem_said"
 BEGUN = "begun"  # the job that was begun last, until something else is looked at

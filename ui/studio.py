@@ -76,9 +76,9 @@ def field_for(task: str) -> None:
     """
     if making.BACK in st.session_state:
         words = st.session_state.pop(making.BACK)
-        if words == st.session_state.get(making.GIVEN):  # which the field takes no second time, after it was emptied
+        if st.session_state.get(making.GIVEN) == (task, words):  # a field takes nothing twice in a row
             words += " "  # nobody is sent it
-        st.session_state[said_key(task)] = st.session_state[making.GIVEN] = words
+        st.session_state.update({said_key(task): words, making.GIVEN: (task, words)})
     st.chat_input(
         PLACEHOLDERS[task],
         key=said_key(task),
