@@ -32,8 +32,10 @@ def main() -> None:
     if page.title != first.title:
         making.look_elsewhere()
     st.session_state.pop(making.CHANGED, None)
-    if making.PROBLEM in st.session_state:
-        explain(st.session_state.pop(making.PROBLEM))
+    problem = st.session_state[making.SAID] = st.session_state.pop(making.PROBLEM, None)
+    with st.container():  # also without one: what is below is not drawn elsewhere, and a field keeps the keyboard
+        if problem is not None:
+            explain(problem)
     page.run()
 
 

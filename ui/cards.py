@@ -128,7 +128,12 @@ def go_on(job: Mapping[str, Any]) -> None:
     for number, output in enumerate(job["outputs"], start=1):
         which = f"image {number}" if several else "this image"
         for task, label in (("video", f"Animate {which}"), ("mesh", f"Make {which if several else 'this'} 3D")):
-            st.button(label, key=f"{task}-{output['url']}", on_click=making.go_on, args=(output, task))
+            st.button(label, key=f"{task}-{output['url']}", on_click=go_on_as_chosen, args=(output, task))
+
+
+def go_on_as_chosen(output: Mapping[str, Any], task: str) -> None:
+    """Have it made, with the options that are set for it."""
+    making.go_on(output, task, lambda: options.chosen_for_picture(client(), task))
 
 
 def other_formats(job: Mapping[str, Any]) -> None:

@@ -39,8 +39,11 @@ def answer(said: Conversation, turn: Turn, number: int) -> None:
         place.text(text)
     button.empty()
     problem = turn.answer.problem
-    if problem is not None and not turn.answer.text and said.take_back(turn):
-        st.session_state.update({PROBLEM: problem, BACK: turn.words})
+    if turn.is_in_vain and said.take_back(turn):
+        if problem is not None:
+            st.session_state[PROBLEM] = problem
+        if turn.instead_of is None:  # "Again" took no words out of the field
+            st.session_state[BACK] = turn.words
         st.rerun()
     if problem is not None:
         explain(problem)

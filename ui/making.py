@@ -12,9 +12,10 @@ from ui.errors import Problem
 from ui.session import client
 
 MAX_SEED = 2**53
-# In the session's state; CHANGED: something is no longer as the page shows it; BACK: words that were refused.
+# In the session's state; CHANGED: something is no longer as the page shows it; BACK: words that were refused;
+# GIVEN: those that came back last, with their task; SAID: the problem that the page shows, until it is drawn anew.
 TASK, PROBLEM, FILES, GO, CHANGED = "task", "problem", "files", "go", "changed"
-BACK = "back"
+BACK, GIVEN, SAID = "back", "given_back", "problem_said"
 BEGUN = "begun"  # the job that was begun last, until something else is looked at
 MAX_FILES = 60
 
@@ -43,9 +44,9 @@ def again(job: Mapping[str, Any]) -> None:
     lead(job["kind"])
 
 
-def go_on(output: Mapping[str, Any], task: str) -> None:
-    """Have a film or a mesh made of a picture that a job made."""
-    attempt(lambda: begin(task, {}, Picture("picture", output["media_type"], file(output["url"]))))
+def go_on(output: Mapping[str, Any], task: str, fields: Callable[[], Mapping[str, Any]]) -> None:
+    """Have a film or a mesh made of a picture that a job made, with the fields as they are now."""
+    attempt(lambda: begin(task, fields(), Picture("picture", output["media_type"], file(output["url"]))))
     lead(task)
 
 
@@ -102,8 +103,17 @@ def kept(name: str) -> dict[str, Any]:
     return found
 
 
+def say_on() -> None:
+    """Let the next page say what this one does: it would move under a click that is under way."""
+    problem = st.session_state.get(SAID)
+    if problem is not None:
+        st.session_state.setdefault(PROBLEM, problem)
+
+
 def attempt(action: Callable[[], object]) -> None:
-    """Do it; where it goes wrong, the next page says so."""
+    """Do it; where it goes wrong, the next page says so, and what went wrong before is over."""
+    for name in (PROBLEM, SAID):
+        st.session_state.pop(name, None)
     st.session_state[CHANGED] = True
     try:
         action()

@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from ui import making
 from ui.client import Client
 from ui.session import told
 
@@ -22,7 +23,15 @@ class Choice:
     def ask(self, key: str, default: object) -> None:
         """Let it be chosen."""
         said = placeholder(default, self.usual)
-        st.selectbox(self.label, self.words, None, key=key, placeholder=said, persist_state="session")
+        st.selectbox(
+            self.label,
+            self.words,
+            None,
+            key=key,
+            placeholder=said,
+            on_change=making.say_on,
+            persist_state="session",
+        )
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Words:
     def ask(self, key: str, default: object) -> None:
         """Let it be written."""
         said = placeholder(default, self.usual)
-        st.text_input(self.label, key=key, placeholder=said, persist_state="session")
+        st.text_input(self.label, key=key, placeholder=said, on_change=making.say_on, persist_state="session")
 
 
 @dataclass(frozen=True)
@@ -89,9 +98,12 @@ FIELDS: Mapping[str, Mapping[str, Choice | Words]] = {
 }
 
 
-@st.fragment
 def show(asked: Client, task: str, model: Mapping[str, Any] | None) -> None:
-    """Let the fields of a request be chosen: what is chosen is kept at once, and nothing else is drawn anew."""
+    """Let the fields of a request be chosen: what is chosen is kept at once.
+
+    This is no fragment: a browser sends a change together with the click that comes right after it, and of the page
+    only the fragment would be drawn anew.
+    """
     defaults = model["defaults"] or {} if model else {}
     for name, field in FIELDS[task].items():
         field.ask(f"{task}-{name}", defaults.get(name))
@@ -121,11 +133,19 @@ def chosen(task: str) -> dict[str, Any]:
     return {name: number_of(value) if name in numbers else value for name, value in values.items() if value}
 
 
+def chosen_for_picture(asked: Client, task: str) -> dict[str, Any]:
+    """Return them for what is made of a picture: without a model that takes none, and without its adapter."""
+    fields = chosen(task)
+    taking = {model["id"] for model in asked.models() if "image" in (model["input_modalities"] or ())}
+    is_left_out = "model" in fields and fields["model"] not in taking
+    return {name: value for name, value in fields.items() if not (is_left_out and name in ("model", "adapter"))}
+
+
 def number_of(words: str) -> int | float | str:
     """Read a number; what is none stays as it is, for the gateway to say so."""
     if re.fullmatch(r"[+-]?[0-9]{1,40}", words):
         return int(words)
-    return float(words) if re.fullmatch(r"[+-]?[0-9]{1,40}\.[0-9]{1,40}", words) else words
+    return float(words) if re.fullmatch(r"[+-]?([0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40})", words) else words
 
 
 def keys_of(task: str) -> dict[str, str]:

@@ -75,7 +75,10 @@ def field_for(task: str) -> None:
     leaves out, and the words would go without it.
     """
     if making.BACK in st.session_state:
-        st.session_state[said_key(task)] = st.session_state.pop(making.BACK)
+        words = st.session_state.pop(making.BACK)
+        if st.session_state.get(making.GIVEN) == (task, words):  # a field takes nothing twice in a row
+            words += " "  # nobody is sent it
+        st.session_state.update({said_key(task): words, making.GIVEN: (task, words)})
     st.chat_input(
         PLACEHOLDERS[task],
         key=said_key(task),

@@ -88,6 +88,13 @@ class Turn:
     answer: Answer
     instead_of: "Turn | None" = None  # which comes back if nothing comes of this one
 
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether nothing came of it, so that it is as if it had not been said."""
+        is_refused = self.answer.problem is not None
+        is_dropped = self.answer.is_stopped and self.instead_of is not None
+        return not self.answer.text and (is_refused or is_dropped)
+
 
 class Conversation:
     """What was said so far. One answer is written at a time, whoever watches it and in however many tabs."""

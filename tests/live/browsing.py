@@ -85,9 +85,13 @@ class Visitor:
         field.fill(words)
         field.press("Enter")
 
+    def cards(self, words: str) -> Locator:
+        """The jobs of those words, newest first."""
+        return self.page.locator("[class*='st-key-card-']").filter(has_text=words)
+
     def card(self, words: str) -> Locator:
         """The newest job of those words."""
-        return self.page.locator("[class*='st-key-card-']").filter(has_text=words).first
+        return self.cards(words).first
 
     def download(self, place: Locator, button: str) -> bytes:
         """Download a file, and read it."""

@@ -524,7 +524,7 @@ def test_a_picture_is_attached_animated_made_3d_and_made_again(system: System, v
     visitor.say(asked, file)
     expect(visitor.card(asked).get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
     visitor.card(asked).get_by_role("button", name="Again with another seed").click()
-    expect(visitor.page.locator("[class*='st-key-card-']").filter(has_text=asked)).to_have_count(2, timeout=LONG)
+    expect(visitor.cards(asked)).to_have_count(2, timeout=LONG)
 
     visitor.card(asked).get_by_role("button", name="Animate this image").click()
     expect(visitor.card("From a picture").locator("video")).to_be_visible(timeout=LONG)
@@ -801,6 +801,30 @@ def test_words_that_are_refused_are_given_back(system: System, visit: Visit) -> 
 
 
 @pytest.mark.parametrize(
+    ("modality", "option"),
+    [
+        ("Image", "Denoising steps"),
+        ("Speech", "Speed"),
+        ("3D", "Denoising steps"),
+        ("Text", "Tokens at most"),
+    ],
+)
+def test_words_that_are_refused_are_given_back_each_time(
+    system: System, visit: Visit, modality: str, option: str
+) -> None:
+    visitor, asked = visit(system), words("one thing")
+    visitor.open()
+    visitor.choose(modality)
+    visitor.set(option, "x")
+    visitor.say(asked)
+    field = visitor.page.get_by_test_id("stChatInputTextArea")
+    for end in ("", " ", ""):  # a field takes nothing twice in a row
+        expect(field).to_have_value(f"{asked}{end}", timeout=LONG)
+        expect(field).to_be_focused()
+        field.press("Enter")
+
+
+@pytest.mark.parametrize(
     ("modality", "option", "value"),
     [
         ("Image", "Denoising steps", "500"),
@@ -908,6 +932,40 @@ def test_options_stay_as_they_are_on_other_pages(system: System, visit: Visit) -
         visitor.page.get_by_role("link", name="Studio").click()
         expect(visitor.page.get_by_label(re.compile(INVITATIONS["Image"]))).to_be_visible(timeout=LONG)
         expect(visitor.page.get_by_label("Denoising steps", exact=True)).to_have_value(value)
+
+
+@pytest.mark.parametrize("pressed", [0, 150], ids=["tapped", "pressed"])  # milliseconds before it is let go
+def test_what_is_clicked_right_after_an_option_was_written_is_seen_and_the_option_is_kept(
+    system: System, visit: Visit, pressed: float
+) -> None:
+    visitor = visit(system)
+    page = visitor.page
+    asked, _ = made_in(visitor, "Image", "a boat")
+    cards, steps = visitor.cards(asked), page.get_by_label("Denoising steps", exact=True)
+    expect(cards.get_by_role("button", name="PNG")).to_be_visible(timeout=LONG)
+    steps.fill("3")
+    cards.get_by_role("button", name="Again with another seed").click(delay=pressed)
+    expect(cards.get_by_role("button", name="PNG")).to_have_count(2, timeout=LONG)
+    expect(steps).to_have_value("3")
+    steps.fill("4")
+    cards.first.get_by_role("button", name="Delete").click(delay=pressed)
+    expect(cards).to_have_count(1, timeout=LONG)
+    steps.fill("5")
+    cards.get_by_role("button", name="Make this 3D").click(delay=pressed)
+    expect(page.get_by_label(re.compile(INVITATIONS["3D"]))).to_be_visible(timeout=LONG)
+    visitor.choose("Image")
+    expect(steps).to_have_value("5")
+    steps.fill("6")
+    page.get_by_test_id("stButtonGroup").get_by_text("Text", exact=True).click(delay=pressed)
+    expect(page.get_by_label(re.compile(INVITATIONS["Text"]))).to_be_visible(timeout=LONG)
+    expect(cards).to_have_count(0, timeout=LONG)
+    visitor.say("Tell me a story")
+    expect(page.get_by_text(re.compile(r"seed \d+ · \d+ tokens"))).to_be_visible(timeout=LONG)
+    page.get_by_label("Tokens at most", exact=True).fill("7")
+    page.get_by_role("button", name="Again with another seed").click(delay=pressed)
+    expect(page.get_by_text(re.compile(r"seed \d+ · 7 tokens"))).to_be_visible(timeout=LONG)
+    visitor.choose("Image")
+    expect(steps).to_have_value("6")
 
 
 def test_a_text_is_shown_as_it_comes_while_options_change(system: System, visit: Visit) -> None:

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from threading import Event
 
 from starlette.responses import Response
 from streamlit.testing.v1 import AppTest
 
-from tests.ui.conftest import model
+from tests.ui.conftest import LONG, model
 from tests.ui.gateway import Gateway, refusal
+from ui.chat import CHAT
+from ui.talk import Chunks
 
 Visit = Callable[..., AppTest]
 ROUTE = ("POST", "/v1/chat/completions")
@@ -61,6 +64,26 @@ def test_an_answer_stays_when_another_in_its_place_is_refused(gateway: Gateway, 
 
     assert page.error[0].value == "Too many tokens."
     assert [text.value for text in page.text] == ["hello", "good day"]
+    assert not page.chat_input[0].proto.set_value  # what is written there meanwhile stays
+
+
+def test_an_answer_comes_back_when_another_is_stopped_before_its_first_word(gateway: Gateway, visit: Visit) -> None:
+    page = asked(gateway, visit, streamed(piece("good day")))
+    is_over = Event()
+
+    def send(_: object) -> Chunks:
+        is_over.wait(LONG)
+        yield from ()
+
+    said = page.session_state[CHAT]
+    said.ask("hello", {}, send, said.turns[-1])
+    said.stop()
+    page.run()
+    is_over.set()
+
+    assert [text.value for text in page.text] == ["hello", "good day"]
+    assert not page.chat_input[0].proto.set_value
+    assert not page.error
 
 
 def test_an_answer_that_breaks_off_says_so_and_keeps_what_came(gateway: Gateway, visit: Visit) -> None:

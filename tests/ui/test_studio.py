@@ -1,6 +1,7 @@
 """The studio without a browser: what it asks of the gateway, and what it says of jobs."""
 
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -179,6 +180,46 @@ def test_again_is_the_same_with_another_seed(serving: Gateway, visit: Visit) -> 
     [body] = bodies(serving, "/v1/images/generations")
     assert body["prompt"] == "a boat"
     assert body["seed"] != 5
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sent"),
+    [
+        ({"model-mesh": "of-pictures"}, {"model": "of-pictures"}),
+        ({"model-mesh": "of-words", "mesh-adapter": "ink"}, {}),
+        ({}, {}),
+    ],
+)
+def test_what_is_made_of_a_picture_goes_by_the_options(
+    serving: Gateway, visit: Visit, chosen: dict[str, str], sent: dict[str, str]
+) -> None:
+    made = {"variant": "image", "media_type": "image/png", "url": "/v1/jobs/job_1/content?variant=image", "step": 1}
+    ink = [{"name": "ink", "licence": "MIT"}]
+    serving.answers["GET", "/v1/models"]["data"] += [
+        model("mesh", "of-words", adapters=ink),
+        model("mesh", "of-pictures", input_modalities=["image"]),
+    ]
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", outputs=[made]))
+    serving.answers["GET", "/v1/jobs/job_1/content"] = Response(png(), media_type="image/png")
+    serving.answers["POST", "/v1/3d/generations"] = {"id": "job_2"}
+    page = visit(task="image", **{"mesh-grid_size": "32", "mesh-seed": "7"}, **chosen)
+    labelled(page, "Make this 3D").click().run()
+
+    [body] = bodies(serving, "/v1/3d/generations")
+    assert body == {"grid_size": 32, "seed": 7, "image": b64encode(png()).decode(), **sent}
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [(".5", 0.5), ("1.", 1.0), ("-.5", -0.5), ("7", 7), ("0,5", "0,5"), (".", "."), ("1e3", "1e3"), ("many", "many")],
+)
+def test_numbers_are_what_people_write(serving: Gateway, visit: Visit, words: str, number: float | str) -> None:
+    serving.answers["POST", "/v1/images/generations"] = {"id": "job_1"}
+    page = visit(task="image", **{"image-guidance_scale": words})
+    page.chat_input[0].set_value("a boat").run()
+
+    [body] = bodies(serving, "/v1/images/generations")
+    assert body["guidance_scale"] == number
 
 
 @pytest.mark.parametrize(
