@@ -104,11 +104,24 @@ def caption_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     return tokenizer
 
 
-def film_tokenizer() -> T5Tokenizer:
-    """Return T5's unigrams over single letters: what ISO 8859-1 prints, and a mark where a word begins."""
+def film_tokenizer(words: Iterable[str] = ()) -> T5Tokenizer:
+    """Return T5's unigrams: letters that ISO 8859-1 prints, a mark where a word begins, and these words."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     letters = [(letter, -3.0) for letter in _latin_letters()]  # the natural logarithm of how likely each is
-    return T5Tokenizer(vocab=[*special, ("\u2581", -2.0), *letters], extra_ids=0, model_max_length=MAX_SCENE)
+    whole = [(f"\u2581{word}", -4.0) for word in dict.fromkeys(words)]
+    return T5Tokenizer(vocab=[*special, ("\u2581", -2.0), *letters, *whole], extra_ids=0, model_max_length=MAX_SCENE)
+
+
+def story_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Return T5's unigrams over these words and single letters; capitals and punctuation are lost.
+
+    T5's own class would keep them: it makes its normalisation anew where it is loaded.
+    """
+    unigrams = film_tokenizer(words)
+    backend = unigrams.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s]+"), " ")])
+    special = {"unk_token": unigrams.unk_token, "eos_token": unigrams.eos_token, "pad_token": unigrams.pad_token}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special, model_max_length=MAX_SCENE)
 
 
 def _merges(words: Iterable[str]) -> list[tuple[str, str]]:

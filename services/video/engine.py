@@ -23,6 +23,7 @@ from services.engine.pipelines import PipelineCall, shrunk
 from services.engine.placement import accelerate
 from services.engine.stepper import MAX_BATCH_SIZE, Result
 from services.engine.weights import load_pipeline
+from services.errors import InvalidRequest
 from services.registry import Model
 from services.schema import parse_size
 from services.settings import Settings
@@ -260,9 +261,8 @@ class TextFilmGenerator:
         pipeline = load_pipeline(model, settings, WAN)
         pipeline.vae.float()  # as its authors run it: in half precision its colours shift
         self._pipeline = pipeline
-        vae = pipeline.vae
         self._call = PipelineCall(
-            pipeline, arguments_of, hand_on, pixels_of, vae.decoder, num_latent_frames, self._preview
+            pipeline, arguments_of, hand_on, pixels_of, pipeline.vae.decoder, self._num_latent_frames, self._preview
         )
 
     def generate(self, request: TextVideoJob, seed: int, run: Run) -> Result:
@@ -270,8 +270,20 @@ class TextFilmGenerator:
 
         Raises:
             GenerationFailed: the model's numbers overflowed.
+            InvalidRequest: the size cannot be cut into the model's patches; the library would round it.
         """
+        _, *patch = self._pipeline.transformer.config.patch_size
+        rows, columns = (cells * self._pipeline.vae_scale_factor_spatial for cells in patch)
+        width, height = parse_size(request.size)
+        if width % columns or height % rows:
+            message = f"width must be divisible by {columns} and height by {rows} for this model"
+            raise InvalidRequest(message, param="size")
         return self._call.generate(request, seed, run)
+
+    def _num_latent_frames(self, job: TextVideoJob) -> int:
+        """How often the decoder is called: once for the first frame, then for every few."""
+        together: int = self._pipeline.vae_scale_factor_temporal
+        return 1 + (job.num_frames - 1) // together
 
     def _preview(self, latents: torch.Tensor) -> NDArray[np.uint8]:
         """Decode a smaller version of what latents, (1, channels, frames, height, width), have in the middle."""
@@ -300,11 +312,6 @@ def arguments_of(job: TextVideoJob) -> dict[str, Any]:
         "guidance_scale": job.guidance_scale,
         "output_type": "np",
     }
-
-
-def num_latent_frames(job: TextVideoJob) -> int:
-    """How often the decoder is called: once for the first frame, then for every four."""
-    return 1 + (job.num_frames - 1) // 4
 
 
 def pixels_of(job: TextVideoJob) -> dict[str, int]:

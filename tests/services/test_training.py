@@ -20,7 +20,22 @@ from transformers.models.bark.generation_configuration_bark import (
 
 from services.mesh.surface import find_surface
 from services.tiny import marching_cubes
-from services.tiny.train import audio, image, letters, mesh, motion, painter, solids, speaker, text, video, views
+from services.tiny.train import (
+    audio,
+    image,
+    letters,
+    mesh,
+    motion,
+    painter,
+    solids,
+    speaker,
+    stories,
+    storyteller,
+    text,
+    text_video,
+    video,
+    views,
+)
 from services.tiny.train.chatter import Chatter, untrained
 from services.tiny.train.course import Course
 from services.tiny.train.dialogues import conversation, is_held_out
@@ -29,7 +44,8 @@ from services.tiny.train.film_codec import film_codec
 from services.tiny.train.scenes import COLOURS, WORDS, Scene, Shape, describe, draw, imagine
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
 from services.tiny.train.speech_codec import NUM_CODES
-from services.tiny.vocabulary import caption_tokenizer
+from services.tiny.train.story_codec import encoded
+from services.tiny.vocabulary import caption_tokenizer, story_tokenizer
 from tests.services.ears import listen
 from tests.services.judges import RELATIONS, Sight, look, touch
 
@@ -197,6 +213,86 @@ def test_a_codec_of_films_begins_with_the_colours_right() -> None:
     painted = codec.decode(codec.encode(shown).latent_dist.mean, num_frames=2).sample
 
     assert (painted - shown).abs().mean() < 0.02
+
+
+STORIES = [stories.invent(random.Random(seed)) for seed in range(60)]
+
+
+def test_a_story_goes_where_it_is_said_to_go() -> None:
+    for story in STORIES:
+        first, *_, last = (look(frame) for frame in stories.film(story))
+        shape = story.shape
+        before, after = (sight.find(shape.colour, shape.kind, shape.size) for sight in (first, last))
+        across, down = stories.MOTIONS[story.motion]
+
+        assert {first.background, last.background} == {story.background}
+        assert before is not None
+        assert after is not None
+        assert 64 * (after.x - before.x) == pytest.approx(across * stories.WAY, abs=1)
+        assert 64 * (after.y - before.y) == pytest.approx(down * stories.WAY, abs=1)
+
+
+def test_what_is_said_of_a_story_is_true_and_in_words_that_are_tokens() -> None:
+    tokenizer = story_tokenizer(stories.WORDS)
+    for story in STORIES:
+        words = stories.tell(story, random.Random(0))
+        shape, others = story.shape, {*stories.SIZES} - {story.shape.size}
+        assert shape.kind in words.split()
+        assert not others & {*words.split()}
+        assert {*COLOURS} & {*words.split()} <= {shape.colour, story.background}
+        if saying := [name for name, sayings in stories.SAYINGS.items() if any(each in words for each in sayings)]:
+            assert saying == [story.motion]
+        assert len(tokenizer(words).input_ids) == len(words.split()) + 1
+
+
+def test_nothing_is_learned_from_what_is_kept_back() -> None:
+    lesson = text_video.lesson(10)
+    with torch.random.fork_rng(devices=[]):
+        told, films = lesson.draw(200)
+
+    assert not any(stories.is_kept_back(story.facts) for story in told)
+    drawn = torch.from_numpy(stories.film(told[0])).permute(3, 0, 1, 2) / 127.5 - 1
+    assert (films[0] - drawn).abs().max() < 0.01
+
+
+@torch.inference_mode()
+def test_the_codec_of_stories_keeps_mean_colours_and_draws_lines_between_them() -> None:
+    codec = storyteller.untrained().vae
+    films = torch.stack([torch.from_numpy(stories.film(story)) for story in STORIES[:3]]).permute(0, 4, 1, 2, 3)
+    shown = films / 127.5 - 1
+    latents = encoded(shown)
+    frames = shown.transpose(1, 2).flatten(0, 1)
+    lines = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(frames, 4), (64, 64), mode="bilinear")
+    apart = (codec.decode(latents).sample.transpose(1, 2).flatten(0, 1) - lines).abs()
+
+    assert (codec.encode(shown).latent_dist.mean - latents).abs().max() < 1e-3
+    assert apart[..., 2:-2, 2:-2].max() < 1e-3
+    assert apart.max() < 0.2  # at the edge, where a trace of the mean is
+
+
+@torch.inference_mode()
+def test_emptiness_is_attended_to_as_if_it_were_all_there() -> None:
+    transformer = storyteller.untrained().transformer
+    latents, read, times = torch.randn(2, 7, 5, 16, 16), torch.randn(2, 14, 64), torch.tensor([900.0, 100.0])
+    whole = transformer(latents, times, torch.nn.functional.pad(read, (0, 0, 0, 512 - 14)), return_dict=False)[0]
+    for block in transformer.blocks:
+        block.attn2.set_processor(text_video.Crowded(512 - 14))
+    short = transformer(latents, times, torch.nn.functional.pad(read, (0, 0, 0, 1)), return_dict=False)[0]
+
+    assert (whole - short).abs().max() < 1e-5
+
+
+def test_the_recipe_makes_a_pipeline_that_films_words(tmp_path: Path) -> None:
+    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("reader", "filmer")]
+    with torch.random.fork_rng(devices=[]):
+        pipeline = text_video.train(tmp_path, text_video.Plan(20, *courses))
+    pipeline.set_progress_bar_config(disable=True)
+    (film,) = pipeline(
+        "a red circle rises", height=64, width=64, num_frames=9, num_inference_steps=2, output_type="np"
+    ).frames
+
+    assert film.shape == (9, 64, 64, 3)
+    assert np.isfinite(film).all()
 
 
 @torch.inference_mode()

@@ -22,10 +22,11 @@ from services.engine.generation import Generation, Run, Terms
 from services.engine.slots import Slot
 from services.engine.stepper import Result, Stepper, WholeCall
 from services.engine.weights import load_pipeline
-from services.errors import Cancelled, GenerationFailed
-from services.registry import load_models
+from services.errors import Cancelled, GenerationFailed, InvalidRequest
+from services.registry import Model, load_models
 from services.schema import check_is_text, complete, parse_size
 from services.settings import Settings
+from services.tiny.train import storyteller
 from services.video.engine import Film, FilmStepper, Phase, TextFilmGenerator
 from services.video.schema import TextVideoJob, VideoJob, VideoRequest
 from services.video.service import make_stepper
@@ -402,6 +403,30 @@ def test_a_film_from_a_text_is_the_librarys_own(films_texts: Stepper[Any], wan: 
     num_iterations = request.num_inference_steps + 1 + request.num_frames // 4
     assert made.progress == [(step, num_iterations + 1) for step in range(1, num_iterations + 2)]
     assert made.made == {"frames": request.num_frames, "pixel_steps": width * height * num_iterations}
+
+
+@pytest.fixture(scope="module")
+def films_stories(worker_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Stepper[Any]:
+    """Of another shape than the published ones: one token a latent frame, and two frames in each."""
+    folder = tmp_path_factory.mktemp("stories")
+    storyteller.untrained().save_pretrained(folder)
+    described = {"id": "stories", "task": "video", "input_modalities": ["text"], "folder": {"path": folder}}
+    return WholeCall(TextFilmGenerator(Model.model_validate(described), worker_settings))
+
+
+def test_progress_is_told_of_every_piece_that_a_model_decodes(films_stories: Stepper[Any]) -> None:
+    made = alone(films_stories, text_job(num_frames=5, num_inference_steps=2), seed=4)
+
+    assert [frame.shape for frame in made.outputs] == [(64, 64, 3)] * 5
+    assert made.progress == [(step, 6) for step in range(1, 7)]  # two steps, three pieces to decode, the end
+
+
+def test_a_size_that_is_no_whole_number_of_a_models_patches_is_refused(films_stories: Stepper[Any]) -> None:
+    (recorder,), _ = run(films_stories, [Arrival(text_job(size="80x64"))])
+
+    assert isinstance(recorder.error, InvalidRequest)
+    assert recorder.error.param == "size"
+    assert "divisible by 64" in recorder.error.message
 
 
 @pytest.mark.parametrize("stop_after", range(1, 6))  # two steps, two pieces to decode, the end

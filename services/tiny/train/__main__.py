@@ -38,6 +38,12 @@ def _text(scratch: Path) -> Trained:
     return text.train(scratch, text.PLAN)
 
 
+def _text_video(scratch: Path) -> Trained:
+    from services.tiny.train import text_video
+
+    return {"films": text_video.train(scratch, text_video.PLAN)}
+
+
 def _video(scratch: Path) -> Trained:
     from services.tiny.train import video
 
@@ -49,6 +55,7 @@ RECIPES: Mapping[str, Callable[[Path], Trained]] = {
     "image": _image,
     "mesh": _mesh,
     "text": _text,
+    "text_video": _text_video,
     "video": _video,
 }
 

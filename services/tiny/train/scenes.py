@@ -70,9 +70,14 @@ def draw(scene: Scene) -> NDArray[np.uint8]:
     picture = np.empty((SIDE, SIDE, 3), np.float32)
     picture[:] = COLOURS[scene.background]
     for shape in scene.shapes:
-        covered = np.clip(0.5 - _distance(shape), 0, 1)[..., None]
-        picture += covered * (np.array(COLOURS[shape.colour], np.float32) - picture)
+        picture += cover(shape)[..., None] * (np.array(COLOURS[shape.colour], np.float32) - picture)
     return picture.round().astype(np.uint8)
+
+
+def cover(shape: Shape) -> Lengths:
+    """Return how much of each pixel the shape covers: (64, 64), in [0, 1]."""
+    covered: Lengths = np.clip(0.5 - _distance(shape), 0, 1)
+    return covered
 
 
 def describe(scene: Scene, chance: random.Random) -> str:
