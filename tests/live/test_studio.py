@@ -81,8 +81,8 @@ def locked(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def words(of: str) -> str:
-    """Words that nobody else asks for."""
-    return f"{of} number {next(NUMBERS)}"
+    """Words that nobody else asks for, and that are in no seed and no job's id."""
+    return f"{of} number x{next(NUMBERS)}x"
 
 
 def begun_slowly(client: httpx.Client, visitor: Visitor, size: str = "1024x576", steps: int = 200, n: int = 4) -> str:
