@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from services.tiny.vocabulary import film_tokenizer
 from services.tiny.workbench import workbench
@@ -20,27 +20,39 @@ LOUDNESS = 8.0  # times what attending to the prompt adds
 def build(target: Path) -> None:
     """Write the pipeline into the folder."""
     tokenizer = film_tokenizer()
-    text_encoder = UMT5EncoderModel(
+    pipeline: Any = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder(tokenizer, WIDTH),
+        vae=_vae(),
+        scheduler=scheduler(),
+        transformer=_transformer(),
+    )
+    pipeline.save_pretrained(target)
+
+
+def text_encoder(tokenizer: PreTrainedTokenizerBase, width: int) -> UMT5EncoderModel:
+    """Return one with random weights, which reads this tokenizer's tokens; nothing of it drops out."""
+    return UMT5EncoderModel(
         UMT5Config(
             vocab_size=len(tokenizer),
-            d_model=WIDTH,
-            d_kv=8,
-            d_ff=2 * WIDTH,
+            d_model=width,
+            d_kv=width // 4,
+            d_ff=2 * width,
             num_layers=2,
             num_heads=4,
+            dropout_rate=0.0,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             feed_forward_proj="gated-gelu",
         )
     )
-    pipeline: Any = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=_vae(),
-        scheduler=_scheduler(),
-        transformer=_transformer(),
+
+
+def scheduler(prediction_type: str = "flow_prediction") -> UniPCMultistepScheduler:
+    """Return the published model's schedule."""
+    return UniPCMultistepScheduler(
+        prediction_type=prediction_type, use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
     )
-    pipeline.save_pretrained(target)
 
 
 def _vae() -> AutoencoderKLWan:
@@ -65,10 +77,3 @@ def _transformer() -> Any:
         block.attn2.norm_k.weight.mul_(ATTENTION)
         block.attn2.to_out[0].weight.mul_(LOUDNESS)
     return transformer
-
-
-def _scheduler() -> UniPCMultistepScheduler:
-    """Return the published model's schedule."""
-    return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
-    )

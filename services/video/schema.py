@@ -26,7 +26,7 @@ def check_num_frames(value: int) -> int:
 
 
 def check_size(value: str) -> str:
-    """Refuse what Wan cannot cut into patches of two by two latents of eight pixels each."""
+    """Refuse before it is loaded what no Wan cuts into patches: of two by two latents of eight pixels, or of more."""
     if any(side % 16 for side in parse_size(value)):
         raise ValueError("width and height must be divisible by 16 for this model")
     return value

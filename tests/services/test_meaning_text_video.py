@@ -22,9 +22,7 @@ from tests.services import judges
 from tests.services.judges import look, luck
 
 NUM_FILMS = 32
-MISSED = (
-    5.0  # pixels: what a shape's middle may be beside its way, of which it is not told where it crosses the picture
-)
+MISSED = 5.0  # pixels: what a middle may be beside its way; nobody says where that crosses the picture
 Frames = NDArray[np.uint8]  # (frames, height, width, 3)
 Marks = dict[str, list[bool]]
 
@@ -32,7 +30,7 @@ Marks = dict[str, list[bool]]
 @cache
 def wishes() -> Sequence[Story]:
     """Stories that nothing was learned from, each of other facts."""
-    chance, wished = random.Random(7), dict[Any, Story]()
+    chance, wished = random.Random(7), dict[tuple[int, ...], Story]()
     while len(wished) < NUM_FILMS:
         story = stories.invent(chance)
         if stories.is_kept_back(story.facts):

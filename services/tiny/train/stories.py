@@ -3,7 +3,6 @@
 import dataclasses
 import random
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +47,8 @@ class Story:
         return tuple(names.index(name) for names, name in zip(FACTS, told, strict=True))
 
 
-def is_kept_back(facts: Any) -> Any:
-    """Whether nothing is learned from films of these: every tenth, for tests. Takes numbers or arrays of them."""
+def is_kept_back(facts: tuple[int, ...]) -> bool:
+    """Whether nothing is learned from films of these: every tenth, for tests."""
     background, colour, kind, size, motion = facts
     return (background + 3 * colour + 7 * kind + 5 * size + 3 * motion) % 10 == 0
 

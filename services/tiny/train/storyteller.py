@@ -5,9 +5,9 @@ Between tokens a Wan knows places by how far they are from each other alone, and
 
 from typing import Any
 
-from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
+from diffusers import WanPipeline, WanTransformer3DModel
 
+from services.tiny.text_video import scheduler, text_encoder
 from services.tiny.train.scenes import SIDE
 from services.tiny.train.stories import WORDS
 from services.tiny.train.story_codec import CELL, LATENTS, story_codec
@@ -27,20 +27,6 @@ def untrained() -> Any:
     transformer is wide.
     """
     tokenizer = story_tokenizer(WORDS)
-    text_encoder = UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(tokenizer),
-            d_model=WIDTH,
-            d_kv=16,
-            d_ff=2 * WIDTH,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            feed_forward_proj="gated-gelu",
-        )
-    )
     transformer = WanTransformer3DModel(
         patch_size=(1, CELLS, CELLS),
         num_attention_heads=HEADS,
@@ -52,13 +38,10 @@ def untrained() -> Any:
         ffn_dim=640,
         num_layers=3,
     )
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="sample", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0
-    )
     return WanPipeline(
         tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        text_encoder=text_encoder(tokenizer, WIDTH),
         vae=story_codec(),
-        scheduler=scheduler,
+        scheduler=scheduler(prediction_type="sample"),
         transformer=transformer,
     )

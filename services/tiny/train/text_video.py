@@ -1,5 +1,6 @@
 """Trains the Wan of 64 pixels on films of one shape that goes somewhere: what reads, then what films."""
 
+import copy
 import math
 import random
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def lesson(num_paths: int) -> Lesson:
 
 def train(scratch: Path, plan: Plan) -> Any:
     """Return the trained pipeline; `scratch` keeps what a run that is stopped goes on from."""
-    pipeline = untrained().to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = untrained()
     shown = lesson(plan.num_paths)
     mean, deviation = _measured(shown)
     pipeline.vae.register_to_config(latents_mean=mean.flatten().tolist(), latents_std=deviation.flatten().tolist())
@@ -113,17 +114,15 @@ def _train_reader(pipeline: Any, shown: Lesson, scratch: Path, course: Course) -
     """
     counts = [len(names) for names in FACTS]
     width = pipeline.text_encoder.config.d_model
-    device = pipeline.text_encoder.device
     network: Any = nn.ModuleDict({"encoder": pipeline.text_encoder, "answers": nn.Linear(width, sum(counts))})
-    network.to(device)
 
     def loss(step: int) -> torch.Tensor:
         chance = random.Random(int(torch.randint(2**62, ()).item()))
         told = [_coloured(chance.choice(shown.stories), chance) for _ in range(NUM_TOLD)]
-        tokens, mask = _tokens(pipeline, [tell(story, chance) for story in told])
+        tokens, mask = _tokens(pipeline.tokenizer, [tell(story, chance) for story in told])
         read = _read(network["encoder"], tokens, mask).sum(1) / mask.sum(1, keepdim=True)
         answers = network["answers"](read).split(counts, dim=1)
-        facts = torch.tensor([story.facts for story in told], device=device).unbind(1)
+        facts = torch.tensor([story.facts for story in told]).unbind(1)
         return torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(answers, facts, strict=True)]).mean()
 
     average: Any = course.run(network, loss, scratch)
@@ -133,7 +132,7 @@ def _train_reader(pipeline: Any, shown: Lesson, scratch: Path, course: Course) -
 def _train_filmer(
     pipeline: Any, shown: Lesson, mean: torch.Tensor, deviation: torch.Tensor, scratch: Path, course: Course
 ) -> Any:
-    transformer = pipeline.transformer
+    transformer = copy.deepcopy(pipeline.transformer)  # the pipeline's own attends to all 512 places
     for block in transformer.blocks:
         block.attn2.set_processor(Crowded(MAX_SCENE - LONGEST))
     shift = pipeline.scheduler.config.flow_shift
@@ -143,7 +142,7 @@ def _train_filmer(
         told, films = shown.draw(NUM_TOLD)
         chance = random.Random(int(torch.randint(2**62, ()).item()))
         texts = ["" if chance.random() < UNTOLD else tell(story, chance) for story in told]
-        tokens, mask = _tokens(pipeline, texts)
+        tokens, mask = _tokens(pipeline.tokenizer, texts)
         with torch.no_grad():
             read = nn.functional.pad(_read(pipeline.text_encoder, tokens, mask), (0, 0, 0, 1))
         clean = (encoded(films) - mean) / deviation
@@ -152,9 +151,7 @@ def _train_filmer(
         sigma = shift * spread / (1 + (shift - 1) * spread)
         part = sigma[:, None, None, None, None]
         noisy = (1 - part) * clean + part * torch.randn(clean.shape)
-        device = transformer.device
-        predicted = transformer(noisy.to(device), 1000 * sigma.to(device), read, return_dict=False)[0]
-        return _apart(predicted, clean.to(device))
+        return _apart(transformer(noisy, 1000 * sigma, read, return_dict=False)[0], clean)
 
     return course.run(transformer, loss, scratch)
 
@@ -179,17 +176,16 @@ class Crowded:
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, read: torch.Tensor, *others: Any) -> torch.Tensor:
         """Attend by the library's own way."""
-        mask = torch.zeros(read.shape[1], device=read.device)
+        mask = torch.zeros(read.shape[1])
         mask[-1] = math.log(self._num)
         attended: torch.Tensor = self._attend(attn, hidden_states, read, mask[None, None, None])
         return attended
 
 
-def _tokens(pipeline: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (texts, LONGEST) tokens, and what of it is text."""
-    tokens = pipeline.tokenizer(list(texts), padding="max_length", max_length=LONGEST, return_tensors="pt")
-    device = pipeline.text_encoder.device
-    return tokens.input_ids.to(device), tokens.attention_mask.to(device)
+    tokens = tokenizer(list(texts), padding="max_length", max_length=LONGEST, return_tensors="pt")
+    return tokens.input_ids, tokens.attention_mask
 
 
 def _read(text_encoder: Any, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -66,7 +66,6 @@ def train(scratch: Path, plan: Plan) -> Any:
     pipeline = untrained()
     films = lesson(plan.num_films)
     latents = _standardise(pipeline.vae, _encoded(pipeline.vae, films.frames))
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.vae.decoder = _train_decoder(pipeline.vae.decoder, latents, films.frames, scratch, plan.decoder)
     pictures = films.frames[:, 0]
     pipeline.image_encoder = watcher.teach(pipeline.image_encoder, films.scenes, pictures, scratch, plan.watcher)
@@ -135,11 +134,9 @@ def _train_decoder(decoder: Any, latents: torch.Tensor, frames: torch.Tensor, sc
     def loss(step: int) -> torch.Tensor:
         chosen = torch.randint(len(frames), (NUM_SHOWN,))
         seen = latents[chosen]
-        blurred = seen + BLUR * torch.randn(seen.shape)
-        device = decoder.conv_in.weight.device
         with halved():
-            painted = _painted(decoder, blurred.to(device))
-        loss: torch.Tensor = (painted.float() - _normalised(frames[chosen]).to(device)).abs().mean()
+            painted = _painted(decoder, seen + BLUR * torch.randn(seen.shape))
+        loss: torch.Tensor = (painted.float() - _normalised(frames[chosen])).abs().mean()
         return loss
 
     return course.run(decoder, loss, scratch)
@@ -177,9 +174,8 @@ def _train_filmer(pipeline: Any, films: Films, latents: torch.Tensor, scratch: P
         ids = torch.stack([fps, films.motions[chosen], torch.full((NUM_FILMS,), NOISE)], dim=1)
         context = is_shown[:, 0, 0] * contexts[chosen]
         with halved():
-            shown = (part.to(pipeline.device) for part in (inputs, 0.25 * sigma.flatten().log(), context, ids))
-            predicted = pipeline.unet(*shown).sample
-        return nn.functional.mse_loss(predicted.float(), ((noise - sigma * clean) * scale).to(pipeline.device))
+            predicted = pipeline.unet(inputs, 0.25 * sigma.flatten().log(), context, ids).sample
+        return nn.functional.mse_loss(predicted.float(), (noise - sigma * clean) * scale)
 
     return course.run(pipeline.unet, loss, scratch)
 
@@ -187,4 +183,4 @@ def _train_filmer(pipeline: Any, films: Films, latents: torch.Tensor, scratch: P
 @torch.no_grad()
 def _contexts(image_encoder: Any, pictures: torch.Tensor) -> torch.Tensor:
     """Look once at what is shown again and again: (films, 1, width)."""
-    return torch.cat([watcher.seen_by(image_encoder, part).cpu() for part in pictures.split(100)])[:, None]
+    return torch.cat([watcher.seen_by(image_encoder, part) for part in pictures.split(100)])[:, None]

@@ -42,7 +42,7 @@ def seen_by(image_encoder: Any, pictures: torch.Tensor) -> torch.Tensor:
     small = (pictures.float() / 255 - mean) / deviation
     rows = _resizing(pictures.shape[2], image_encoder.config.image_size)
     columns = _resizing(pictures.shape[3], image_encoder.config.image_size)
-    embeddings: torch.Tensor = image_encoder((rows @ small @ columns.T).to(image_encoder.device)).image_embeds
+    embeddings: torch.Tensor = image_encoder(rows @ small @ columns.T).image_embeds
     return embeddings
 
 
