@@ -114,13 +114,13 @@ class Client:
         return list(self._json("GET", "/v1/budgets")["data"])
 
     def budgets_of_all(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the budgets of all keys with their owners, by a request for each that has any; for admins."""
+        """Yield the budgets of all keys with whose key it is, by a request for each that has any; for admins."""
         for key in self._keys():
             if key["budgets"] and not key["revoked_at"]:
-                used = self._json("GET", f"/v1/keys/{key['id']}")["used"]
+                whose, used = f"{key['owner']} ({key['id']})", self._json("GET", f"/v1/keys/{key['id']}")["used"]
                 for period, limits in key["budgets"].items():
                     for unit, limit in limits.items():
-                        yield key["owner"], {"period": period, "unit": unit, "limit": limit, "used": used[period][unit]}
+                        yield whose, {"period": period, "unit": unit, "limit": limit, "used": used[period][unit]}
 
     def _keys(self) -> Iterator[dict[str, Any]]:
         """Yield all keys, newest first."""

@@ -197,7 +197,7 @@ def units(made: Sequence[Row], group: str, prices: Mapping[str, float]) -> None:
         for unit in dict.fromkeys(unit for total in found for unit in total["units"])
     ]
     localized = st.column_config.NumberColumn(format="localized")
-    st.dataframe(lines, hide_index=True, column_config={"Amount": localized})
+    st.dataframe(lines, hide_index=True, column_config={"Amount": localized}, placeholder="")
     st.caption("At today's prices; a unit that the operator has given no price costs nothing.")
 
 
@@ -219,9 +219,9 @@ def budgets(asked: Client) -> None:
         nobody = "No key has a budget"
     if not found:
         st.caption(f"{nobody}: as much may be used as there is.")
-    for owner, each in found:
+    for whose, each in found:
         unit = each["unit"].replace("_", " ")
-        said = f"{owner}, a {each['period']}: {number(each['used'])} of {number(each['limit'])} {unit}"
+        said = f"{whose}, a {each['period']}: {number(each['used'])} of {number(each['limit'])} {unit}"
         st.html(bar(said, each["used"] / each["limit"]))
 
 

@@ -222,7 +222,16 @@ def test_budgets_are_shown_ones_own_and_to_an_admin_all(used: Gateway, visit: Vi
     key = key_of("ada", {"month": {"pixel_steps": 10.0}})
     used.answers["GET", "/v1/keys"] = listing(key, {**key, "id": "k2", "budgets": {}})
     used.answers["GET", "/v1/keys/k1"] = {**key, "used": {"month": {"pixel_steps": 12.5}}}
-    assert bars(visit("usage"))[1:] == [("ada, a month: 12.5 of 10 pixel steps", 1)]
+    assert bars(visit("usage"))[1:] == [("ada (k1), a month: 12.5 of 10 pixel steps", 1)]
+
+
+def test_budgets_of_two_keys_of_one_owner_are_told_apart(used: Gateway, visit: Visit) -> None:
+    key = key_of("ada", {"day": {"tokens": 10.0}})
+    used.answers["GET", "/v1/keys"] = listing(key, {**key, "id": "k2"})
+    for number, tokens in ((1, 5.0), (2, 6.0)):
+        used.answers["GET", f"/v1/keys/k{number}"] = {**key, "used": {"day": {"tokens": tokens}}}
+
+    assert bars(visit("usage")) == [("ada (k1), a day: 5 of 10 tokens", 0.5), ("ada (k2), a day: 6 of 10 tokens", 0.6)]
 
 
 def test_who_may_see_no_other_key_is_told_of_their_own_alone(used: Gateway, visit: Visit) -> None:
@@ -237,7 +246,7 @@ def test_no_budget_is_missed_among_however_many_keys(used: Gateway, visit: Visit
     used.answers["GET", "/v1/keys"] = listing(*others, key)
     used.answers["GET", "/v1/keys/k1"] = {**key, "used": {"day": {"tokens": 5.0}}}
 
-    assert bars(visit("usage")) == [("ada, a day: 5 of 10 tokens", 0.5)]
+    assert bars(visit("usage")) == [("ada (k1), a day: 5 of 10 tokens", 0.5)]
     assert [path for path in used.calls("GET") if "keys" in path] == ["/v1/keys"] * 3 + ["/v1/keys/k1"]
 
 
@@ -249,7 +258,7 @@ def test_callers_are_called_what_they_are_called(used: Gateway, visit: Visit, ow
     used.answers["GET", "/v1/keys"] = listing(key)
     used.answers["GET", "/v1/keys/k1"] = {**key, "used": {"day": {"audio_seconds": 5.0}}}
 
-    assert bars(visit("usage")) == [(f"{said}, a day: 5 of 10 audio seconds", 0.5)]
+    assert bars(visit("usage")) == [(f"{said} (k1), a day: 5 of 10 audio seconds", 0.5)]
 
 
 def test_nothing_used_is_said_to_be_so(used: Gateway, visit: Visit, summary: Summary) -> None:
