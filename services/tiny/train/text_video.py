@@ -80,7 +80,7 @@ def lesson(num_paths: int) -> Lesson:
 
 def train(scratch: Path, plan: Plan) -> Any:
     """Return the trained pipeline; `scratch` keeps what a run that is stopped goes on from."""
-    pipeline = untrained()
+    pipeline = untrained().to("cuda" if torch.cuda.is_available() else "cpu")
     shown = lesson(plan.num_paths)
     mean, deviation = _measured(shown)
     pipeline.vae.register_to_config(latents_mean=mean.flatten().tolist(), latents_std=deviation.flatten().tolist())
@@ -113,16 +113,17 @@ def _train_reader(pipeline: Any, shown: Lesson, scratch: Path, course: Course) -
     What films then finds them in what was read, and need not learn the language as well.
     """
     counts = [len(names) for names in FACTS]
-    width = pipeline.text_encoder.config.d_model
+    width, device = pipeline.text_encoder.config.d_model, pipeline.device
     network: Any = nn.ModuleDict({"encoder": pipeline.text_encoder, "answers": nn.Linear(width, sum(counts))})
+    network.to(device)
 
     def loss(step: int) -> torch.Tensor:
         chance = random.Random(int(torch.randint(2**62, ()).item()))
         told = [_coloured(chance.choice(shown.stories), chance) for _ in range(NUM_TOLD)]
-        tokens, mask = _tokens(pipeline.tokenizer, [tell(story, chance) for story in told])
+        tokens, mask = _tokens(pipeline, [tell(story, chance) for story in told])
         read = _read(network["encoder"], tokens, mask).sum(1) / mask.sum(1, keepdim=True)
         answers = network["answers"](read).split(counts, dim=1)
-        facts = torch.tensor([story.facts for story in told]).unbind(1)
+        facts = torch.tensor([story.facts for story in told], device=device).unbind(1)
         return torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(answers, facts, strict=True)]).mean()
 
     average: Any = course.run(network, loss, scratch)
@@ -142,7 +143,7 @@ def _train_filmer(
         told, films = shown.draw(NUM_TOLD)
         chance = random.Random(int(torch.randint(2**62, ()).item()))
         texts = ["" if chance.random() < UNTOLD else tell(story, chance) for story in told]
-        tokens, mask = _tokens(pipeline.tokenizer, texts)
+        tokens, mask = _tokens(pipeline, texts)
         with torch.no_grad():
             read = nn.functional.pad(_read(pipeline.text_encoder, tokens, mask), (0, 0, 0, 1))
         clean = (encoded(films) - mean) / deviation
@@ -151,7 +152,8 @@ def _train_filmer(
         sigma = shift * spread / (1 + (shift - 1) * spread)
         part = sigma[:, None, None, None, None]
         noisy = (1 - part) * clean + part * torch.randn(clean.shape)
-        return _apart(transformer(noisy, 1000 * sigma, read, return_dict=False)[0], clean)
+        noisy, clean, times = (part.to(pipeline.device) for part in (noisy, clean, 1000 * sigma))
+        return _apart(transformer(noisy, times, read, return_dict=False)[0], clean)
 
     return course.run(transformer, loss, scratch)
 
@@ -176,15 +178,16 @@ class Crowded:
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, read: torch.Tensor, *others: Any) -> torch.Tensor:
         """Attend by the library's own way."""
-        mask = torch.zeros(read.shape[1])
+        mask = torch.zeros(read.shape[1], device=read.device)
         mask[-1] = math.log(self._num)
         attended: torch.Tensor = self._attend(attn, hidden_states, read, mask[None, None, None])
         return attended
 
 
-def _tokens(tokenizer: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens(pipeline: Any, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (texts, LONGEST) tokens, and what of it is text."""
-    tokens = tokenizer(list(texts), padding="max_length", max_length=LONGEST, return_tensors="pt")
+    tokens = pipeline.tokenizer(list(texts), padding="max_length", max_length=LONGEST, return_tensors="pt")
+    tokens = tokens.to(pipeline.device)
     return tokens.input_ids, tokens.attention_mask
 
 

@@ -66,6 +66,7 @@ def train(scratch: Path, plan: Plan) -> Any:
     pipeline = untrained()
     films = lesson(plan.num_films)
     latents = _standardise(pipeline.vae, _encoded(pipeline.vae, films.frames))
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.vae.decoder = _train_decoder(pipeline.vae.decoder, latents, films.frames, scratch, plan.decoder)
     pictures = films.frames[:, 0]
     pipeline.image_encoder = watcher.teach(pipeline.image_encoder, films.scenes, pictures, scratch, plan.watcher)
@@ -130,13 +131,17 @@ def _standardise(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 def _train_decoder(decoder: Any, latents: torch.Tensor, frames: torch.Tensor, scratch: Path, course: Course) -> Any:
     """Return the decoder that has learned to turn mosaics into shapes, each frame by itself."""
     frames, latents = frames.flatten(0, 1), latents.flatten(0, 1)
+    device = decoder.conv_in.weight.device
 
     def loss(step: int) -> torch.Tensor:
         chosen = torch.randint(len(frames), (NUM_SHOWN,))
         seen = latents[chosen]
+        blurred, wanted = (
+            part.to(device) for part in (seen + BLUR * torch.randn(seen.shape), _normalised(frames[chosen]))
+        )
         with halved():
-            painted = _painted(decoder, seen + BLUR * torch.randn(seen.shape))
-        loss: torch.Tensor = (painted.float() - _normalised(frames[chosen])).abs().mean()
+            painted = _painted(decoder, blurred)
+        loss: torch.Tensor = (painted.float() - wanted).abs().mean()
         return loss
 
     return course.run(decoder, loss, scratch)
@@ -173,9 +178,11 @@ def _train_filmer(pipeline: Any, films: Films, latents: torch.Tensor, scratch: P
         fps = torch.randint(MOST_FPS, (NUM_FILMS,))  # it counts one less
         ids = torch.stack([fps, films.motions[chosen], torch.full((NUM_FILMS,), NOISE)], dim=1)
         context = is_shown[:, 0, 0] * contexts[chosen]
+        wanted = (noise - sigma * clean) * scale
         with halved():
-            predicted = pipeline.unet(inputs, 0.25 * sigma.flatten().log(), context, ids).sample
-        return nn.functional.mse_loss(predicted.float(), (noise - sigma * clean) * scale)
+            shown = [part.to(pipeline.device) for part in (inputs, 0.25 * sigma.flatten().log(), context, ids)]
+            predicted = pipeline.unet(*shown).sample
+        return nn.functional.mse_loss(predicted.float(), wanted.to(pipeline.device))
 
     return course.run(pipeline.unet, loss, scratch)
 
@@ -183,4 +190,4 @@ def _train_filmer(pipeline: Any, films: Films, latents: torch.Tensor, scratch: P
 @torch.no_grad()
 def _contexts(image_encoder: Any, pictures: torch.Tensor) -> torch.Tensor:
     """Look once at what is shown again and again: (films, 1, width)."""
-    return torch.cat([watcher.seen_by(image_encoder, part) for part in pictures.split(100)])[:, None]
+    return torch.cat([watcher.seen_by(image_encoder, part).cpu() for part in pictures.split(100)])[:, None]

@@ -23,9 +23,9 @@ COUNTS = (len(COLOURS), len(COLOURS), len(KINDS) * len(COLOURS), 3 * len(COLOURS
 def teach(image_encoder: Any, scenes: Sequence[Scene], pictures: torch.Tensor, scratch: Path, course: Course) -> Any:
     """Return the encoder that has learned what is on each of the pictures, uint8 of shape (n, 3, height, width)."""
     facts = [_facts(scene) for scene in scenes]
-    told = [torch.tensor(fact) for fact in zip(*facts, strict=True)]
+    told = [torch.tensor(fact).to(image_encoder.device) for fact in zip(*facts, strict=True)]
     answers = nn.Linear(image_encoder.config.projection_dim, sum(COUNTS))
-    network: Any = nn.ModuleDict({"encoder": image_encoder, "answers": answers})
+    network: Any = nn.ModuleDict({"encoder": image_encoder, "answers": answers}).to(image_encoder.device)
 
     def loss(step: int) -> torch.Tensor:
         chosen = torch.randint(len(pictures), (NUM_SHOWN,))
@@ -42,7 +42,7 @@ def seen_by(image_encoder: Any, pictures: torch.Tensor) -> torch.Tensor:
     small = (pictures.float() / 255 - mean) / deviation
     rows = _resizing(pictures.shape[2], image_encoder.config.image_size)
     columns = _resizing(pictures.shape[3], image_encoder.config.image_size)
-    embeddings: torch.Tensor = image_encoder(rows @ small @ columns.T).image_embeds
+    embeddings: torch.Tensor = image_encoder((rows @ small @ columns.T).to(image_encoder.device)).image_embeds
     return embeddings
 
 
