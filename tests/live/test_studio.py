@@ -426,6 +426,7 @@ def test_a_mesh_is_seen_in_its_colours_and_turns_under_the_mouse_the_wheel_and_t
     assert np.abs(hue_on(canvas) - wanted).max() < 0.2  # one side of it is seen, and each is a little different
     body = body_of(canvas)
     assert 0.02 < body.mean() < 0.9
+    assert not any(edge.any() for edge in (body[0], body[-1], body[:, 0], body[:, -1]))  # it is seen as a whole
     visitor.page.mouse.move(*middle(canvas))
     visitor.page.mouse.wheel(0, -400)
     nearer = after(canvas, "0.60 0.30 3.00")

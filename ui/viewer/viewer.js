@@ -15,6 +15,7 @@ precision mediump float;
 varying vec3 shown;
 void main() { gl_FragColor = vec4(shown, 1.0); }`;
 const ARRAYS = { 5121: Uint8Array, 5123: Uint16Array, 5125: Uint32Array, 5126: Float32Array };
+const WHOLE = 1.4; // a mesh that reaches as far is seen as a whole, however it is turned, at the distance of 3
 const SIZES = { SCALAR: 1, VEC3: 3, VEC4: 4 };
 
 const viewers = new Map(); // by canvas; there is one module for all of them
@@ -138,8 +139,10 @@ function threes(colors, count) {
 function centred({ positions, indices, colors }) {
     const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
     positions.forEach((value, i) => { low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value); });
-    const scale = 2 / Math.max(1e-9, ...high.map((value, i) => value - low[i]));
-    const moved = positions.map((value, i) => (value - (low[i % 3] + high[i % 3]) / 2) * scale);
+    const around = positions.map((value, i) => value - (low[i % 3] + high[i % 3]) / 2);
+    let reach = 1e-9; // from the middle to what is farthest
+    for (let i = 0; i < around.length; i += 3) reach = Math.max(reach, Math.hypot(around[i], around[i + 1], around[i + 2]));
+    const moved = around.map((value) => value * WHOLE / reach);
     const normals = normalsOf(moved, indices);
     const [position, normal, color] = [moved, normals, colors].map((values) => new Float32Array(values));
     return { position, normal, color, indices: new Uint32Array(indices) };
