@@ -41,7 +41,7 @@ test-cluster: ray ## try the workers on Ray, in a network and a process namespac
 test-compose: install ## build the images and try docker-compose.yml on a Docker engine of the tests' own (.ci/engine installs it; root)
 	@$(BIN)/python -m pytest -m "compose" tests/compose
 
-test-all: test ## run all tests, and install and build from nothing (minutes)
+test-all: test ## run all tests, those that take minutes, too: they install and build from nothing
 	@$(BIN)/python -m pytest -m "fresh"
 
 check: install ## format, lint, types, layers, and that the docs are true

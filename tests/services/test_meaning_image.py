@@ -29,6 +29,7 @@ from services.tiny.train.image import PLAN, lesson
 from tests.services import judges
 from tests.services.copies import copied
 from tests.services.judges import PLACES, RELATIONS, Sight, look, luck
+from tests.services.precisions import by_setting
 from tests.services.stepping import Arrival, Recorder, run
 
 MODEL = next(model for model in load_models(profile="tiny") if model.id == "shapes")
@@ -143,12 +144,11 @@ EXAMS = {
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
     "bfloat16": ({"dtype": "bfloat16"}, {}, {}),
+    "float16": ({"dtype": "float16"}, {}, {}),
     "int8": ({}, {"quantisation": "int8"}, {}),
     **{scheduler: ({}, {}, {"scheduler": scheduler}) for scheduler in SCHEDULERS},
     "pndm": ({}, {}, {"scheduler": "pndm", "num_inference_steps": 40}),  # which with 12 is far from where they lead
 }
-if torch.ops.mkldnn._is_mkldnn_fp16_supported():  # else it takes minutes
-    SETTINGS["float16"] = ({"dtype": "float16"}, {}, {})
 
 
 def load(settings: Settings, model: Model = MODEL, setting: str = "float32") -> ImageStepper:
@@ -204,7 +204,7 @@ def test_nobody_passes_by_luck() -> None:
         assert luck(num_needed(exam, num_marks), num_marks, exam.chance) < 1e-5, name
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@by_setting(SETTINGS)
 def test_it_draws_what_the_words_say(worker_settings: Settings, setting: str) -> None:
     assert not failed_by(load(worker_settings, setting=setting), **SETTINGS[setting][2])
 

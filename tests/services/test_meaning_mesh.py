@@ -26,6 +26,7 @@ from services.tiny.train import scenes, views
 from services.tiny.train.solids import KINDS, NAMES, SIZES, Solid, is_held_out
 from tests.services.copies import copied
 from tests.services.judges import Body, luck, touch
+from tests.services.precisions import by_setting
 from tests.services.stepping import Arrival, run
 
 MODELS = {model.id: model for model in load_models(profile="tiny")}
@@ -44,6 +45,7 @@ CHANCE = {"kind": 1 / 6, "colour": 1 / 8, "size": 1 / 2, "all": 1 / 96}  # for w
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
     "bfloat16": ({"dtype": "bfloat16"}, {}, {}),
+    "float16": ({"dtype": "float16"}, {}, {}),
     "int8": ({}, {"quantisation": "int8"}, {}),
     "few steps": ({}, {}, {"num_inference_steps": 8}),
     "many steps": ({}, {}, {"num_inference_steps": 32}),
@@ -52,8 +54,6 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  
     "no guidance": ({}, {}, {"guidance_scale": 1}),
     "deterministic": ({}, {}, {"deterministic": True}),
 }
-if torch.ops.mkldnn._is_mkldnn_fp16_supported():  # else it takes minutes
-    SETTINGS["float16"] = ({"dtype": "float16"}, {}, {})
 Asked = tuple[str, str, str]  # colour, kind, size
 Source = tuple[MeshJob, Image.Image | None]
 
@@ -136,7 +136,7 @@ def test_nobody_passes_by_luck() -> None:
             assert luck(needed(model, name, num_asked), num_asked, chance) < 1e-5, name
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@by_setting(SETTINGS)
 @pytest.mark.parametrize("model", EXAMS)
 def test_it_makes_what_it_was_asked_for(worker_settings: Settings, model: str, setting: str) -> None:
     assert not failed_by(load(worker_settings, MODELS[model], setting), model, **SETTINGS[setting][2])

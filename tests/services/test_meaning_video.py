@@ -28,6 +28,7 @@ from services.video.schema import VideoJob, VideoRequest
 from tests.services import judges
 from tests.services.copies import copied
 from tests.services.judges import Sight, look, luck
+from tests.services.precisions import by_setting
 from tests.services.stepping import Arrival, Recorder, run
 
 MODEL = next(model for model in load_models(profile="tiny") if model.id == "moves")
@@ -169,11 +170,10 @@ EXAMS = {
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
     "bfloat16": ({"dtype": "bfloat16"}, {}, {}),
+    "float16": ({"dtype": "float16"}, {}, {}),
     "int8": ({}, {"quantisation": "int8"}, {}),
     "more steps": ({}, {}, {"num_inference_steps": 16}),
 }
-if torch.ops.mkldnn._is_mkldnn_fp16_supported():  # else it takes minutes
-    SETTINGS["float16"] = ({"dtype": "float16"}, {}, {})
 
 
 def load(settings: Settings, model: Model = MODEL, setting: str = "float32") -> FilmStepper:
@@ -254,7 +254,7 @@ def test_it_films_what_moves(films: Sequence[Frames]) -> None:
     assert not failed(films)
 
 
-@pytest.mark.parametrize("setting", [name for name in SETTINGS if name != "float32"])
+@by_setting(name for name in SETTINGS if name != "float32")
 def test_it_films_what_moves_whatever_the_setting(worker_settings: Settings, setting: str) -> None:
     assert not failed_by(load(worker_settings, setting=setting), **SETTINGS[setting][2])
 
