@@ -263,6 +263,12 @@ async def test_a_disk_that_takes_nothing_is_an_error_to_come_back_after(tmp_path
     assert files(tmp_path) == [DRAFTS]
 
 
+async def test_of_no_bytes_there_are_none(artefacts: Artefacts) -> None:
+    kept = await artefacts.put(JOB, pieces_of(CONTENT), "video/mp4")
+
+    assert [piece async for piece in await artefacts.read(kept, range(3, 3))] == []
+
+
 # --- deleting, and stores that fail ---
 
 
@@ -275,8 +281,9 @@ async def test_a_job_is_deleted_with_all_that_it_has(artefacts: Artefacts, tmp_p
     await artefacts.delete(JOB)
 
     for gone in (film, thumbnail):
-        with pytest.raises(NoSuchArtefact):
-            await artefacts.read(gone, range(1))
+        for part in (range(1), range(0)):
+            with pytest.raises(NoSuchArtefact):
+                await artefacts.read(gone, part)
         with pytest.raises(NoSuchArtefact):
             await artefacts.check_has(gone)
     assert await whole(artefacts, neighbour) == CONTENT

@@ -526,6 +526,18 @@ def test_speech_is_heard_while_it_is_made_and_ends_as_the_file_does(gateway: Gat
     assert (again.status_code, again.content) == (206, b"RIFF")
 
 
+def test_speech_whose_file_is_what_was_heard_ends_there(gateway: Gateway, workers: Workers) -> None:
+    gate: Future[None] = Future()
+    speaks(workers, gate, a_file("audio", "audio/wav", b"RI") + sent("done"))
+    job_id = create(gateway.client, SPEECH, SAID, LATER)["id"]
+
+    with gateway.client.stream("GET", f"/v1/jobs/{job_id}/sound") as stream:
+        pieces = stream.iter_raw()
+        assert next(pieces) == b"RI"
+        gate.set_result(None)
+        assert list(pieces) == []
+
+
 def test_speech_that_breaks_off_does_not_end_as_if_it_were_whole(gateway: Gateway, workers: Workers) -> None:
     gate: Future[None] = Future()
     speaks(workers, gate, httpx.ReadError("gone"))
