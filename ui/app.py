@@ -9,6 +9,9 @@ from ui.session import explain
 
 ICON = Path(__file__).with_name("icon.svg")
 WIDE = ("Gallery", "Usage")
+FOCUSED = """<style>
+a[data-testid="stTopNavLink"]:focus-visible { outline: 2px solid; }
+</style>"""  # which of the pages' links the keyboard is at; Streamlit's own shade is hardly seen
 
 
 def main() -> None:
@@ -31,6 +34,7 @@ def main() -> None:
         st.switch_page(first)
     if page.title != first.title:
         making.look_elsewhere()
+    st.html(FOCUSED)
     st.session_state.pop(making.CHANGED, None)
     problem = st.session_state[making.SAID] = st.session_state.pop(making.PROBLEM, None)
     with st.container():  # also without one: what is below is not drawn elsewhere, and a field keeps the keyboard

@@ -16,6 +16,7 @@ from ui.session import asking, client, told
 LOOK_SECONDS = 1.0  # between two looks at a job that is under way
 OPEN = ("queued", "in_progress")
 PLACES = "places"  # in the session's state: which job a place shows, and in which half of it
+PICTURES = ("image", "mask", "input_reference")  # fields
 WORKER_STATES = {"unreachable": "does not answer; it may be starting", "loading": "is loading its model"}
 
 
@@ -58,8 +59,15 @@ def listen(job: Mapping[str, Any]) -> None:
     path = f"{sound.PATH.format(job_id=job['id'])}?attempt={job['attempts']}"  # one that broke off is never heard again
     if job["asked"].get("response_format") == "pcm":
         path += f"&{sound.BARE}=1"
-    url = urljoin(st.context.url or "", path)
-    st.audio(url, autoplay=job["id"] == st.session_state.get(making.BEGUN), alt=f"Speech: {job['prompt']}")
+    media.component("player")(
+        key=f"player-{job['id']}",
+        data={
+            "url": urljoin(st.context.url or "", path),
+            "begins": job["id"] == st.session_state.get(making.BEGUN),
+            "label": f"Speech: {job['prompt']}",
+        },
+        height="content",
+    )
 
 
 @st.fragment(run_every=LOOK_SECONDS)
@@ -115,7 +123,7 @@ def actions(job: Mapping[str, Any]) -> None:
         )
         if is_done and job["kind"] == "image":
             go_on(job)
-        if not is_done:
+        if not is_done and not is_refused(job):
             st.button("Try again", key=f"retry-{job_id}", on_click=making.retry, args=(job_id,))
         with st.popover("Parameters", key=f"parameters-{job_id}"):
             st.json({**job["asked"], "model": job["model"], "seed": job["seed"], "usage": job["usage"]})
@@ -192,6 +200,15 @@ def progress_of(job: Mapping[str, Any]) -> str:
 
 
 def reason_of(job: Mapping[str, Any]) -> str:
-    """Why a job failed."""
-    reason = (job["error"] or {}).get("message") or "nobody knows why"
-    return f"It failed: {reason.rstrip('.')}. Change what it says, or try again."
+    """Why a job failed, and what to do."""
+    error = job["error"] or {}
+    reason = error.get("message") or "nobody knows why"
+    advice = "Ask for something else." if is_refused(job) else "Try again."
+    if is_refused(job) and error.get("param") in PICTURES:
+        advice = "Attach another picture."
+    return f"It failed: {reason.rstrip('.')}. {advice}"
+
+
+def is_refused(job: Mapping[str, Any]) -> bool:
+    """Whether it is at fault itself, and would be refused each time."""
+    return (job["error"] or {}).get("code") == "invalid_value"

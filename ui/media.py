@@ -11,7 +11,7 @@ import streamlit as st
 
 from ui import bare
 
-VIEWER = Path(__file__).with_name("viewer")
+HERE = Path(__file__).parent
 WIDTH = 384  # pixels, of pictures and films
 FEW = 300  # characters of a text that is shown small
 VIEWER_HEIGHT = 400  # pixels, the hint below it included
@@ -52,7 +52,7 @@ def show(job: Mapping[str, Any], fetch: Fetch) -> None:
             film = fetch(files["video"]["url"])
             st.video(film, loop=True, autoplay=True, muted=True, alt=described(job), width=WIDTH)
         case "mesh":
-            mesh_viewer()(
+            component("viewer")(
                 key=f"mesh-{job['id']}",
                 data={"glb": b64encode(fetch(files["glb"]["url"])).decode(), "label": described(job)},
                 height=VIEWER_HEIGHT,
@@ -93,10 +93,10 @@ def words_of(said: Mapping[str, Any]) -> str:
 
 
 @st.cache_resource
-def mesh_viewer() -> Callable[..., object]:
-    """The viewer, which the browser is given once."""
-    html, css, script = ((VIEWER / f"viewer.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js"))
-    return st.components.v2.component("atelier_mesh", html=html, css=css, js=script)
+def component(name: str) -> Callable[..., object]:
+    """What the browser is given once: the `viewer` of meshes, or the `player` of a speech that is being made."""
+    html, css, script = ((HERE / name / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    return st.components.v2.component(f"atelier_{name}", html=html, css=css, js=script)
 
 
 def title_of(job: Mapping[str, Any]) -> str:

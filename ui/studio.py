@@ -9,6 +9,7 @@ from ui import cards, chat, making, models, options
 from ui.bodies import Picture
 from ui.client import Client
 from ui.errors import Problem
+from ui.key import COOKIE, PATH
 from ui.session import client, told
 
 FIRST = "text"
@@ -53,6 +54,8 @@ def show() -> None:
         )
         if not there:
             st.warning("Nothing serves this here, or your key is not for it.", icon=":material/block:")
+            if st.context.cookies.get(COOKIE):
+                st.link_button("Give another key", PATH, icon=":material/key:")
             return
         with st.sidebar:  # a list that is open closes when what it lies in moves: nothing that is made moves this
             st.header("Model and options")

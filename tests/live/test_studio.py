@@ -341,7 +341,7 @@ def test_speech_plays_while_it_is_made_and_goes_on_when_it_is_whole(
     visitor.say(asked)
     player = visitor.card(asked).locator("audio")
     expect(player).to_be_visible(timeout=LONG)
-    player.evaluate("player => new Promise(heard => player.addEventListener('timeupdate', heard))")
+    wait_for(player, "player => !player.paused && player.currentTime > 0")
     [job] = [job for job in client.get("/v1/jobs").json()["data"] if job["prompt"] == asked]
     assert job["status"] == "in_progress"
 
@@ -984,6 +984,19 @@ def test_a_text_is_shown_as_it_comes_while_options_change(system: System, visit:
     expect(visitor.page.get_by_label("Temperature: how daring", exact=True)).to_have_value("0.5")
 
 
+def test_the_page_that_the_keyboard_is_at_is_seen(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    link = visitor.page.get_by_test_id("stTopNavLink").filter(has_text="Usage")
+    expect(link).to_have_css("outline-style", "none")
+    link.focus()
+    visitor.page.keyboard.press("Shift+Tab")
+    visitor.page.keyboard.press("Tab")
+
+    expect(link).to_be_focused()
+    expect(link).to_have_css("outline-style", "solid")
+
+
 def test_what_cannot_be_made_is_said_with_its_reason(system: System, visit: Visit, tmp_path: Path) -> None:
     file = tmp_path / "broken.png"
     file.write_bytes(b"no picture")
@@ -993,7 +1006,7 @@ def test_what_cannot_be_made_is_said_with_its_reason(system: System, visit: Visi
     visitor.choose("Image")
     visitor.say(asked, file)
 
-    reason = "It failed: The file is not a PNG, JPEG, WebP, GIF or BMP picture. Change what it says, or try again."
+    reason = "It failed: The file is not a PNG, JPEG, WebP, GIF or BMP picture. Attach another picture."
     expect(visitor.card(asked)).to_contain_text(reason, timeout=LONG)
 
 

@@ -142,7 +142,8 @@ def test_speech_that_begins_again_has_another_player(serving: Gateway, visit: Vi
     for attempts in (1, 2):
         speaks = job("audio", **UNDER_WAY, attempts=attempts)
         serving.answers["GET", "/v1/jobs"], serving.answers["GET", "/v1/jobs/job_1"] = page_of(speaks), speaks
-        urls.append(visit(task="audio").get("audio")[0].proto.url)
+        [player] = visit(task="audio").get("bidi_component")
+        urls.append(json.loads(player.proto.json)["url"])
 
     assert len(set(urls)) == 2
 
@@ -257,8 +258,22 @@ def test_a_failed_job_says_why_and_can_be_tried_again(serving: Gateway, visit: V
     page = visit(task="image")
     labelled(page, "Try again").click().run()
 
-    assert page.error[0].value == "It failed: the worker died five times. Change what it says, or try again."
+    assert page.error[0].value == "It failed: the worker died five times. Try again."
     assert serving.calls("POST") == ["/v1/jobs/job_1/retry"]
+
+
+@pytest.mark.parametrize(
+    ("field", "advice"), [("input_reference", "Attach another picture."), ("size", "Ask for something else.")]
+)
+def test_what_would_be_refused_each_time_is_not_tried_again(
+    serving: Gateway, visit: Visit, field: str, advice: str
+) -> None:
+    error = {"message": "That is none.", "code": "invalid_value", "param": field}
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", status="failed", error=error))
+    page = visit(task="image")
+
+    assert page.error[0].value == f"It failed: That is none. {advice}"
+    assert "Try again" not in [button.label for button in page.button]
 
 
 def test_what_a_button_could_not_do_is_said(serving: Gateway, visit: Visit) -> None:
