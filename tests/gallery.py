@@ -64,6 +64,12 @@ FILMED = (
     "a small white triangle at the top on a black background",
     "a small green triangle above a small orange square on a purple background",
 )
+TOLD = (
+    "a large red circle moves to the right on a white background",
+    "a small yellow triangle rises on a blue background",
+    "a large green square falls on a black background",
+    "a small purple circle moves to the left on an orange background",
+)
 PAINTED = "a small green square to the right of a large red circle on a white background"
 
 
@@ -150,18 +156,27 @@ def video(client: httpx.Client) -> Iterator[str]:
     """Have pictures of shapes move, and one by several motions."""
     yield "\n## Films\n\nOf the pictures that the model above drew; with seed 1, and none left out.\n"
     pictures = [draw(client, words) for words in FILMED]
-    save([film(client, picture) for picture in pictures], "moves.png")
+    save([film_of(client, picture) for picture in pictures], "moves.png")
     yield "![Four films of shapes, frame by frame](moves.png)\n"
     yield "\n".join(f"{number}. {words}" for number, words in enumerate(FILMED, start=1))
-    save([film(client, pictures[0], motion_bucket_id=bucket) for bucket in ("85", "170", "255")], "motions.png")
+    save([film_of(client, pictures[0], motion_bucket_id=bucket) for bucket in ("85", "170", "255")], "motions.png")
     yield "\n![Three films of one picture](motions.png)\n"
     yield "The first picture with `motion_bucket_id` 85, 170 and 255."
+    yield "\n### From words\n"
+    save([film(client, model="films", prompt=words) for words in TOLD], "films.png")
+    yield "![Four films of words, frame by frame](films.png)\n"
+    yield "\n".join(f"{number}. {words}" for number, words in enumerate(TOLD, start=1))
 
 
-def film(client: httpx.Client, picture: bytes, **fields: str) -> Sequence[bytes]:
+def film_of(client: httpx.Client, picture: bytes, **fields: str) -> Sequence[bytes]:
     """Return the frames of a film that begins with the picture, as PNGs."""
-    body, files = {"model": "moves", "seed": "1", **fields}, {"input_reference": picture}
-    job = client.post("/v1/videos", data=body, files=files).raise_for_status().json()
+    return film(client, picture, model="moves", **fields)
+
+
+def film(client: httpx.Client, picture: bytes | None = None, **fields: str) -> Sequence[bytes]:
+    """Have it made by a job; return its frames as PNGs."""
+    files = None if picture is None else {"input_reference": picture}
+    job = client.post("/v1/videos", data={"seed": "1", **fields}, files=files).raise_for_status().json()
     while job["status"] in {"queued", "in_progress"}:
         time.sleep(0.2)
         job = client.get(f"/v1/videos/{job['id']}").raise_for_status().json()

@@ -36,7 +36,7 @@ def meaning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 def sdk(meaning: System) -> Iterator[openai.OpenAI]:
     def is_there() -> bool:
         models = httpx.get(f"{meaning.gateway}/v1/models", timeout=LONG).json()["data"]
-        return {"chat", "letters", "moves", "shapes", "solids", "solids-img2img"} <= {
+        return {"chat", "films", "letters", "moves", "shapes", "solids", "solids-img2img"} <= {
             model["id"] for model in models if model["state"] == "ready"
         }
 
@@ -161,3 +161,18 @@ def test_a_film_moves_what_its_picture_shows(meaning: System) -> None:
     assert all(before.x < after.x for before, after in itertools.pairwise(circles))
     assert abs(64 * circles[0].x - 14) < 3
     assert abs(64 * (circles[-1].x - circles[0].x) - 12.5) < 3
+
+
+def test_a_film_shows_what_was_asked_for(sdk: openai.OpenAI) -> None:
+    words = "a large red circle moves to the right on a white background"
+    film = sdk.videos.create_and_poll(prompt=words, extra_body={"seed": "1"})
+    with av.open(io.BytesIO(sdk.videos.download_content(film.id).read()), "r") as container:
+        sights = [look(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)) for frame in container.decode(video=0)]
+    circles = [sight.shapes[0] for sight in sights]
+
+    assert film.model == "films"
+    assert {sight.background for sight in sights} == {"white"}
+    assert {(circle.colour, circle.kind, circle.size) for circle in circles} == {("red", "circle", "large")}
+    assert all(before.x < after.x for before, after in itertools.pairwise(circles))
+    assert abs(64 * (circles[-1].x - circles[0].x) - 24) < 4
+    assert all(abs(64 * circle.y - 32) < 6 for circle in circles)

@@ -263,11 +263,12 @@ def test_an_entry_may_be_for_one_profile_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_trained_is_the_default_where_there_are_no_real_weights() -> None:
-    chat, letters, shapes, moves, solids = (
-        models_of(task, load_models(profile="tiny"))[0] for task in ("text", "audio", "image", "video", "mesh")
-    )
+    models = load_models(profile="tiny")
+    chat, letters, shapes, moves, solids = (models_of(task, models)[0] for task in TASKS)
+    films = next(model for model in models_of("video", models) if "text" in model.input_modalities)
 
     assert chat.adapter_names == ("pirate",)
+    assert films.id == "films"
     assert [each.id for each in (chat, letters, shapes, moves, solids)] == [
         "chat",
         "letters",
@@ -275,7 +276,7 @@ def test_what_was_trained_is_the_default_where_there_are_no_real_weights() -> No
         "moves",
         "solids",
     ]
-    for trained in (chat, letters, shapes, moves, solids):
+    for trained in (chat, letters, shapes, moves, films, solids):
         assert trained.is_preloaded_in("tiny")
         assert trained not in MODELS
 

@@ -201,6 +201,7 @@ def test_a_pipeline_is_of_the_class_that_its_index_names(worker_settings: Settin
         "tiny-sd": "StableDiffusionPipeline",
         "moves": "StableVideoDiffusionPipeline",
         "stable-video-diffusion-img2vid": "StableVideoDiffusionPipeline",
+        "films": "WanPipeline",
         "wan2.1-t2v-1.3b": "WanPipeline",
         "solids": "ShapEPipeline",
         "solids-img2img": "ShapEImg2ImgPipeline",

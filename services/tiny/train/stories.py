@@ -11,8 +11,8 @@ from services.tiny.train.scenes import COLOURS, KINDS, SIDE, Scene, Shape, artic
 
 NUM_FRAMES = 9
 WAY = 24.0  # pixels from the first frame to the ninth; the middle one is in the middle of the picture
-STRAY = 3.0  # pixels: how far beside the middle it may be, across and down
-SIZES = {"small": (7.5, 9.0), "large": (12.5, 14.5)}  # a shape's radius in pixels
+STRAY = 3.0  # pixels: how far beside the middle its way may lead
+SIZES = {"small": 8.5, "large": 13.5}  # a shape's radius in pixels
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 SAYINGS = {
     "right": ("moves to the right", "moving to the right", "moves right"),
@@ -56,10 +56,10 @@ def is_kept_back(facts: tuple[int, ...]) -> bool:
 def invent(chance: random.Random) -> Story:
     """Make one up."""
     background, colour = chance.sample(list(COLOURS), 2)
-    size = chance.choice(list(SIZES))
-    x, y = (SIDE / 2 + chance.uniform(-STRAY, STRAY) for _ in range(2))
-    shape = Shape(colour, chance.choice(KINDS), size, x, y, chance.uniform(*SIZES[size]))
-    return Story(background, shape, chance.choice(list(MOTIONS)))
+    size, motion, beside = chance.choice(list(SIZES)), chance.choice(list(MOTIONS)), chance.uniform(-STRAY, STRAY)
+    across, down = MOTIONS[motion]
+    x, y = SIDE / 2 + abs(down) * beside, SIDE / 2 + abs(across) * beside
+    return Story(background, Shape(colour, chance.choice(KINDS), size, x, y, SIZES[size]), motion)
 
 
 def painted(story: Story, background: str, colour: str) -> Story:

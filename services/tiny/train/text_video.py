@@ -23,7 +23,8 @@ from services.tiny.vocabulary import MAX_SCENE
 SEED = 1
 NUM_TOLD = 64  # stories in a step
 UNTOLD = 0.12  # of the films, of which nothing is said: what guidance is told from
-EDGES = 4.0  # how much more than colours themselves their differences count
+EDGES = 12.0  # how much more than colours themselves their differences count
+CARE = {"small": 3.0, "large": 1.0}  # how much a film counts: the smaller its shape, the less of it can be wrong
 LONGEST = 14  # tokens of what is said
 NUM_SAMPLED = 500  # films that the latents' mean and deviation are of
 
@@ -40,7 +41,7 @@ class Plan:
 PLAN = Plan(
     num_paths=4000,
     reader=Course("reader", num_steps=600, rate=2e-3, seed=SEED + 1, memory=0.99),
-    filmer=Course("filmer", num_steps=2600, rate=2e-3, seed=SEED + 2, memory=0.995),
+    filmer=Course("filmer", num_steps=7000, rate=2e-3, seed=SEED + 2, memory=0.995),
 )
 
 
@@ -153,20 +154,21 @@ def _train_filmer(
         part = sigma[:, None, None, None, None]
         noisy = (1 - part) * clean + part * torch.randn(clean.shape)
         noisy, clean, times = (part.to(pipeline.device) for part in (noisy, clean, 1000 * sigma))
-        return _apart(transformer(noisy, times, read, return_dict=False)[0], clean)
+        care = torch.tensor([CARE[story.shape.size] for story in told], device=pipeline.device)
+        return (care * _apart(transformer(noisy, times, read, return_dict=False)[0], clean)).mean()
 
     return course.run(transformer, loss, scratch)
 
 
 def _apart(predicted: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """Return by how much the square of what was predicted is off, and of how colours differ from those next to them.
+    """Return by how much the square of each prediction is off, and of how colours differ from those next to them.
 
     Next to each other they are the same nearly everywhere: without the second part outlines would count for little.
     """
     off = predicted - clean
     colours = off[:, :CHANGE]
-    edges = colours.diff(dim=3).square().mean() + colours.diff(dim=4).square().mean()
-    return off.square().mean() + EDGES * edges
+    edges = colours.diff(dim=3).square().mean(dim=(1, 2, 3, 4)) + colours.diff(dim=4).square().mean(dim=(1, 2, 3, 4))
+    return off.square().mean(dim=(1, 2, 3, 4)) + EDGES * edges
 
 
 class Crowded:
