@@ -175,8 +175,11 @@ def film_of(client: httpx.Client, picture: bytes, **fields: str) -> Sequence[byt
 
 def film(client: httpx.Client, picture: bytes | None = None, **fields: str) -> Sequence[bytes]:
     """Have it made by a job; return its frames as PNGs."""
-    files = None if picture is None else {"input_reference": picture}
-    job = client.post("/v1/videos", data={"seed": "1", **fields}, files=files).raise_for_status().json()
+    if picture is None:
+        begun = client.post("/v1/videos", json={"seed": 1, **fields})
+    else:
+        begun = client.post("/v1/videos", data={"seed": "1", **fields}, files={"input_reference": picture})
+    job = begun.raise_for_status().json()
     while job["status"] in {"queued", "in_progress"}:
         time.sleep(0.2)
         job = client.get(f"/v1/videos/{job['id']}").raise_for_status().json()
