@@ -199,6 +199,7 @@ def test_an_operators_own_model_is_one_of_ours(start: Start, tmp_path: Path) -> 
         "bark-small",
         "tiny-sd",
         "stable-video-diffusion-img2vid",
+        "wan2.1-t2v-1.3b",
         "shap-e",
         "shap-e-img2img",
     }

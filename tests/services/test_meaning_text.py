@@ -150,10 +150,10 @@ def load(settings: Settings, model: Model = MODEL, setting: str = "float32") -> 
     return TextStepper(model.model_copy(update=of_entry), settings.model_copy(update=of_worker))
 
 
-def job(question: Question, adapter: str | None = None) -> ChatJob:
+def job(question: Question, adapter: str | None = None, temperature: float | None = 0) -> ChatJob:
     roles: tuple[Literal["user"], Literal["assistant"]] = ("user", "assistant")
     turns = tuple(Message(role=roles[place % 2], content=said) for place, said in enumerate(question.turns))
-    asked = ChatRequest(messages=turns, adapter=adapter, temperature=0, max_tokens=48)
+    asked = ChatRequest(messages=turns, adapter=adapter, temperature=temperature, max_tokens=48)
     return complete(ChatJob, asked, {"model": MODEL.id, **MODEL.defaults})
 
 
@@ -227,6 +227,13 @@ def test_it_answers_what_is_suggested_to_ask(plain: TextStepper) -> None:
     ):
         assert right in text_of(made)
         assert is_over(made)
+
+
+def test_it_passes_as_daring_as_it_is_by_default(plain: TextStepper) -> None:
+    jobs = [job(question, temperature=None) for question in ALL]
+
+    assert {each.temperature for each in jobs} == {MODEL.defaults["temperature"]}
+    assert not failed([text_of(made) for made in answered(plain, jobs)])
 
 
 # --- what breaks meaning fails ---

@@ -31,7 +31,7 @@ from services.worker import Worker
 from tests.services.conftest import LONG, Gate, served, undisturbed_logging
 
 MODEL = "moves"
-TEXT_MODEL = "wan2.1-t2v-1.3b"
+TEXT_MODEL = "films"
 
 
 class Projector:
@@ -214,13 +214,13 @@ def test_a_prompt_and_no_picture_go_to_the_model_for_texts(cinema: tuple[str, Ci
     assert answer.status_code == 200
     assert (answer.headers["x-seed"], answer.headers["x-model"]) == ("123", TEXT_MODEL)
     with av.open(io.BytesIO(answer.content), "r") as container:
-        assert container.streams.video[0].average_rate == 16
+        assert container.streams.video[0].average_rate == 7
         assert sum(1 for _ in container.decode(video=0)) == 5
 
     job, _, seed = booth.projector.asked[-1]
     assert isinstance(job, TextVideoJob)
     assert (job.prompt, job.negative_prompt, job.guidance_scale, seed) == ("a cat", "a dog", 3.5, 123)
-    assert (job.size, job.num_inference_steps, job.fps) == ("64x64", 4, 16)
+    assert (job.size, job.num_inference_steps, job.fps) == ("64x64", 6, 7)
 
 
 @pytest.mark.parametrize(
