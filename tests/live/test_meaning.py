@@ -163,6 +163,7 @@ def test_a_film_moves_what_its_picture_shows(meaning: System) -> None:
     assert abs(64 * (circles[-1].x - circles[0].x) - 12.5) < 3
 
 
+@pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # the SDK, of its video verbs
 def test_a_film_shows_what_was_asked_for(sdk: openai.OpenAI) -> None:
     words = "a large red circle moves to the right on a white background"
     film = sdk.videos.create_and_poll(prompt=words, extra_body={"seed": "1"})
