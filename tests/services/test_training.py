@@ -4,7 +4,8 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from diffusers import WanPipeline
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import BarkModel, BarkProcessor, GenerationMixin
+from torch.fx.experimental import _config as fx_config
+from transformers import BarkModel, BarkProcessor, GenerationMixin, masking_utils
 from transformers.models.bark.generation_configuration_bark import (
     BarkCoarseGenerationConfig,
     BarkSemanticGenerationConfig,
@@ -43,6 +45,7 @@ from services.tiny.train.course import Course
 from services.tiny.train.dialogues import conversation, is_held_out
 from services.tiny.train.facts import atelier_facts
 from services.tiny.train.film_codec import film_codec
+from services.tiny.train.pupil import pupil
 from services.tiny.train.scenes import COLOURS, WORDS, Scene, Shape, describe, draw, imagine
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
 from services.tiny.train.speech_codec import NUM_CODES
@@ -193,6 +196,45 @@ def test_a_training_that_was_stopped_goes_on_as_it_would_have(tmp_path: Path) ->
 
     assert torch.equal(learned, expected)
     assert (expected[:4] - 1).abs().max() < 0.1
+
+
+def test_who_is_asked_begins_with_the_same_answers_whatever_was_drawn_before() -> None:
+    encoder = storyteller.untrained().text_encoder
+    first, second = (pupil(encoder, 64, 4)["answers"].weight for _ in range(2))
+
+    assert torch.equal(first, second)
+
+
+@pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
+@pytest.mark.parametrize(
+    ("recipe", "size"), [(text_video, "num_paths"), (video, "num_films")], ids=["text_video", "video"]
+)
+def test_films_are_learned_where_the_networks_are(
+    recipe: Any, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meta device stands for a GPU: what mixes the two raises."""
+    seen = []
+
+    def run(course: Course, network: torch.nn.Module, loss: Callable[[int], torch.Tensor], _: Path) -> torch.nn.Module:
+        value = loss(0)
+        value.backward()
+        learned = {weight.grad.device.type for weight in network.parameters() if weight.grad is not None}
+        seen.append((course.name, value.device.type, learned))
+        return network
+
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(recipe, "best_device", lambda: "meta")
+    monkeypatch.setattr(Course, "run", run)
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda numbers: torch.zeros(numbers.shape) if numbers.is_meta else cpu(numbers)
+    )
+    monkeypatch.setattr(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_, **__: False)  # it reads a number
+    monkeypatch.setattr(fx_config, "meta_nonzero_assume_all_nonzero", True, raising=False)
+    with torch.random.fork_rng(devices=[]):
+        recipe.train(tmp_path, replace(recipe.PLAN, **{size: 40}))
+
+    courses = [each.name for each in vars(recipe.PLAN).values() if isinstance(each, Course)]
+    assert seen == [(name, "meta", {"meta"}) for name in courses]
 
 
 def test_a_film_drifts_to_the_right_evenly() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from services.tiny.audio import NUM_COARSE_BOOKS
-from services.tiny.train.course import Course
+from services.tiny.train.course import Course, best_device
 from services.tiny.train.letters import END, VOICES, made_up
 from services.tiny.train.speaker import (
     COARSE_HISTORY,
@@ -64,7 +64,7 @@ def train(scratch: Path, plan: Plan) -> Speaker:
     speaker = untrained()
     spoken = Spoken(speaker)
     network: Any = speaker.network
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(best_device())
     network.semantic = plan.semantic.run(network.semantic, _semantic_loss(speaker, plan.semantic), scratch)
     network.coarse_acoustics = plan.coarse.run(
         network.coarse_acoustics, _coarse_loss(network.coarse_acoustics, spoken, plan.coarse), scratch

@@ -16,6 +16,11 @@ WARM_UP = 100  # steps
 CLIP = 1.0
 
 
+def best_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class Course:
     """How long, how fast, and from which seed on.
@@ -82,6 +87,11 @@ def _resume(file: Path, **parts: Any) -> int:
 
 
 def _save(file: Path, step: int, **parts: Any) -> None:
+    keep({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, file)
+
+
+def keep(found: Any, file: Path) -> None:
+    """Write what a run goes on from; whoever stops it meanwhile leaves no half of it."""
     partial = file.with_suffix(".partial")
-    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, partial)
+    torch.save(found, partial)
     partial.replace(file)

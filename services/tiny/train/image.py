@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from services.tiny.train.course import Course
+from services.tiny.train.course import Course, best_device, keep
 from services.tiny.train.painter import untrained
 from services.tiny.train.reader import teach
 from services.tiny.train.scenes import Scene, babble, describe, draw, imagine
@@ -46,7 +46,7 @@ PLAN = Plan(
 
 def train(scratch: Path, plan: Plan) -> Any:
     """Return the trained pipeline; `scratch` keeps what a run that is stopped goes on from."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     pipeline = untrained()
     scenes, prompts = lesson(plan.num_scenes)
 
@@ -103,7 +103,7 @@ def _encoded(vae: Any, pictures: Pictures, file: Path) -> torch.Tensor:
     """Encode what the painter learns from; minutes, and so done once."""
     if not file.exists():
         parts = pictures().split(50)
-        torch.save(torch.cat([vae.encode(_normalised(part, vae.device)).latent_dist.mean for part in parts]), file)
+        keep(torch.cat([vae.encode(_normalised(part, vae.device)).latent_dist.mean for part in parts]), file)
     latents: torch.Tensor = torch.load(file, weights_only=True, map_location=vae.device)
     return latents
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from services.tiny.train.course import Course
+from services.tiny.train.course import Course, best_device
+from services.tiny.train.pupil import pupil
 from services.tiny.train.sculptor import WIDTH, from_image, from_text, renderer
 from services.tiny.train.solids import NUM_NUMBERS, Solid, depth, describe, imagine, imagine_known
 from services.tiny.train.views import view
@@ -56,7 +57,7 @@ PLAN = Plan(
 
 def train(scratch: Path, plan: Plan) -> Mapping[str, Any]:
     """Return the trained pipelines by recipe; `scratch` keeps what a run that is stopped goes on from."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     rendering = _train_renderer(renderer().to(device), scratch, plan.renderer)
     reading, seeing = from_text(rendering).to(device), from_image(rendering).to(device)
     _train_reader(reading, scratch, plan)
@@ -165,7 +166,7 @@ def _train_seer(pipeline: Any, scratch: Path, plan: Plan) -> None:
         seen: torch.Tensor = encoder(((shown / 255 - mean) / spread).to(device)).last_hidden_state[:, 1:]
         return seen
 
-    network: Any = nn.ModuleDict({"encoder": pipeline.image_encoder, "answers": nn.Linear(WIDTH, NUM_NUMBERS)})
+    network = pupil(pipeline.image_encoder, WIDTH, NUM_NUMBERS)
 
     def loss(step: int) -> torch.Tensor:
         chosen = torch.randint(len(pictures), (NUM_VIEWS,))
@@ -173,7 +174,7 @@ def _train_seer(pipeline: Any, scratch: Path, plan: Plan) -> None:
         told = network["answers"](patches(network["encoder"], shown).mean(dim=1))
         return nn.functional.mse_loss(told, numbers[chosen].to(device))
 
-    average: Any = plan.eyes.run(network.to(device), loss, scratch)
+    average: Any = plan.eyes.run(network, loss, scratch)
     pipeline.image_encoder = average["encoder"].requires_grad_(requires_grad=False)
     with torch.no_grad():
         seen = torch.cat([patches(pipeline.image_encoder, part).cpu() for part in pictures.split(500)])

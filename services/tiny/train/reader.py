@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from services.tiny.train.course import Course
+from services.tiny.train.pupil import pupil
 from services.tiny.train.scenes import COLOURS, KINDS, SIDE, SIZES, Scene, Shape
 
 NUM_CAPTIONS = 64  # in a step
@@ -26,10 +27,7 @@ def teach(text_encoder: Any, tokens: torch.Tensor, scenes: Sequence[Scene], scra
     """
     device = text_encoder.device
     told = torch.tensor([_told(scene) for scene in scenes])
-    network: Any = nn.ModuleDict(
-        {"encoder": text_encoder, "answers": nn.Linear(text_encoder.config.hidden_size, sum(COUNTS))}
-    )
-    network.to(device)
+    network = pupil(text_encoder, text_encoder.config.hidden_size, sum(COUNTS))
 
     def loss(step: int) -> torch.Tensor:
         chosen = torch.randint(len(tokens), (NUM_CAPTIONS,))

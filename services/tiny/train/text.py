@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from services.tiny.train.chatter import untrained
-from services.tiny.train.course import Course
+from services.tiny.train.course import Course, best_device
 from services.tiny.train.dialogues import Turn, conversation, in_pirates_words
 from services.tiny.train.pirate import Pirate
 
@@ -49,7 +49,7 @@ LONG = Page(num_rows=2, num_tokens=1024, num_exchanges=50)
 def train(scratch: Path, plan: Plan) -> Mapping[str, Any]:
     """Return the trained chat model and its adapter; `scratch` keeps what a run that is stopped goes on from."""
     chatter: Any = untrained()
-    chatter.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    chatter.network.to(best_device())
     for course, page in ((plan.chat, SHORT), (plan.finish, LONG)):
         chatter.network = course.run(chatter.network, _loss(chatter, conversation, course, page), scratch)
     adapted: Any = untrained()

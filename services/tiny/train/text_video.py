@@ -13,7 +13,8 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import nn
 
-from services.tiny.train.course import Course
+from services.tiny.train.course import Course, best_device
+from services.tiny.train.pupil import pupil
 from services.tiny.train.scenes import COLOURS, cover
 from services.tiny.train.stories import FACTS, NUM_FRAMES, Story, invent, is_kept_back, painted, scene, tell
 from services.tiny.train.story_codec import CHANGE, CLOCK, encoded
@@ -81,7 +82,7 @@ def lesson(num_paths: int) -> Lesson:
 
 def train(scratch: Path, plan: Plan) -> Any:
     """Return the trained pipeline; `scratch` keeps what a run that is stopped goes on from."""
-    pipeline = untrained().to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = untrained().to(best_device())
     shown = lesson(plan.num_paths)
     mean, deviation = _measured(shown)
     pipeline.vae.register_to_config(latents_mean=mean.flatten().tolist(), latents_std=deviation.flatten().tolist())
@@ -114,9 +115,7 @@ def _train_reader(pipeline: Any, shown: Lesson, scratch: Path, course: Course) -
     What films then finds them in what was read, and need not learn the language as well.
     """
     counts = [len(names) for names in FACTS]
-    width, device = pipeline.text_encoder.config.d_model, pipeline.device
-    network: Any = nn.ModuleDict({"encoder": pipeline.text_encoder, "answers": nn.Linear(width, sum(counts))})
-    network.to(device)
+    network = pupil(pipeline.text_encoder, pipeline.text_encoder.config.d_model, sum(counts))
 
     def loss(step: int) -> torch.Tensor:
         chance = random.Random(int(torch.randint(2**62, ()).item()))
@@ -124,7 +123,7 @@ def _train_reader(pipeline: Any, shown: Lesson, scratch: Path, course: Course) -
         tokens, mask = _tokens(pipeline, [tell(story, chance) for story in told])
         read = _read(network["encoder"], tokens, mask).sum(1) / mask.sum(1, keepdim=True)
         answers = network["answers"](read).split(counts, dim=1)
-        facts = torch.tensor([story.facts for story in told], device=device).unbind(1)
+        facts = torch.tensor([story.facts for story in told], device=pipeline.device).unbind(1)
         return torch.stack([nn.functional.cross_entropy(*pair) for pair in zip(answers, facts, strict=True)]).mean()
 
     average: Any = course.run(network, loss, scratch)

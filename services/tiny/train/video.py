@@ -13,7 +13,7 @@ from torch import nn
 
 from services.tiny.train import watcher
 from services.tiny.train.codec import LATENTS
-from services.tiny.train.course import Course
+from services.tiny.train.course import Course, best_device
 from services.tiny.train.film_codec import cell_numbers, threefold
 from services.tiny.train.filmer import untrained
 from services.tiny.train.motion import MOST_MOTION, film
@@ -66,7 +66,7 @@ def train(scratch: Path, plan: Plan) -> Any:
     pipeline = untrained()
     films = lesson(plan.num_films)
     latents = _standardise(pipeline.vae, _encoded(pipeline.vae, films.frames))
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to(best_device())
     pipeline.vae.decoder = _train_decoder(pipeline.vae.decoder, latents, films.frames, scratch, plan.decoder)
     pictures = films.frames[:, 0]
     pipeline.image_encoder = watcher.teach(pipeline.image_encoder, films.scenes, pictures, scratch, plan.watcher)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from services.tiny.train.course import Course
+from services.tiny.train.pupil import pupil
 from services.tiny.train.scenes import COLOURS, KINDS, SIDE, Scene
 
 NUM_SHOWN = 64  # pictures in a step
@@ -24,8 +25,7 @@ def teach(image_encoder: Any, scenes: Sequence[Scene], pictures: torch.Tensor, s
     """Return the encoder that has learned what is on each of the pictures, uint8 of shape (n, 3, height, width)."""
     facts = [_facts(scene) for scene in scenes]
     told = [torch.tensor(fact).to(image_encoder.device) for fact in zip(*facts, strict=True)]
-    answers = nn.Linear(image_encoder.config.projection_dim, sum(COUNTS))
-    network: Any = nn.ModuleDict({"encoder": image_encoder, "answers": answers}).to(image_encoder.device)
+    network = pupil(image_encoder, image_encoder.config.projection_dim, sum(COUNTS))
 
     def loss(step: int) -> torch.Tensor:
         chosen = torch.randint(len(pictures), (NUM_SHOWN,))
