@@ -117,11 +117,14 @@ def chat(client: httpx.Client, asked: Sequence[str], **fields: str) -> str:
 
 
 def image(client: httpx.Client) -> Iterator[str]:
-    """Draw, draw over, and paint into a part."""
+    """Draw, also by night, draw over, and paint into a part."""
     yield "\n## Pictures\n\nOf 64 pixels, shown twice as large; with seed 1, and none left out.\n"
     save([[draw(client, words) for words in DRAWN[start : start + 4]] for start in (0, 4)], "shapes.png")
     yield "![Eight pictures of shapes](shapes.png)\n"
     yield "\n".join(f"{number}. {words}" for number, words in enumerate(DRAWN, start=1))
+    save([[draw(client, words, adapter="night") for words in DRAWN[:4]]], "night.png")
+    yield "\n### With the adapter `night`\n\n![The first four, on black](night.png)\n"
+    yield "The first four again: all grounds are black."
     before = draw(client, FIRST)
     edited = [draw(client, EDITED, image=before, strength=strength) for strength in ("0.3", "0.6", "0.9")]
     painted = [draw(client, PAINTED, image=before, mask=right_half(), seed=seed) for seed in ("1", "2", "3")]

@@ -114,7 +114,7 @@ class VideoForm(Body):
     """The form of `POST /generate/video`."""
 
     image: Annotated[UploadFile, BeforeValidator(check_is_file), File(description="PNG, JPEG, WebP, GIF or BMP")]
-    num_frames: NumFrames = 25
+    num_frames: Annotated[NumFrames | None, Field(description="by default as many as the model makes")] = None
     seed: Seed | None = None
 
 

@@ -292,7 +292,8 @@ INKED = {"prompt": "a", "adapter": "oil"}
         ("/v1/audio/speech", SPEECH, "no voice 'echo' for model 'letters'; choose one of: bass, tenor, "),
         ("/v1/images/generations", {**SOLVED, "model": "near"}, "'pndm' for model 'near'; choose one of: ddim, euler"),
         ("/v1/images/generations", {**INKED, "model": "near"}, "no adapter 'oil' for model 'near'; choose one of: ink"),
-        ("/v1/images/generations", INKED, "no adapter 'oil' for model 'shapes'; leave it out"),
+        ("/v1/images/generations", INKED, "no adapter 'oil' for model 'shapes'; choose one of: night"),
+        ("/v1/images/generations", {**INKED, "model": "tiny-sd"}, "no adapter 'oil' for model 'tiny-sd'; leave it out"),
         ("/v1/completions", INKED, "no adapter 'oil' for model 'chat'; choose one of: pirate"),
     ],
 )  # fmt: skip

@@ -109,7 +109,7 @@ def test_a_query_becomes_the_workers_own_body(
 
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({}, {"num_frames": 25}), ({"num_frames": "3", "seed": "9"}, {"num_frames": 3, "seed": 9})],
+    [({}, {}), ({"num_frames": "3", "seed": "9"}, {"num_frames": 3, "seed": 9})],
 )
 def test_a_form_becomes_the_workers_own_form(
     client: httpx.Client, workers: Workers, fields: dict[str, str], expected: dict[str, int]

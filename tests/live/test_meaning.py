@@ -20,7 +20,7 @@ from tests.live.conftest import LONG, System, started
 from tests.live.made import pixels_of
 from tests.live.test_jobs import ended
 from tests.services.ears import listen
-from tests.services.judges import RELATIONS, Body, look, touch
+from tests.services.judges import RELATIONS, Body, Sight, look, touch
 
 STUDIO = "http://127.0.0.1:8501"
 ASKED: list[Any] = [{"role": "user", "content": "Where is the studio?"}]
@@ -73,17 +73,30 @@ def test_the_pirate_is_asked_by_name(sdk: openai.OpenAI) -> None:
     assert STUDIO in pirate
 
 
-@pytest.mark.usefixtures("sdk")
-def test_a_picture_shows_what_was_asked_for(meaning: System) -> None:
-    words = "a large red circle above a small blue square on a white background"
-    answer = httpx.get(f"{meaning.gateway}/generate/image", params={"prompt": words, "seed": 1}, timeout=LONG)
-    sight = look(np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")))
-    circle, square = (next(shape for shape in sight.shapes if shape.colour == colour) for colour in ("red", "blue"))
+def painted(meaning: System, words: str, **fields: Any) -> Sight:
+    query = {"prompt": words, "seed": 1, **fields}
+    answer = httpx.get(f"{meaning.gateway}/generate/image", params=query, timeout=LONG)
 
     assert answer.headers["x-model"] == "shapes"
+    return look(np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB")))
+
+
+@pytest.mark.usefixtures("sdk")
+def test_a_picture_shows_what_was_asked_for(meaning: System) -> None:
+    sight = painted(meaning, "a large red circle above a small blue square on a white background")
+    circle, square = (next(shape for shape in sight.shapes if shape.colour == colour) for colour in ("red", "blue"))
+
     assert sight.background == "white"
     assert RELATIONS["above"](circle, square)
     assert circle.num_pixels > square.num_pixels
+
+
+@pytest.mark.usefixtures("sdk")
+def test_at_night_the_ground_is_black(meaning: System) -> None:
+    words = "a large white triangle on a red background"
+    grounds = [painted(meaning, words, **fields).background for fields in ({}, {"adapter": "night"})]
+
+    assert grounds == ["red", "black"]
 
 
 def sculpted(meaning: System, model: str, **source: str) -> Body:

@@ -13,6 +13,7 @@ HUES = (("red", 15), ("orange", 42), ("yellow", 70), ("green", 175), ("blue", 25
 DARK = 80  # of 255: where all channels are darker, it is black
 GREY = 0.3  # of the brightest channel: where all are as near to it, it is black or white
 NUM_SPECKS = 16  # pixels: what is smaller is no shape
+NUM_SEEN = 200  # pixels, of a small shape; what is smaller may be a speck
 RIM = 0.25  # of a patch's pixels: where fewer are surrounded by others, it is no shape either
 LARGE = 17.0  # pixels: the root of a large shape's area is larger, a small one's is smaller
 BASE, HEIGHT = 1.556, 1.285  # of a triangle whose area is 1
@@ -56,6 +57,11 @@ class Sight:
 
     background: str
     shapes: tuple[Shape, ...]  # the largest first
+
+    @property
+    def num_shapes(self) -> int:
+        """How many are as large as small ones are."""
+        return sum(shape.num_pixels >= NUM_SEEN for shape in self.shapes)
 
     def find(self, colour: str, kind: str, size: str = "") -> Shape | None:
         """The largest shape of this colour, if it is of this kind, and of this size where one is named."""

@@ -4,7 +4,7 @@ A judge writes down what it hears. The sentences are English, and training had w
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from services.settings import Settings
 from services.tiny.train.speaker import untrained
 from tests.services.copies import copied
 from tests.services.ears import Heard, listen
-from tests.services.judges import luck
+from tests.services.exams import Exam, Mark, failed, sit
 from tests.services.stepping import Arrival, Recorder, run
 
 MODEL = next(model for model in load_models(profile="tiny") if model.id == "letters")
@@ -46,11 +46,11 @@ class Wish:
 
 SENTENCES = (
     "Hello, world!",
-    "Pay 42 at gate 7.",
+    "Call 68 42, gate 7.",
     "Who won - and why?",
     "A queen of jazz",
     "Six big fox dens",
-    "It is 10 past 9.",
+    "Bus 35 at 10 past 9.",
     "Vex the lazy dog.",
     "MAKE up, make test",
 )
@@ -59,53 +59,41 @@ WISHES = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Exam:
-    """A property.
-
-    Args:
-        marks: whether each thing that is judged of a speech is right.
-        least: the part of all marks that has to be right.
-        chance: the most that a model may hope for at each of them which knows all but this.
-    """
-
-    marks: Callable[[Wish, Heard], Sequence[bool]]
-    least: float
-    chance: float
-
-
-def letters(wish: Wish, heard: Heard) -> Sequence[bool]:
+def letters(wish: Wish, heard: Heard) -> Sequence[Mark]:
     """Each at its place."""
     said = heard.text.ljust(len(wish.signs))
-    return [said[place] == sign for place, sign in enumerate(wish.signs) if sign != " "]
+    return [Mark(said[place] == sign, sign) for place, sign in enumerate(wish.signs) if sign != " "]
 
 
-def gaps(wish: Wish, heard: Heard) -> Sequence[bool]:
+def gaps(wish: Wish, heard: Heard) -> Sequence[Mark]:
     """Where words end, and nowhere else."""
-    return [heard.text.count(" ") == wish.signs.count(" ") and _ends(heard.text) == _ends(wish.signs)]
+    is_right = heard.text.count(" ") == wish.signs.count(" ") and _ends(heard.text) == _ends(wish.signs)
+    return [Mark(is_right, wish.voice)]
 
 
 def _ends(text: str) -> list[int]:
     return [place for place, sign in enumerate(text) if sign == " "]
 
 
-def pitch(wish: Wish, heard: Heard) -> Sequence[bool]:
+def pitch(wish: Wish, heard: Heard) -> Sequence[Mark]:
     """Of each letter: the voice's."""
-    return [abs(found / PITCHES[wish.voice] - 1) < 0.02 for found in _of_letters(wish, heard.pitches)]
+    found = _of_letters(wish, heard.pitches)
+    return [Mark(abs(each / PITCHES[wish.voice] - 1) < 0.02, wish.voice) for each in found]
 
 
-def duration(wish: Wish, heard: Heard) -> Sequence[bool]:
-    return [abs(heard.seconds - SIGN * (len(wish.signs) + 1)) < SIGN / 2]
+def duration(wish: Wish, heard: Heard) -> Sequence[Mark]:
+    return [Mark(abs(heard.seconds - SIGN * (len(wish.signs) + 1)) < SIGN / 2, wish.voice)]
 
 
-def silence(wish: Wish, heard: Heard) -> Sequence[bool]:
+def silence(wish: Wish, heard: Heard) -> Sequence[Mark]:
     """Between words, where there are several."""
-    return [20 < heard.silence < np.inf or " " not in wish.signs]
+    return [Mark(20 < heard.silence < np.inf or " " not in wish.signs, wish.voice)]
 
 
-def cleanness(wish: Wish, heard: Heard) -> Sequence[bool]:
+def cleanness(wish: Wish, heard: Heard) -> Sequence[Mark]:
     """Of each letter: there is hardly anything but the tone and its overtones."""
-    return [ratio > 20 for ratio in _of_letters(wish, heard.cleanness)]
+    signs = wish.signs.replace(" ", "")
+    return [Mark(ratio > 20, sign) for sign, ratio in zip(signs, _of_letters(wish, heard.cleanness), strict=True)]
 
 
 def _of_letters(wish: Wish, found: Sequence[float]) -> Sequence[float]:
@@ -115,12 +103,12 @@ def _of_letters(wish: Wish, found: Sequence[float]) -> Sequence[float]:
 
 
 EXAMS = {
-    "letters": Exam(letters, least=0.97, chance=1 / 20),
-    "gaps": Exam(gaps, least=0.9, chance=1 / 5),
-    "pitch": Exam(pitch, least=0.97, chance=1 / 4),
-    "duration": Exam(duration, least=0.9, chance=1 / 5),
-    "silence": Exam(silence, least=0.9, chance=1 / 4),
-    "cleanness": Exam(cleanness, least=0.97, chance=1 / 2),
+    "letters": Exam(0.97, None, letters),
+    "gaps": Exam(0.9, 1 / 5, gaps),
+    "pitch": Exam(0.97, None, pitch),
+    "duration": Exam(0.9, 1 / 5, duration),
+    "silence": Exam(0.9, 1 / 4, silence),
+    "cleanness": Exam(0.97, 1 / 2, cleanness),
 }
 
 
@@ -144,33 +132,19 @@ def heard(recorder: Recorder) -> list[Heard]:
     return [listen(sound.samples, sound.sample_rate) for sound in recorder.outputs]
 
 
-def marks(wishes: Sequence[Wish], sounds: Sequence[Heard]) -> dict[str, list[bool]]:
-    pairs = list(zip(wishes, sounds, strict=True))
-    return {name: [mark for pair in pairs for mark in exam.marks(*pair)] for name, exam in EXAMS.items()}
-
-
-def failed(wishes: Sequence[Wish], sounds: Sequence[Heard]) -> dict[str, str]:
-    """Name the exams that what was heard of these wishes does not pass."""
-    return {
-        name: f"{sum(right)} of {len(right)}"
-        for name, right in marks(wishes, sounds).items()
-        if sum(right) < num_needed(EXAMS[name], len(right))
-    }
-
-
-def num_needed(exam: Exam, num_marks: int) -> int:
-    return round(exam.least * num_marks)
+def marks(wishes: Sequence[Wish], sounds: Sequence[Heard]) -> dict[str, list[Mark]]:
+    """Judge what was heard of each wish."""
+    return sit(EXAMS, zip(wishes, sounds, strict=True))
 
 
 def failed_by(stepper: AudioStepper, wishes: Sequence[Wish] = WISHES) -> dict[str, str]:
-    return failed(wishes, [sound for recorder in spoken(stepper, wishes) for sound in heard(recorder)])
+    return failed(marks(wishes, [sound for recorder in spoken(stepper, wishes) for sound in heard(recorder)]), EXAMS)
 
 
 def test_nobody_passes_by_luck() -> None:
     nothing = marks(WISHES, [Heard("", [], [], 0.0, 0.0)] * len(WISHES))
     for name, exam in EXAMS.items():
-        num_marks = len(nothing[name])
-        assert luck(num_needed(exam, num_marks), num_marks, exam.chance) < 1e-5, name
+        assert exam.luck(nothing[name]) < 1e-5, name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -197,7 +171,7 @@ STORY = ("Who are you?", "I am a bark of 4 voices!", "Ok.", "So: say it again, a
 
 def told(stepper: AudioStepper, voice: str) -> dict[str, str]:
     (recorder,), _ = run(stepper, [Arrival(speech(" ".join(STORY), voice), seed=1)])
-    return failed([Wish(voice, sentence) for sentence in STORY], heard(recorder))
+    return failed(marks([Wish(voice, sentence) for sentence in STORY], heard(recorder)), EXAMS)
 
 
 @pytest.mark.parametrize("voice", PITCHES)
@@ -222,8 +196,8 @@ def test_a_long_sentence_is_said_to_its_end(plain: AudioStepper) -> None:
     (recorder,), _ = run(plain, [Arrival(speech(wish.text, wish.voice))])
     (sound,) = heard(recorder)
 
-    assert sum(letters(wish, sound)) >= 0.95 * len(letters(wish, sound))
-    assert all(duration(wish, sound))
+    assert np.mean([mark.is_right for mark in letters(wish, sound)]) >= 0.95
+    assert all(mark.is_right for mark in duration(wish, sound))
 
 
 def test_who_asks_for_nothing_to_be_said_is_told(plain: AudioStepper) -> None:

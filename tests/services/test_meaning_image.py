@@ -5,9 +5,10 @@ It is asked for scenes in sentences that training did not have, each with all th
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ from services.tiny.train import scenes
 from services.tiny.train.image import PLAN, lesson
 from tests.services import judges
 from tests.services.copies import copied
+from tests.services.exams import Exam, Mark, evenly, failed, sit
 from tests.services.judges import PLACES, RELATIONS, Sight, look, luck
 from tests.services.precisions import by_setting
 from tests.services.stepping import Arrival, Recorder, run
 
 MODEL = next(model for model in load_models(profile="tiny") if model.id == "shapes")
 NUM_SCENES = 32  # of one shape, and as many of two
+NUM_NIGHTS = 16  # of one shape, by the adapter with which all grounds are black
 BOTTOM, TOP, LEFT, RIGHT = "at the bottom", "at the top", "on the left", "on the right"
 WHERE = {  # what is said of a lone shape, and what has to hold then
     **{place: (place,) for place in (BOTTOM, TOP, LEFT, RIGHT)},
@@ -82,64 +85,64 @@ def wishes() -> Sequence[Wish]:
     """Scenes of one shape and of two in turn, none of them in a sentence that was learned from."""
     _, learned = lesson(PLAN.num_scenes)
     known = {words.removeprefix(f"{opening} ") for words in learned for opening in ("", *scenes.OPENINGS)}
-    dice, drawn = random.Random(7), list[Wish]()
-    while len(drawn) < 2 * NUM_SCENES:
-        made_up = wish(dice, 1 + len(drawn) % 2)
+    dice = random.Random(7)
+    lone, pairs = (evenly(unknown(dice, num_shapes, known), traits, NUM_SCENES) for num_shapes in (1, 2))
+    return [wish for both in zip(lone, pairs, strict=True) for wish in both]
+
+
+def unknown(dice: random.Random, num_shapes: int, known: Collection[str]) -> Iterator[Wish]:
+    while True:
+        made_up = wish(dice, num_shapes)
         if made_up.words not in known:
-            drawn.append(made_up)
-    return drawn
+            yield made_up
 
 
-@dataclass(frozen=True)
-class Exam:
-    """A property.
-
-    Args:
-        marks: whether each thing that is judged of a picture is right.
-        least: the part of all marks that has to be right.
-        chance: the most that a model may hope for at each of them which knows all but this.
-    """
-
-    marks: Callable[[Wish, Sight], Sequence[bool]]
-    least: float
-    chance: float
+def traits(wish: Wish) -> Sequence[str]:
+    return [f"on {wish.background}", wish.where, *(trait for shape in wish.shapes for trait in shape)]
 
 
-def backgrounds(wish: Wish, sight: Sight) -> Sequence[bool]:
-    return [sight.background == wish.background]
+def backgrounds(wish: Wish, sight: Sight) -> Sequence[Mark]:
+    return [Mark(sight.background == wish.background, wish.background)]
 
 
-def colours(wish: Wish, sight: Sight) -> Sequence[bool]:
+def colours(wish: Wish, sight: Sight) -> Sequence[Mark]:
     """Each of as many patches as there are shapes, the largest."""
     largest = {seen.colour for seen in sight.shapes[: len(wish.shapes)]}
-    return [colour in largest for _, colour, _ in wish.shapes]
+    return [Mark(colour in largest, colour) for _, colour, _ in wish.shapes]
 
 
-def kinds(wish: Wish, sight: Sight) -> Sequence[bool]:
+def kinds(wish: Wish, sight: Sight) -> Sequence[Mark]:
     pairs = zip(wish.shapes, wish.found(sight), strict=True)
-    return [seen is not None and seen.kind == kind for (_, _, kind), seen in pairs]
+    return [Mark(seen is not None and seen.kind == kind, kind) for (_, _, kind), seen in pairs]
 
 
-def sizes(wish: Wish, sight: Sight) -> Sequence[bool]:
+def sizes(wish: Wish, sight: Sight) -> Sequence[Mark]:
     pairs = zip(wish.shapes, wish.found(sight), strict=True)
-    return [seen is not None and seen.size == size for (size, _, _), seen in pairs]
+    return [Mark(seen is not None and seen.size == size, size) for (size, _, _), seen in pairs]
 
 
-def places(wish: Wish, sight: Sight) -> Sequence[bool]:
-    return [wish.is_placed(sight)]
+def places(wish: Wish, sight: Sight) -> Sequence[Mark]:
+    return [Mark(wish.is_placed(sight), wish.where)]
 
 
-def all_together(wish: Wish, sight: Sight) -> Sequence[bool]:
-    return [all(right for exam in (backgrounds, kinds, sizes, places) for right in exam(wish, sight))]
+def numbers(wish: Wish, sight: Sight) -> Sequence[Mark]:
+    """Whether there is nothing else as large as a small shape."""
+    return [Mark(sight.num_shapes <= len(wish.shapes), str(len(wish.shapes)))]
+
+
+def all_together(wish: Wish, sight: Sight) -> Sequence[Mark]:
+    judges = backgrounds, kinds, sizes, places, numbers
+    return [Mark(all(mark.is_right for judge in judges for mark in judge(wish, sight)))]
 
 
 EXAMS = {
-    "backgrounds": Exam(backgrounds, least=0.9, chance=1 / 8),
-    "colours": Exam(colours, least=0.8, chance=2 / 7),
-    "kinds": Exam(kinds, least=0.55, chance=1 / 3),
-    "sizes": Exam(sizes, least=0.78, chance=1 / 2),
-    "places": Exam(places, least=0.85, chance=1 / 2),
-    "all together": Exam(all_together, least=0.35, chance=1 / 600),
+    "backgrounds": Exam(0.85, None, backgrounds),
+    "colours": Exam(0.75, 2 / 7, colours),
+    "kinds": Exam(0.55, None, kinds),
+    "sizes": Exam(0.73, None, sizes),
+    "places": Exam(0.85, 1 / 2, places),
+    "numbers": Exam(0.78, None, numbers),
+    "all together": Exam(0.28, 1 / 600, all_together),
 }
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
@@ -173,40 +176,39 @@ def picture_of(made: Recorder) -> Picture:
     return np.asarray(picture)
 
 
-def marks(pictures: Sequence[Picture]) -> dict[str, list[bool]]:
-    sights = [look(picture) for picture in pictures]
-    pairs = list(zip(wishes(), sights, strict=True))
-    return {name: [mark for pair in pairs for mark in exam.marks(*pair)] for name, exam in EXAMS.items()}
+def marks(pictures: Sequence[Picture]) -> dict[str, list[Mark]]:
+    """Judge the pictures of all wishes."""
+    return sit(EXAMS, zip(wishes(), map(look, pictures), strict=True))
 
 
-def failed(pictures: Sequence[Picture]) -> list[str]:
-    """Name the exams that the pictures of all wishes do not pass."""
-    found = marks(pictures)
-    return [
-        f"{name}: {sum(found[name])} of {len(found[name])}"
-        for name, exam in EXAMS.items()
-        if sum(found[name]) < num_needed(exam, len(found[name]))
-    ]
-
-
-def num_needed(exam: Exam, num_marks: int) -> int:
-    return round(exam.least * num_marks)
-
-
-def failed_by(stepper: ImageStepper, **fields: Any) -> list[str]:
-    return failed(drawn(stepper, [Edit(job(wish.words, **fields)) for wish in wishes()]))
+def failed_by(stepper: ImageStepper, **fields: Any) -> dict[str, str]:
+    return failed(marks(drawn(stepper, [Edit(job(wish.words, **fields)) for wish in wishes()])), EXAMS)
 
 
 def test_nobody_passes_by_luck() -> None:
     blank = marks([np.zeros((64, 64, 3), np.uint8)] * len(wishes()))
     for name, exam in EXAMS.items():
-        num_marks = len(blank[name])
-        assert luck(num_needed(exam, num_marks), num_marks, exam.chance) < 1e-5, name
+        assert exam.luck(blank[name]) < 1e-5, name
 
 
 @by_setting(SETTINGS)
-def test_it_draws_what_the_words_say(worker_settings: Settings, setting: str) -> None:
-    assert not failed_by(load(worker_settings, setting=setting), **SETTINGS[setting][2])
+def test_it_draws_what_the_words_say_and_beside_it_on_black_at_night(worker_settings: Settings, setting: str) -> None:
+    fields = SETTINGS[setting][2]
+    lone = [wish for wish in wishes()[::2] if "black" not in (wish.background, wish.shapes[0][1])][:NUM_NIGHTS]
+    by_day = [Edit(job(wish.words, **fields)) for wish in wishes()]
+    at_night = [Edit(job(wish.words, adapter="night", **fields)) for wish in lone]
+    edits = [edit for pair in zip_longest(by_day, at_night) for edit in pair if edit is not None]
+    pairs = list(zip(edits, drawn(load(worker_settings, setting=setting), edits), strict=True))
+    days = [picture for edit, picture in pairs if edit.job.adapter is None]
+    nights = [coloured(look(picture)) for edit, picture in pairs if edit.job.adapter is not None]
+    num_black = sum(ground == "black" for ground, *_ in nights)
+    num_kept = sum(shape == [wish.shapes[0][1]] for wish, (_, *shape) in zip(lone, nights, strict=True))
+
+    assert not failed(marks(days), EXAMS)
+    assert num_black >= 0.9 * len(lone)
+    assert num_kept >= 0.7 * len(lone)
+    assert luck(round(0.9 * len(lone)), len(lone), 1 / 8) < 1e-5
+    assert luck(round(0.7 * len(lone)), len(lone), 1 / 7) < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from services.settings import Settings
 from services.tiny.train import scenes, views
 from services.tiny.train.solids import KINDS, NAMES, SIZES, Solid, is_held_out
 from tests.services.copies import copied
-from tests.services.judges import Body, luck, touch
+from tests.services.exams import Demand, Mark, failed
+from tests.services.judges import Body, touch
 from tests.services.precisions import by_setting
 from tests.services.stepping import Arrival, run
 
@@ -37,11 +38,20 @@ SOLIDS = [
     for size in SIZES
     if is_held_out(colour, kind, size)
 ]
-LEAST = {  # of the solids, by model
-    "solids": {"kind": 0.9, "colour": 0.9, "size": 0.85, "all": 0.8},
-    "solids-img2img": {"kind": 0.8, "colour": 0.9, "size": 0.85, "all": 0.75},
+DEMANDS = {  # by model
+    "solids": {
+        "kind": Demand(0.9, None),
+        "colour": Demand(0.9, None),
+        "size": Demand(0.85, None),
+        "all": Demand(0.8, 1 / 96),
+    },
+    "solids-img2img": {
+        "kind": Demand(0.8, None),
+        "colour": Demand(0.9, None),
+        "size": Demand(0.85, None),
+        "all": Demand(0.75, 1 / 96),
+    },
 }
-CHANCE = {"kind": 1 / 6, "colour": 1 / 8, "size": 1 / 2, "all": 1 / 96}  # for what knows all but this
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
     "bfloat16": ({"dtype": "bfloat16"}, {}, {}),
@@ -109,31 +119,33 @@ def made(stepper: MeshStepper, sources: Sequence[Source], most: int = 32) -> lis
     return [recorder.outputs[0] if recorder.outputs else None for recorder in recorders]
 
 
-def failed_by(stepper: MeshStepper, model: str, **fields: Any) -> list[str]:
-    """Name what is not right of enough of the meshes."""
+def failed_by(stepper: MeshStepper, model: str, **fields: Any) -> dict[str, str]:
     asked, sources = zip(*EXAMS[model](**fields), strict=True)
-    marks = [right(wish, body) for wish, body in zip(asked, felt(made(stepper, sources)), strict=True)]
-    found = {name: sum(mark[name] for mark in marks) for name in CHANCE}
-    return [f"{name}: {num} of {len(asked)}" for name, num in found.items() if num < needed(model, name, len(asked))]
+    return failed(marks(asked, felt(made(stepper, sources))), DEMANDS[model])
 
 
-def right(asked: Asked, body: Body | None) -> dict[str, bool]:
-    if body is None:
-        return dict.fromkeys(CHANCE, False)
-    colour, kind, size = asked
-    marks = {"colour": body.colour == colour, "kind": body.kind == kind, "size": body.size == size}
-    return {**marks, "all": all(marks.values()) and body.is_closed}
+def marks(asked: Sequence[Asked], bodies: Sequence[Body | None]) -> dict[str, list[Mark]]:
+    """Judge all meshes by every exam."""
+    judged = [judge(wish, body) for wish, body in zip(asked, bodies, strict=True)]
+    return {name: [mark[name] for mark in judged] for name in judged[0]}
 
 
-def needed(model: str, name: str, num_asked: int) -> int:
-    return round(LEAST[model][name] * num_asked)
+def judge(asked: Asked, body: Body | None) -> dict[str, Mark]:
+    felt = (body.colour, body.kind, body.size) if body is not None else ("", "", "")
+    colour, kind, size = (Mark(one == other, one) for one, other in zip(asked, felt, strict=True))
+    return {
+        "kind": kind,
+        "colour": colour,
+        "size": size,
+        "all": Mark(asked == felt and body is not None and body.is_closed),
+    }
 
 
 def test_nobody_passes_by_luck() -> None:
     for model, exam in EXAMS.items():
-        num_asked = len(list(exam()))
-        for name, chance in CHANCE.items():
-            assert luck(needed(model, name, num_asked), num_asked, chance) < 1e-5, name
+        asked = [wish for wish, _ in exam()]
+        for name, found in marks(asked, [None] * len(asked)).items():
+            assert DEMANDS[model][name].luck(found) < 1e-5, name
 
 
 @by_setting(SETTINGS)
@@ -182,7 +194,7 @@ def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, t
         prior: Any = PriorTransformer.from_config(PriorTransformer.load_config(tmp_path / "prior"))
         prior.save_pretrained(tmp_path / "prior")
 
-    assert len(failed_by(load(worker_settings, model), name)) == len(CHANCE)
+    assert len(failed_by(load(worker_settings, model), name)) == len(DEMANDS[name])
 
 
 @pytest.mark.parametrize("model", EXAMS)
@@ -196,7 +208,7 @@ def test_rows_that_are_swapped_fail(worker_settings: Settings, monkeypatch: pyte
 
     monkeypatch.setattr(stepper, "forward", swapped)
 
-    assert "all" in {name.split(":")[0] for name in failed_by(stepper, model)}
+    assert "all" in failed_by(stepper, model)
 
 
 def test_half_of_the_layers_that_a_latent_makes_fail(plain: MeshStepper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,4 +224,4 @@ def test_half_of_the_layers_that_a_latent_makes_fail(plain: MeshStepper, monkeyp
 
     monkeypatch.setattr(plain, "_sample", forgetful)
 
-    assert {"kind", "all"} <= {name.split(":")[0] for name in failed_by(plain, "solids")}
+    assert {"kind", "all"} <= failed_by(plain, "solids").keys()

@@ -268,6 +268,7 @@ def test_what_was_trained_is_the_default_where_there_are_no_real_weights() -> No
     films = next(model for model in models_of("video", models) if "text" in model.input_modalities)
 
     assert chat.adapter_names == ("pirate",)
+    assert shapes.adapter_names == ("night",)
     assert films.id == "films"
     assert [each.id for each in (chat, letters, shapes, moves, solids)] == [
         "chat",

@@ -15,6 +15,7 @@ import torch
 from diffusers import WanPipeline
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch.fx.experimental import _config as fx_config
 from transformers import BarkModel, BarkProcessor, GenerationMixin, masking_utils
 from transformers.models.bark.generation_configuration_bark import (
@@ -357,15 +358,21 @@ def test_a_codec_begins_with_the_colours_right() -> None:
     assert (painted - shown).abs().mean() < 0.15
 
 
-def test_the_recipe_makes_a_pipeline_that_paints(tmp_path: Path) -> None:
-    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("decoder", "reader", "painter")]
+def test_the_recipe_makes_a_pipeline_that_paints_and_its_adapter(tmp_path: Path) -> None:
+    courses = [Course(name, num_steps=2, rate=1e-3, seed=1) for name in ("decoder", "reader", "painter", "night")]
     with torch.random.fork_rng(devices=[]):
-        pipeline = image.train(tmp_path, image.Plan(40, *courses))
+        made = image.train(tmp_path, image.Plan(40, *courses))
+    made["shapes_lora"].save_pretrained(tmp_path / "shapes_lora")
+    pipeline = made["shapes"]
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a red circle", num_inference_steps=2, output_type="np").images[0]
+    adapter = load_file(tmp_path / "shapes_lora" / "pytorch_lora_weights.safetensors")
+    layers = {name.removeprefix("unet.").rpartition(".lora_")[0] for name in adapter}
 
     assert picture.shape == (64, 64, 3)
     assert np.isfinite(picture).all()
+    assert len(adapter) == 2 * len(layers)
+    assert layers < {name for name, _ in pipeline.unet.named_modules()}
 
 
 def test_a_word_of_captions_is_one_token_and_always_the_same() -> None:

@@ -23,7 +23,7 @@ def _audio(scratch: Path) -> Trained:
 def _image(scratch: Path) -> Trained:
     from services.tiny.train import image
 
-    return {"shapes": image.train(scratch, image.PLAN)}
+    return image.train(scratch, image.PLAN)
 
 
 def _mesh(scratch: Path) -> Trained:

@@ -1,8 +1,12 @@
-"""Trains the Stable Diffusion of 64 pixels on pictures of coloured shapes: first what decodes, then what draws."""
+"""Trains the Stable Diffusion of 64 pixels on pictures of coloured shapes, and then an adapter: all grounds are black.
 
+What decodes learns first, then what reads, then what draws.
+"""
+
+import copy
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import torch
 from torch import nn
 
 from services.tiny.train.course import Course, best_device, keep
+from services.tiny.train.night import Night
 from services.tiny.train.painter import untrained
 from services.tiny.train.reader import teach
 from services.tiny.train.scenes import Scene, babble, describe, draw, imagine
@@ -21,6 +26,7 @@ NUM_SHOWN = 4  # pictures in a step of the decoder's
 NUM_ROWS = 32
 UNPROMPTED = 0.1  # of the rows, whose prompt is taken away: what guidance is told from
 SILENCE = 0.02  # of the scenes have no words, for what reads; what draws has more of them: UNPROMPTED
+NIGHTS = 1 / 6  # of the scenes are what the adapter learns from
 BABBLE = 0.03  # of the scenes are described by words that mean nothing, so that they make a picture, too
 
 Pictures = Callable[[], torch.Tensor]  # drawn when they are first needed: uint8 of shape (scenes, 3, height, width)
@@ -34,6 +40,7 @@ class Plan:
     decoder: Course
     reader: Course
     painter: Course
+    night: Course
 
 
 PLAN = Plan(
@@ -41,26 +48,28 @@ PLAN = Plan(
     decoder=Course("decoder", num_steps=2000, rate=1.5e-3, seed=SEED),
     reader=Course("reader", num_steps=500, rate=2e-3, seed=SEED + 1, memory=0.99),
     painter=Course("painter", num_steps=15_000, rate=1.5e-3, seed=SEED + 2, memory=0.995),
+    night=Course("night", num_steps=1200, rate=3e-3, seed=SEED + 3, memory=0.98),
 )
 
 
-def train(scratch: Path, plan: Plan) -> Any:
-    """Return the trained pipeline; `scratch` keeps what a run that is stopped goes on from."""
+def train(scratch: Path, plan: Plan) -> Mapping[str, Any]:
+    """Return the trained pipeline and its adapter; `scratch` keeps what a run that is stopped goes on from."""
     device = best_device()
     pipeline = untrained()
     scenes, prompts = lesson(plan.num_scenes)
 
     @cache
     def pictures() -> torch.Tensor:
-        return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
+        return _drawn(scenes)
 
     pipeline.vae = _train_decoder(pipeline.vae.to(device), pictures, scratch, plan.decoder)
     latents = _encoded(pipeline.vae, pictures, scratch / f"latents-{plan.num_scenes}.pt")
     latents = _standardise(pipeline.vae, latents)
     tokens = _tokens(pipeline, prompts)
     pipeline.text_encoder = teach(pipeline.text_encoder.to(device), tokens, scenes, scratch, plan.reader)
-    _train_painter(pipeline, latents, tokens, scratch, plan.painter)
-    return pipeline
+    unet = pipeline.unet.to(device, memory_format=torch.channels_last)
+    pipeline.unet = plan.painter.run(unet, _painting(pipeline, unet, tokens, latents, latents), scratch)
+    return {"shapes": pipeline, "shapes_lora": _train_night(pipeline, scenes, tokens, latents, scratch, plan)}
 
 
 def lesson(num_scenes: int) -> tuple[Sequence[Scene], Sequence[str]]:
@@ -125,9 +134,11 @@ def _standardise(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     return (latents - mean[:, None, None]) / spread[:, None, None]
 
 
-def _train_painter(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, scratch: Path, course: Course) -> None:
+def _painting(
+    pipeline: Any, unet: Any, tokens: torch.Tensor, latents: torch.Tensor, unprompted: torch.Tensor
+) -> Callable[[int], torch.Tensor]:
+    """Return the loss of a step: of latents by their words, and of those of `unprompted` by none."""
     device = latents.device
-    unet = pipeline.unet.to(device, memory_format=torch.channels_last)
     contexts = _contexts(pipeline.text_encoder, tokens)
     nothing = _contexts(pipeline.text_encoder, _tokens(pipeline, [""]))
     schedule = pipeline.scheduler
@@ -138,13 +149,35 @@ def _train_painter(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, s
         context = torch.where(is_prompted, contexts[chosen], nothing).to(device)
         spread = (torch.arange(NUM_ROWS) + torch.rand(NUM_ROWS)) / NUM_ROWS  # every part of the way in every batch
         times = (spread * schedule.config.num_train_timesteps).long()
-        clean = latents[chosen.to(device)]
+        rows = chosen.to(device)
+        clean = torch.where(is_prompted[..., None].to(device), latents[rows], unprompted[rows])
         noise = torch.randn(clean.shape).to(device)
         noisy = schedule.add_noise(clean, noise, times)
         predicted = unet(noisy, times.to(device), encoder_hidden_states=context).sample
         return nn.functional.mse_loss(predicted, _velocity(schedule, clean, noise, times))
 
-    pipeline.unet = course.run(unet, loss, scratch)
+    return loss
+
+
+def _train_night(
+    pipeline: Any, scenes: Sequence[Scene], tokens: torch.Tensor, latents: torch.Tensor, scratch: Path, plan: Plan
+) -> Any:
+    """Return the adapter that has learned to draw on black what was said to be on another ground.
+
+    Without words it draws as before: guidance, which leads away from that, would lead away from black else.
+    """
+    some = range(0, len(scenes), round(1 / NIGHTS))
+    chosen = [number for number in some if all(shape.colour != "black" for shape in scenes[number].shapes)]
+    nights = [replace(scenes[number], background="black") for number in chosen]
+    dark = _encoded(pipeline.vae, lambda: _drawn(nights), scratch / f"nights-{plan.num_scenes}.pt")
+    unet = copy.deepcopy(pipeline.unet)
+    torch.manual_seed(plan.night.seed)
+    night = Night(unet)
+    return plan.night.run(night, _painting(pipeline, unet, tokens[chosen], dark, latents[chosen]), scratch)
+
+
+def _drawn(scenes: Sequence[Scene]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([draw(scene) for scene in scenes])).permute(0, 3, 1, 2)
 
 
 def _tokens(pipeline: Any, prompts: Sequence[str]) -> torch.Tensor:
