@@ -150,6 +150,7 @@ EXAMS = {
     "smoothness": Exam(0.9, 1 / 4, smoothness),
     "numbers": Exam(0.9, 1 / 2, numbers),
 }
+TOLD = EXAMS.keys() - {"numbers"}  # of what is in the words
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
     "bfloat16": ({"dtype": "bfloat16"}, {}, {}),
@@ -241,7 +242,7 @@ def test_a_model_that_has_learned_nothing_fails_all(worker_settings: Settings, t
         transformer: Any = WanTransformer3DModel.from_config(config)
         transformer.save_pretrained(tmp_path / "transformer")
 
-    assert len(failed_by(load(worker_settings, model), num_inference_steps=2)) == len(EXAMS)
+    assert failed_by(load(worker_settings, model), num_inference_steps=2).keys() >= TOLD
 
 
 def test_a_model_that_cannot_read_fails(worker_settings: Settings, tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def test_a_model_that_cannot_read_fails(worker_settings: Settings, tmp_path: Pat
         reader = UMT5EncoderModel(UMT5EncoderModel.from_pretrained(tmp_path / "text_encoder").config)
         reader.save_pretrained(tmp_path / "text_encoder")
 
-    assert len(failed_by(load(worker_settings, model), num_inference_steps=2)) >= len(EXAMS) - 1
+    assert len(failed_by(load(worker_settings, model), num_inference_steps=2).keys() & TOLD) >= len(TOLD) - 1
 
 
 def test_steps_that_take_what_is_predicted_for_a_flow_fail(worker_settings: Settings, tmp_path: Path) -> None:
@@ -260,11 +261,11 @@ def test_steps_that_take_what_is_predicted_for_a_flow_fail(worker_settings: Sett
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "prediction_type": "flow_prediction"}), encoding="utf-8")
 
-    assert len(failed_by(load(worker_settings, model), num_inference_steps=2)) == len(EXAMS)
+    assert failed_by(load(worker_settings, model), num_inference_steps=2).keys() >= TOLD
 
 
 def test_films_that_are_swapped_fail_all(films: Sequence[Frames]) -> None:
-    assert len(failed(marks([*films[1:], films[0]]), EXAMS)) == len(EXAMS)
+    assert failed(marks([*films[1:], films[0]]), EXAMS).keys() == TOLD
 
 
 @pytest.mark.parametrize("order", [[8, 7, 6, 5, 4, 3, 2, 1, 0], [0, 2, 1, 4, 3, 6, 5, 8, 7], [0] * 9], ids=str)
