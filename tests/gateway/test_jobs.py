@@ -362,6 +362,16 @@ def test_what_the_worker_refuses_fails_with_its_words(gateway: Gateway, workers:
     assert error_of(gateway.client.post(f"/v1/jobs/{job['id']}/retry"))["code"] == "job_not_retriable"
 
 
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_refusal_is_the_same_at_once_and_later(gateway: Gateway, workers: Workers, status: int) -> None:
+    workers.refuses_in_envelope(status, "size: too large", "size")
+    at_once = gateway.client.post("/v1/images/generations", json=PROMPT)
+    later = ended(gateway.client, create(gateway.client, "/v1/images/generations", PROMPT, LATER)["id"])
+
+    assert at_once.status_code == status
+    assert later["error"] == error_of(at_once)
+
+
 def test_cancel_closes_the_call(gateway: Gateway, workers: Workers) -> None:
     gate: Future[None] = Future()
     works(workers, gate)
