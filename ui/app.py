@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from ui import access, gallery, making, models, studio, usage
-from ui.session import explain
+from ui.session import SAID, explain
 
 ICON = Path(__file__).with_name("icon.svg")
 WIDE = ("Gallery", "Usage")
@@ -36,7 +36,7 @@ def main() -> None:
         making.look_elsewhere()
     st.html(FOCUSED)
     st.session_state.pop(making.CHANGED, None)
-    problem = st.session_state[making.SAID] = st.session_state.pop(making.PROBLEM, None)
+    problem = st.session_state[SAID] = st.session_state.pop(making.PROBLEM, None)
     with st.container():  # also without one: what is below is not drawn elsewhere, and a field keeps the keyboard
         if problem is not None:
             explain(problem)

@@ -43,7 +43,15 @@ LOOK_SECONDS = 2.0  # between two looks at what goes on
 def show() -> None:
     """Show the page."""
     st.title("Usage")
-    now()
+    with told():
+        asked = client()
+        known = asked.models()  # first: a key that is none any more is said to be so once
+        now()
+        what_was_asked_for(asked, known)
+
+
+def what_was_asked_for(asked: Client, known: Sequence[Row]) -> None:
+    """Show what was asked for in a time, and how far the budgets are used."""
     st.subheader("What was asked for")
     with st.container(horizontal=True):
         span = st.selectbox("Time", list(SPANS), help="Whole days in UTC.")
@@ -51,21 +59,19 @@ def show() -> None:
         drawn = st.selectbox("Drawn", [*COUNTED, *TIMED])
     days, width = SPANS[span]
     since = (datetime.now(UTC).date() - timedelta(days=days - 1)).isoformat()
-    with told():
-        asked = client()
-        [whole] = asked.totals(since, "all", percentiles=TIMES)
-        if whole["results"]:
-            [bucket] = asked.totals(since, "all", dict.fromkeys([group, "model", "modality"]))
-            prices = {model["id"]: model["price"] for model in asked.models()}
-            numbers(whole["results"][0], cost_of(bucket["results"], prices))
-            measures = [TIMED[drawn][0]] if drawn in TIMED else []
-            over_time(drawn, group, width, asked.totals(since, width, [group], measures))
-            [told_apart] = asked.totals(since, "all", [group], TIMES)
-            times(told_apart["results"], group)
-            units(bucket["results"], group, prices)
-        else:
-            st.info("Nothing was asked for in this time.", icon=":material/hourglass_empty:")
-        budgets(asked)
+    [whole] = asked.totals(since, "all", percentiles=TIMES)
+    if whole["results"]:
+        [bucket] = asked.totals(since, "all", dict.fromkeys([group, "model", "modality"]))
+        prices = {model["id"]: model["price"] for model in known}
+        numbers(whole["results"][0], cost_of(bucket["results"], prices))
+        measures = [TIMED[drawn][0]] if drawn in TIMED else []
+        over_time(drawn, group, width, asked.totals(since, width, [group], measures))
+        [told_apart] = asked.totals(since, "all", [group], TIMES)
+        times(told_apart["results"], group)
+        units(bucket["results"], group, prices)
+    else:
+        st.info("Nothing was asked for in this time.", icon=":material/hourglass_empty:")
+    budgets(asked)
 
 
 @st.fragment(run_every=LOOK_SECONDS)

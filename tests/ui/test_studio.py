@@ -285,6 +285,16 @@ def test_what_a_button_could_not_do_is_said(serving: Gateway, visit: Visit) -> N
     assert page.error[0].value == "Jobs cannot be reached. Try again in 3 s."
 
 
+def test_what_goes_wrong_with_all_of_the_page_is_said_once(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", status="cancelled"))
+    page = visit(task="image")
+    for asked in [("DELETE", "/v1/jobs/job_1"), ("GET", "/v1/models")]:
+        serving.answers[asked] = refusal(401, "the key has been revoked")
+    labelled(page, "Delete").click().run()
+
+    assert [error.value for error in page.error] == ["The key has been revoked. Give a key that is valid."]
+
+
 def test_the_gallery_looks_at_all_that_was_made(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/audio/voices"] = {"data": []}
     failed = [job("mesh", f"job_t{number}", status="failed") for number in range(1200)]

@@ -261,6 +261,13 @@ def test_callers_are_called_what_they_are_called(used: Gateway, visit: Visit, ow
     assert bars(visit("usage")) == [(f"{said} (k1), a day: 5 of 10 audio seconds", 0.5)]
 
 
+def test_a_key_that_is_none_any_more_is_said_to_be_so_once(used: Gateway, visit: Visit) -> None:
+    for path in ("models", "usage/summary", "budgets", "keys"):
+        used.answers["GET", f"/v1/{path}"] = refusal(401, "the key has been revoked")
+
+    assert [error.value for error in visit("usage").error] == ["The key has been revoked. Give a key that is valid."]
+
+
 def test_nothing_used_is_said_to_be_so(used: Gateway, visit: Visit, summary: Summary) -> None:
     summary.together.clear()
 
