@@ -203,9 +203,8 @@ def reason_of(job: Mapping[str, Any]) -> str:
     """Why a job failed, and what to do."""
     error = job["error"] or {}
     reason = error.get("message") or "nobody knows why"
-    advice = "Ask for something else." if is_refused(job) else "Try again."
-    if is_refused(job) and error.get("param") in PICTURES:
-        advice = "Attach another picture."
+    other = "Attach another picture." if error.get("param") in PICTURES else "Ask for something else."
+    advice = other if is_refused(job) else "Try again."
     return f"It failed: {reason.rstrip('.')}. {advice}"
 
 
