@@ -18,11 +18,12 @@ from ui.session import client, told
 
 SPANS = {"Today and yesterday": (2, "1h"), "The last 7 days": (7, "1d"), "The last 30 days": (30, "1d")}  # UTC's days
 GROUPS = {"modality": "Modality", "model": "Model", "owner": "Caller"}
+SOUND = "Seconds of sound"
 COUNTED: Mapping[str, Callable[[Row], float]] = {
     "Requests": lambda total: total["requests"],
     "Failures": lambda total: total["failures"],
     "Tokens": lambda total: total["units"].get("tokens", 0),
-    "Seconds of sound": lambda total: total["units"].get("audio_seconds", 0),
+    SOUND: lambda total: total["units"].get("audio_seconds", 0),
     "Pixel steps": lambda total: total["units"].get("pixel_steps", 0),
     "Frames": lambda total: total["units"].get("frames", 0),
     "Meshes": lambda total: total["units"].get("meshes", 0),
@@ -139,13 +140,14 @@ def chart(drawn: str, group: str, width: str, ends: Sequence[datetime], names: S
         "scale": {"type": "utc", "domain": [in_words(end) for end in ends]},
         "axis": {"format": axis["format"], "tickCount": axis["ticks"], "labelOverlap": "greedy"},
     }
+    whole = {} if drawn in (*TIMED, SOUND) else {"tickMinStep": 1}  # there are no halves of these
     legend = {"orient": "bottom", "columns": columns, "labelLimit": 300, "symbolType": "square"}
     return {
         "height": CHART_HEIGHT + LEGEND_LINE * -(-len(names) // columns),
         "mark": {"type": "bar"} if drawn in COUNTED else {"type": "line", "point": True},
         "encoding": {
             "x": {**time, **shown},
-            "y": {"field": drawn, "type": "quantitative", "title": drawn},
+            "y": {"field": drawn, "type": "quantitative", "title": drawn, "axis": whole},
             "color": {"field": group, "type": "nominal", "legend": legend},
             "tooltip": [
                 {**time, "format": "%d %b %Y %H:%M"},
