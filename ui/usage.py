@@ -36,7 +36,7 @@ AXES: Mapping[str, Mapping[str, Any]] = {  # of time, by the width of a bucket
     "1d": {"unit": "utcyearmonthdate", "format": "%d %b", "ticks": {"interval": "date", "step": 1}},
 }
 CHART_HEIGHT, LEGEND_LINE = 320, 24  # pixels
-LEGEND_WIDTH, SYMBOL_WIDTH = 44, 5  # letters that are beside each other on a narrow screen; what a colour takes
+LEGEND_WIDTH, LETTER_WIDTH, SYMBOL_WIDTH, LEGEND_GAP = 270, 7, 16, 6  # pixels; the first: on a narrow screen
 NOBODY = "without a key"
 LOOK_SECONDS = 2.0  # between two looks at what goes on
 
@@ -134,14 +134,20 @@ def over_time(drawn: str, group: str, width: str, buckets: Sequence[Row]) -> Non
 def chart(drawn: str, group: str, width: str, ends: Sequence[datetime], names: Sequence[str]) -> dict[str, Any]:
     """Say how it is drawn: what adds up in bars upon each other, times in lines that end where nothing is known."""
     axis = AXES[width]
-    columns = max(1, LEGEND_WIDTH // (max(map(len, names)) + SYMBOL_WIDTH))
+    columns = columns_of(names)
     time = {"field": "Time", "type": "temporal", "timeUnit": axis["unit"], "title": "Time (UTC)"}
     shown = {
         "scale": {"type": "utc", "domain": [in_words(end) for end in ends]},
         "axis": {"format": axis["format"], "tickCount": axis["ticks"], "labelOverlap": "greedy"},
     }
     whole = {} if drawn in (*TIMED, SOUND) else {"tickMinStep": 1}  # there are no halves of these
-    legend = {"orient": "bottom", "columns": columns, "labelLimit": 300, "symbolType": "square"}
+    legend = {
+        "orient": "bottom",
+        "columns": columns,
+        "columnPadding": LEGEND_GAP,
+        "labelLimit": 300,
+        "symbolType": "square",
+    }
     return {
         "height": CHART_HEIGHT + LEGEND_LINE * -(-len(names) // columns),
         "mark": {"type": "bar"} if drawn in COUNTED else {"type": "line", "point": True},
@@ -156,6 +162,13 @@ def chart(drawn: str, group: str, width: str, ends: Sequence[datetime], names: S
             ],
         },
     }
+
+
+def columns_of(names: Sequence[str]) -> int:
+    """In how many columns, each as wide as its widest name, a legend fits on a narrow screen."""
+    widths = [SYMBOL_WIDTH + LETTER_WIDTH * len(name) + LEGEND_GAP for name in names]
+    ways = range(len(names), 1, -1)
+    return next((n for n in ways if sum(max(widths[i::n]) for i in range(n)) <= LEGEND_WIDTH), 1)
 
 
 def instant(text: str) -> datetime:

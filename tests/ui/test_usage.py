@@ -169,7 +169,15 @@ def test_time_is_drawn_as_it_passes_in_utc(used: Gateway, visit: Visit) -> None:
     assert len(data) == 6  # a line ends where an hour has nothing
 
 
-@pytest.mark.parametrize(("names", "columns"), [(["image", "audio"], 4), (["video", "a" * 60], 1)])
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["image", "audio"], 2),
+        (["3D", "Image", "Speech", "Text", "Video"], 5),
+        (["bark-small", "chat", "films", "letters", "solids"], 4),
+        (["video", "a" * 60], 1),
+    ],
+)
 def test_a_legend_is_as_wide_as_a_narrow_screen(
     used: Gateway, visit: Visit, summary: Summary, names: list[str], columns: int
 ) -> None:
