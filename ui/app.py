@@ -5,13 +5,11 @@ from pathlib import Path
 import streamlit as st
 
 from ui import access, gallery, making, models, studio, usage
-from ui.session import explain
+from ui.session import SAID, explain
 
 ICON = Path(__file__).with_name("icon.svg")
 WIDE = ("Gallery", "Usage")
-FOCUSED = """<style>
-a[data-testid="stTopNavLink"]:focus-visible { outline: 2px solid; }
-</style>"""  # which of the pages' links the keyboard is at; Streamlit's own shade is hardly seen
+KEYBOARD = Path(__file__).with_name("keyboard.html")
 
 
 def main() -> None:
@@ -34,9 +32,10 @@ def main() -> None:
         st.switch_page(first)
     if page.title != first.title:
         making.look_elsewhere()
-    st.html(FOCUSED)
+    with st.container(key="keyboard"):
+        st.html(KEYBOARD, unsafe_allow_javascript=True)  # which is a file of ours
     st.session_state.pop(making.CHANGED, None)
-    problem = st.session_state[making.SAID] = st.session_state.pop(making.PROBLEM, None)
+    problem = st.session_state[SAID] = st.session_state.pop(making.PROBLEM, None)
     with st.container():  # also without one: what is below is not drawn elsewhere, and a field keeps the keyboard
         if problem is not None:
             explain(problem)

@@ -38,7 +38,7 @@ def card(job: Mapping[str, Any]) -> None:
     """Show a job."""
     with st.container(border=True, key=f"card-{job['id']}"):
         st.text(media.title_of(job))
-        if job["kind"] == "audio" and job["status"] in ("in_progress", "completed"):
+        if job["kind"] == "audio" and (job["status"] in ("in_progress", "completed") or waits_again(job)):
             listen(job)  # one player throughout, so that it does not stop when the speech is whole
         if job["status"] in OPEN:
             under_way(job["id"], job["status"], job["attempts"])
@@ -56,18 +56,24 @@ def card(job: Mapping[str, Any]) -> None:
 
 def listen(job: Mapping[str, Any]) -> None:
     """Play a speech, also while it is made; by itself the one that was just begun here."""
-    path = f"{sound.PATH.format(job_id=job['id'])}?attempt={job['attempts']}"  # one that broke off is never heard again
+    path = sound.PATH.format(job_id=job["id"])
     if job["asked"].get("response_format") == "pcm":
-        path += f"&{sound.BARE}=1"
+        path += f"?{sound.BARE}=1"
     media.component("player")(
         key=f"player-{job['id']}",
         data={
             "url": urljoin(st.context.url or "", path),
             "begins": job["id"] == st.session_state.get(making.BEGUN),
+            "isWhole": job["status"] == "completed",
             "label": f"Speech: {job['prompt']}",
         },
         height="content",
     )
+
+
+def waits_again(job: Mapping[str, Any]) -> bool:
+    """Whether it waits between two attempts."""
+    return bool(job["status"] == "queued" and job["attempts"])
 
 
 @st.fragment(run_every=LOOK_SECONDS)
@@ -203,9 +209,8 @@ def reason_of(job: Mapping[str, Any]) -> str:
     """Why a job failed, and what to do."""
     error = job["error"] or {}
     reason = error.get("message") or "nobody knows why"
-    advice = "Ask for something else." if is_refused(job) else "Try again."
-    if is_refused(job) and error.get("param") in PICTURES:
-        advice = "Attach another picture."
+    other = "Attach another picture." if error.get("param") in PICTURES else "Ask for something else."
+    advice = other if is_refused(job) else "Try again."
     return f"It failed: {reason.rstrip('.')}. {advice}"
 
 

@@ -9,13 +9,13 @@ import streamlit as st
 from ui.attached import Attached
 from ui.bodies import EDITS, Picture
 from ui.errors import Problem
-from ui.session import client
+from ui.session import SAID, client
 
 MAX_SEED = 2**53
 # In the session's state; CHANGED: something is no longer as the page shows it; BACK: words that were refused;
-# GIVEN: those that came back last, with their task; SAID: the problem that the page shows, until it is drawn anew.
+# GIVEN: those that came back last, with their task.
 TASK, PROBLEM, FILES, GO, CHANGED = "task", "problem", "files", "go", "changed"
-BACK, GIVEN, SAID = "back", "given_back", "problem_said"
+BACK, GIVEN = "back", "given_back"
 BEGUN = "begun"  # the job that was begun last, until something else is looked at
 MAX_FILES = 60
 

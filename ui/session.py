@@ -13,6 +13,8 @@ from ui.settings import Settings
 from ui.visitors import COOKIE as VISITOR
 from ui.visitors import RETIRED
 
+SAID = "problem_said"  # in the session's state: the problem that the page shows, until it is drawn anew
+
 
 @st.cache_resource
 def connections() -> httpx.Client:
@@ -34,11 +36,12 @@ def asking() -> Callable[[], Client]:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Say what goes wrong inside, where it would have been shown."""
+    """Say what goes wrong inside, where it would have been shown, unless the page says so already."""
     try:
         yield
     except Problem as problem:
-        explain(problem)
+        if str(problem) != str(st.session_state.get(SAID)):
+            explain(problem)
 
 
 def explain(problem: Problem) -> None:

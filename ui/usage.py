@@ -18,11 +18,12 @@ from ui.session import client, told
 
 SPANS = {"Today and yesterday": (2, "1h"), "The last 7 days": (7, "1d"), "The last 30 days": (30, "1d")}  # UTC's days
 GROUPS = {"modality": "Modality", "model": "Model", "owner": "Caller"}
+SOUND = "Seconds of sound"
 COUNTED: Mapping[str, Callable[[Row], float]] = {
     "Requests": lambda total: total["requests"],
     "Failures": lambda total: total["failures"],
     "Tokens": lambda total: total["units"].get("tokens", 0),
-    "Seconds of sound": lambda total: total["units"].get("audio_seconds", 0),
+    SOUND: lambda total: total["units"].get("audio_seconds", 0),
     "Pixel steps": lambda total: total["units"].get("pixel_steps", 0),
     "Frames": lambda total: total["units"].get("frames", 0),
     "Meshes": lambda total: total["units"].get("meshes", 0),
@@ -35,7 +36,7 @@ AXES: Mapping[str, Mapping[str, Any]] = {  # of time, by the width of a bucket
     "1d": {"unit": "utcyearmonthdate", "format": "%d %b", "ticks": {"interval": "date", "step": 1}},
 }
 CHART_HEIGHT, LEGEND_LINE = 320, 24  # pixels
-LEGEND_WIDTH, SYMBOL_WIDTH = 44, 5  # letters that are beside each other on a narrow screen; what a colour takes
+LEGEND_WIDTH, LETTER_WIDTH, SYMBOL_WIDTH, LEGEND_GAP = 270, 7, 16, 6  # pixels; the first: on a narrow screen
 NOBODY = "without a key"
 LOOK_SECONDS = 2.0  # between two looks at what goes on
 
@@ -43,7 +44,15 @@ LOOK_SECONDS = 2.0  # between two looks at what goes on
 def show() -> None:
     """Show the page."""
     st.title("Usage")
-    now()
+    with told():
+        asked = client()
+        known = asked.models()  # first: a key that is none any more is said to be so once
+        now()
+        what_was_asked_for(asked, known)
+
+
+def what_was_asked_for(asked: Client, known: Sequence[Row]) -> None:
+    """Show what was asked for in a time, and how far the budgets are used."""
     st.subheader("What was asked for")
     with st.container(horizontal=True):
         span = st.selectbox("Time", list(SPANS), help="Whole days in UTC.")
@@ -51,21 +60,19 @@ def show() -> None:
         drawn = st.selectbox("Drawn", [*COUNTED, *TIMED])
     days, width = SPANS[span]
     since = (datetime.now(UTC).date() - timedelta(days=days - 1)).isoformat()
-    with told():
-        asked = client()
-        [whole] = asked.totals(since, "all", percentiles=TIMES)
-        if whole["results"]:
-            [bucket] = asked.totals(since, "all", dict.fromkeys([group, "model", "modality"]))
-            prices = {model["id"]: model["price"] for model in asked.models()}
-            numbers(whole["results"][0], cost_of(bucket["results"], prices))
-            measures = [TIMED[drawn][0]] if drawn in TIMED else []
-            over_time(drawn, group, width, asked.totals(since, width, [group], measures))
-            [told_apart] = asked.totals(since, "all", [group], TIMES)
-            times(told_apart["results"], group)
-            units(bucket["results"], group, prices)
-        else:
-            st.info("Nothing was asked for in this time.", icon=":material/hourglass_empty:")
-        budgets(asked)
+    [whole] = asked.totals(since, "all", percentiles=TIMES)
+    if whole["results"]:
+        [bucket] = asked.totals(since, "all", dict.fromkeys([group, "model", "modality"]))
+        prices = {model["id"]: model["price"] for model in known}
+        numbers(whole["results"][0], cost_of(bucket["results"], prices))
+        measures = [TIMED[drawn][0]] if drawn in TIMED else []
+        over_time(drawn, group, width, asked.totals(since, width, [group], measures))
+        [told_apart] = asked.totals(since, "all", [group], TIMES)
+        times(told_apart["results"], group)
+        units(bucket["results"], group, prices)
+    else:
+        st.info("Nothing was asked for in this time.", icon=":material/hourglass_empty:")
+    budgets(asked)
 
 
 @st.fragment(run_every=LOOK_SECONDS)
@@ -127,19 +134,26 @@ def over_time(drawn: str, group: str, width: str, buckets: Sequence[Row]) -> Non
 def chart(drawn: str, group: str, width: str, ends: Sequence[datetime], names: Sequence[str]) -> dict[str, Any]:
     """Say how it is drawn: what adds up in bars upon each other, times in lines that end where nothing is known."""
     axis = AXES[width]
-    columns = max(1, LEGEND_WIDTH // (max(map(len, names)) + SYMBOL_WIDTH))
+    columns = columns_of(names)
     time = {"field": "Time", "type": "temporal", "timeUnit": axis["unit"], "title": "Time (UTC)"}
     shown = {
         "scale": {"type": "utc", "domain": [in_words(end) for end in ends]},
         "axis": {"format": axis["format"], "tickCount": axis["ticks"], "labelOverlap": "greedy"},
     }
-    legend = {"orient": "bottom", "columns": columns, "labelLimit": 300, "symbolType": "square"}
+    whole = {} if drawn in (*TIMED, SOUND) else {"tickMinStep": 1}  # there are no halves of these
+    legend = {
+        "orient": "bottom",
+        "columns": columns,
+        "columnPadding": LEGEND_GAP,
+        "labelLimit": 300,
+        "symbolType": "square",
+    }
     return {
         "height": CHART_HEIGHT + LEGEND_LINE * -(-len(names) // columns),
         "mark": {"type": "bar"} if drawn in COUNTED else {"type": "line", "point": True},
         "encoding": {
             "x": {**time, **shown},
-            "y": {"field": drawn, "type": "quantitative", "title": drawn},
+            "y": {"field": drawn, "type": "quantitative", "title": drawn, "axis": whole},
             "color": {"field": group, "type": "nominal", "legend": legend},
             "tooltip": [
                 {**time, "format": "%d %b %Y %H:%M"},
@@ -148,6 +162,13 @@ def chart(drawn: str, group: str, width: str, ends: Sequence[datetime], names: S
             ],
         },
     }
+
+
+def columns_of(names: Sequence[str]) -> int:
+    """In how many columns, each as wide as its widest name, a legend fits on a narrow screen."""
+    widths = [SYMBOL_WIDTH + LETTER_WIDTH * len(name) + LEGEND_GAP for name in names]
+    ways = range(len(names), 1, -1)
+    return next((n for n in ways if sum(max(widths[i::n]) for i in range(n)) <= LEGEND_WIDTH), 1)
 
 
 def instant(text: str) -> datetime:

@@ -230,9 +230,7 @@ def error_of(job: Job) -> ErrorDetail | None:
     """What ended a job."""
     if job.error is None:
         return None
-    return ErrorDetail(
-        message=job.error["message"], type=error_type(500), param=job.error.get("param"), code=job.error["code"]
-    )
+    return ErrorDetail(**{"type": error_type(500), **job.error})  # a row of an older version has none
 
 
 def seconds(instant: datetime | None) -> int | None:

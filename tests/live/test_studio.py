@@ -624,6 +624,24 @@ def test_all_can_be_done_with_the_keyboard(system: System, visit: Visit) -> None
         assert found.format == "WEBP"
 
 
+def test_who_chooses_with_the_keyboard_goes_on_from_what_was_chosen(system: System, visit: Visit) -> None:
+    visitor = visit(system)
+    visitor.open()
+    visitor.rest()
+    keyboard = visitor.page.keyboard
+    reach(visitor, "Text")
+    for key, modality in [("Right", "Image"), ("Left", "Text"), ("Right", "Image"), ("Right", "Speech")]:
+        keyboard.press(f"Arrow{key}")
+        keyboard.press("Enter")
+        expect(visitor.page.get_by_label(re.compile(INVITATIONS[modality]))).to_be_visible(timeout=LONG)
+        visitor.settle()
+        visitor.rest()
+        expect(visitor.page.get_by_role("radio", name=modality)).to_be_focused()
+    keyboard.press("Tab")
+
+    expect(visitor.page.get_by_label(re.compile(INVITATIONS["Speech"]))).to_be_focused()
+
+
 def test_what_is_made_is_cancelled_with_the_keyboard(system: System, visit: Visit, client: httpx.Client) -> None:
     visitor = visit(system)
     card = visitor.card(begun_slowly(client, visitor))

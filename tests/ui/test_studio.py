@@ -135,17 +135,16 @@ def test_what_only_another_model_has_is_not_asked_of_this_one(serving: Gateway, 
     assert [box.value for box in speech.selectbox if box.label in ("Model", "Voice")] == ["bark", None]
 
 
-def test_speech_that_begins_again_has_another_player(serving: Gateway, visit: Visit) -> None:
-    """For that of a worker that died has broken off, and would stay so."""
+def test_speech_has_one_address_however_often_it_waits_for_its_worker(serving: Gateway, visit: Visit) -> None:
     serving.answers["GET", "/v1/models"] = {"data": [model("audio", "bark", voices=["alloy"])]}
     urls = []
-    for attempts in (1, 2):
-        speaks = job("audio", **UNDER_WAY, attempts=attempts)
+    for attempts, status in [(1, "in_progress"), (1, "queued"), (2, "in_progress"), (2, "completed")]:
+        speaks = job("audio", **{**UNDER_WAY, "status": status}, attempts=attempts)
         serving.answers["GET", "/v1/jobs"], serving.answers["GET", "/v1/jobs/job_1"] = page_of(speaks), speaks
         [player] = visit(task="audio").get("bidi_component")
         urls.append(json.loads(player.proto.json)["url"])
 
-    assert len(set(urls)) == 2
+    assert len(set(urls)) == 1
 
 
 def test_a_job_under_way_says_how_far_it_is_and_can_be_cancelled(serving: Gateway, visit: Visit) -> None:
@@ -283,6 +282,16 @@ def test_what_a_button_could_not_do_is_said(serving: Gateway, visit: Visit) -> N
     labelled(page, "Delete").click().run()
 
     assert page.error[0].value == "Jobs cannot be reached. Try again in 3 s."
+
+
+def test_what_goes_wrong_with_all_of_the_page_is_said_once(serving: Gateway, visit: Visit) -> None:
+    serving.answers["GET", "/v1/jobs"] = page_of(job("image", status="cancelled"))
+    page = visit(task="image")
+    for asked in [("DELETE", "/v1/jobs/job_1"), ("GET", "/v1/models")]:
+        serving.answers[asked] = refusal(401, "the key has been revoked")
+    labelled(page, "Delete").click().run()
+
+    assert [error.value for error in page.error] == ["The key has been revoked. Give a key that is valid."]
 
 
 def test_the_gallery_looks_at_all_that_was_made(serving: Gateway, visit: Visit) -> None:

@@ -148,6 +148,8 @@ def test_what_is_drawn_over_time_is_chosen(used: Gateway, visit: Visit, drawn: s
     ]
     spec, data = chart(page)
     assert spec["encoding"]["y"]["field"] == drawn
+    has_halves = drawn == "Seconds of sound" or drawn.endswith("(s)")
+    assert spec["encoding"]["y"]["axis"].get("tickMinStep") == (None if has_halves else 1)
     found = data.dropna(subset=drawn)
     assert found[["Modality", drawn]].to_numpy().tolist() == [["Image", values[0]], ["Speech", values[1]]]
     assert [at.isoformat() for at in found["Time"]] == ["2026-01-31T08:00:00+00:00", "2026-01-31T10:00:00+00:00"]
@@ -167,7 +169,15 @@ def test_time_is_drawn_as_it_passes_in_utc(used: Gateway, visit: Visit) -> None:
     assert len(data) == 6  # a line ends where an hour has nothing
 
 
-@pytest.mark.parametrize(("names", "columns"), [(["image", "audio"], 4), (["video", "a" * 60], 1)])
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["image", "audio"], 2),
+        (["3D", "Image", "Speech", "Text", "Video"], 5),
+        (["bark-small", "chat", "films", "letters", "solids"], 4),
+        (["video", "a" * 60], 1),
+    ],
+)
 def test_a_legend_is_as_wide_as_a_narrow_screen(
     used: Gateway, visit: Visit, summary: Summary, names: list[str], columns: int
 ) -> None:
@@ -259,6 +269,13 @@ def test_callers_are_called_what_they_are_called(used: Gateway, visit: Visit, ow
     used.answers["GET", "/v1/keys/k1"] = {**key, "used": {"day": {"audio_seconds": 5.0}}}
 
     assert bars(visit("usage")) == [(f"{said} (k1), a day: 5 of 10 audio seconds", 0.5)]
+
+
+def test_a_key_that_is_none_any_more_is_said_to_be_so_once(used: Gateway, visit: Visit) -> None:
+    for path in ("models", "usage/summary", "budgets", "keys"):
+        used.answers["GET", f"/v1/{path}"] = refusal(401, "the key has been revoked")
+
+    assert [error.value for error in visit("usage").error] == ["The key has been revoked. Give a key that is valid."]
 
 
 def test_nothing_used_is_said_to_be_so(used: Gateway, visit: Visit, summary: Summary) -> None:

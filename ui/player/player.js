@@ -4,7 +4,8 @@ export default function ({ data, parentElement }) { // called anew with the same
     const player = parentElement.querySelector("audio");
     player.setAttribute("aria-label", data.label);
     player.autoplay = data.begins;
-    if (player.getAttribute("src") === data.url) return;
+    player.preload = data.isWhole ? "metadata" : "none"; // many that wait would take all connections of the page
+    if (player.getAttribute("src") === data.url && !player.error) return; // one that broke off is asked for again
     player.oncanplay = () => {
         player.oncanplay = null; // who stops it later is left in peace
         if (player.autoplay) player.play().catch(() => {}); // a browser may want a click first
