@@ -1,5 +1,6 @@
 """The player of a speech in a real browser, over a gateway that plays its part."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from typing import Any
 
 import anyio
 import httpx
+import numpy as np
 import pytest
+import soundfile
 from playwright.sync_api import Locator, Page, expect
 from starlette.responses import StreamingResponse
 
@@ -18,9 +21,17 @@ from tests.live.conftest import free_ports
 from tests.live.made import wait_for
 from tests.ui.conftest import job, model, page_of
 from tests.ui.gateway import Gateway, serving
-from ui.bare import wav
 
-SOUND = wav(bytes(24_000 * 2 * 20))  # 20 seconds
+RATE = 24_000  # Hz
+
+
+def silence(seconds: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(RATE * seconds, np.int16), RATE, format="WAV")
+    return file.getvalue()
+
+
+SOUND = silence(20)
 
 
 @pytest.fixture
