@@ -79,7 +79,7 @@ def test_video_is_a_film_that_browsers_play(client: httpx.Client, num_frames: in
 
 def test_video_has_as_many_frames_as_its_model_makes_unless_told_otherwise(client: httpx.Client) -> None:
     with av.open(io.BytesIO(film(client).content), "r") as container:
-        assert len(list(container.decode(video=0))) == 8
+        assert len(list(container.decode(video=0))) == 25
 
 
 def test_video_arrives_while_it_is_decoded(client: httpx.Client) -> None:
