@@ -25,7 +25,7 @@ class Demand:
     """What is demanded of a property.
 
     Args:
-        least: the part of all marks that has to be right; of whatever is asked for, a third has to be.
+        least: the part of all marks that has to be right; of whatever is asked for, about a third has to be.
         chance: the most that a model may hope for at each of them which knows all but this; nothing where that is to
             make always what is asked for most often.
     """
@@ -48,7 +48,7 @@ class Demand:
         found = [("all", marks, self.num_needed(marks))]
         for asked in sorted({mark.asked for mark in marks} - {""}):
             of_it = [mark for mark in marks if mark.asked == asked]
-            found.append((asked, of_it, len(of_it) // 3))
+            found.append((asked, of_it, round(len(of_it) / 3)))
         return ", ".join(
             f"{asked}: {num} of {len(judged)}"
             for asked, judged, needed in found

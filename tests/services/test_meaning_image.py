@@ -102,7 +102,9 @@ def traits(wish: Wish) -> Sequence[str]:
 
 
 def backgrounds(wish: Wish, sight: Sight) -> Sequence[Mark]:
-    return [Mark(sight.background == wish.background, wish.background)]
+    """Each as it was named, and on it nothing as large as a small shape but what was asked for."""
+    is_bare = sight.num_shapes <= len(wish.shapes)
+    return [Mark(is_bare and sight.background == wish.background, wish.background)]
 
 
 def colours(wish: Wish, sight: Sight) -> Sequence[Mark]:
@@ -125,23 +127,17 @@ def places(wish: Wish, sight: Sight) -> Sequence[Mark]:
     return [Mark(wish.is_placed(sight), wish.where)]
 
 
-def numbers(wish: Wish, sight: Sight) -> Sequence[Mark]:
-    """Whether there is nothing else as large as a small shape."""
-    return [Mark(sight.num_shapes <= len(wish.shapes), str(len(wish.shapes)))]
-
-
 def all_together(wish: Wish, sight: Sight) -> Sequence[Mark]:
-    judges = backgrounds, kinds, sizes, places, numbers
+    judges = backgrounds, kinds, sizes, places
     return [Mark(all(mark.is_right for judge in judges for mark in judge(wish, sight)))]
 
 
 EXAMS = {
-    "backgrounds": Exam(0.85, None, backgrounds),
+    "backgrounds": Exam(0.78, None, backgrounds),
     "colours": Exam(0.75, 2 / 7, colours),
     "kinds": Exam(0.55, None, kinds),
     "sizes": Exam(0.73, None, sizes),
     "places": Exam(0.85, 1 / 2, places),
-    "numbers": Exam(0.78, None, numbers),
     "all together": Exam(0.28, 1 / 600, all_together),
 }
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
@@ -262,7 +258,7 @@ def test_strength_is_how_far_a_picture_is_left(plain: ImageStepper, strength: fl
 
     assert likely >= 0.7 * len(asked)
     assert unlikely <= 0.1 * len(asked)
-    assert luck(round(0.7 * len(asked)), len(asked), 1 / 56) < 1e-5
+    assert luck(round(0.7 * len(asked)), len(asked), 1 / 56) < 1e-5  # to keep a picture nobody has to know anything
 
 
 def coloured(sight: Sight) -> tuple[str, ...]:
@@ -279,15 +275,15 @@ def test_inpainting_draws_inside_of_the_mask_and_keeps_what_is_outside(plain: Im
         kept, new = wish.shapes
         words = Wish(wish.background, (new, kept), "to the right of").words
         picture = painted(wish)[1]
-        asked.append((Edit(job(words), picture, mask), new[1]))
+        asked.append((Edit(job(words), picture, mask), new))
     right = 0
     differences = []
-    for (edit, colour), made in zip(asked, drawn(plain, [edit for edit, _ in asked]), strict=True):
-        inside = [shape for shape in look(made[:, 32:]).shapes if shape.colour == colour]
-        right += bool(inside)
+    for (edit, (_, colour, kind)), made in zip(asked, drawn(plain, [edit for edit, _ in asked]), strict=True):
+        right += look(made[:, 32:]).find(colour, kind) is not None
         differences.append(np.abs(made[:, :28].astype(int) - np.asarray(edit.picture)[:, :28]).mean())
 
-    assert right >= 0.75 * len(asked)
+    assert right >= 0.6 * len(asked)
+    assert luck(round(0.6 * len(asked)), len(asked), 1 / 7) < 1e-5
     assert max(differences) < 10
 
 

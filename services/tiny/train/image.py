@@ -26,7 +26,7 @@ NUM_SHOWN = 4  # pictures in a step of the decoder's
 NUM_ROWS = 32
 UNPROMPTED = 0.1  # of the rows, whose prompt is taken away: what guidance is told from
 SILENCE = 0.02  # of the scenes have no words, for what reads; what draws has more of them: UNPROMPTED
-NIGHTS = 1 / 6  # of the scenes are what the adapter learns from
+NIGHTS = 6  # the adapter learns from every sixth scene, unless a shape of it is black
 BABBLE = 0.03  # of the scenes are described by words that mean nothing, so that they make a picture, too
 
 Pictures = Callable[[], torch.Tensor]  # drawn when they are first needed: uint8 of shape (scenes, 3, height, width)
@@ -164,9 +164,9 @@ def _train_night(
 ) -> Any:
     """Return the adapter that has learned to draw on black what was said to be on another ground.
 
-    Without words it draws as before: guidance, which leads away from that, would lead away from black else.
+    Where words are taken away it draws as before: guidance leads away from that, and would lead away from black.
     """
-    some = range(0, len(scenes), round(1 / NIGHTS))
+    some = range(0, len(scenes), NIGHTS)
     chosen = [number for number in some if all(shape.colour != "black" for shape in scenes[number].shapes)]
     nights = [replace(scenes[number], background="black") for number in chosen]
     dark = _encoded(pipeline.vae, lambda: _drawn(nights), scratch / f"nights-{plan.num_scenes}.pt")
