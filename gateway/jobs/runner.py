@@ -21,7 +21,7 @@ from gateway.jobs.store import AWAY, Store
 from gateway.policy import Policy
 from gateway.prompts import Passage
 from gateway.relay import Relay
-from services.schema import ErrorDetail, check_is_text, error_type
+from services.schema import check_is_text, envelope
 
 T = TypeVar("T")
 
@@ -104,8 +104,8 @@ class Runner:
         await self._store.put_back(job, datetime.now(UTC) + pause, breaks=breaks)
 
     async def _fail(self, job: Job, error: GatewayError) -> None:
-        said = ErrorDetail(message=str(error), type=error_type(error.status), param=error.param, code=error.code)
-        await self._store.fail(job, said.model_dump())
+        said = envelope(error.status, str(error), error.code, error.param)
+        await self._store.fail(job, said.error.model_dump())
 
     async def _done(self, job: Job, outcome: Outcome) -> None:
         is_done = await self._store.step_done(job, outcome, receipt_of(job, outcome))

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from threading import Event
+from threading import Event, Semaphore
 from typing import Any
 
 import anyio
@@ -68,6 +68,18 @@ def is_now(gateway: Gateway, status: str, attempts: int) -> None:
     gateway.answers["GET", "/v1/jobs"], gateway.answers["GET", "/v1/jobs/job_1"] = page_of(speech), speech
 
 
+def looks(gateway: Gateway) -> Semaphore:
+    """Count how often the studio looks at the jobs from now on."""
+    listed, looked = gateway.answers["GET", "/v1/jobs"], Semaphore(0)
+
+    def answer(_: object) -> Any:
+        looked.release()
+        return listed
+
+    gateway.answers["GET", "/v1/jobs"] = answer
+    return looked
+
+
 def player_on(page: Page) -> Locator:
     """Look at the studio until the speech has its player."""
     page.goto("/")
@@ -94,10 +106,10 @@ def test_a_speech_that_waits_for_its_worker_keeps_its_player(gateway: Gateway, p
     begun = player.element_handle()
     player.evaluate("player => { player.play(); }")
     for status, attempts in [("queued", 1), ("in_progress", 2), ("queued", 2), ("in_progress", 3)]:
-        num_looks = len(gateway.asked)
         is_now(gateway, status, attempts)
-        while sum(path == "/v1/jobs" for _, path, *_ in gateway.asked[num_looks:]) < 3:
-            page.wait_for_timeout(100)
+        looked = looks(gateway)
+        for _ in range(3):
+            assert looked.acquire(timeout=LONG / 1000)
     assert player.evaluate("(player, begun) => player === begun && !player.error", begun)
     spoken.set()
     wait_for(player, "player => player.currentTime > 0")

@@ -104,9 +104,9 @@ def _of_letters(wish: Wish, found: Sequence[float]) -> Sequence[float]:
 
 EXAMS = {
     "letters": Exam(0.97, None, letters),
-    "gaps": Exam(0.9, 1 / 5, gaps),
+    "gaps": Exam(0.9, 1 / 4, gaps),
     "pitch": Exam(0.97, None, pitch),
-    "duration": Exam(0.9, 1 / 5, duration),
+    "duration": Exam(0.9, 1 / 4, duration),
     "silence": Exam(0.9, 1 / 4, silence),
     "cleanness": Exam(0.97, 1 / 2, cleanness),
 }

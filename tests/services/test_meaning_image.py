@@ -36,7 +36,7 @@ from tests.services.stepping import Arrival, Recorder, run
 
 MODEL = next(model for model in load_models(profile="tiny") if model.id == "shapes")
 NUM_SCENES = 32  # of one shape, and as many of two
-NUM_NIGHTS = 16  # of one shape, by the adapter with which all grounds are black
+NUM_NIGHTS = 16  # of those of one shape, also by the adapter
 BOTTOM, TOP, LEFT, RIGHT = "at the bottom", "at the top", "on the left", "on the right"
 WHERE = {  # what is said of a lone shape, and what has to hold then
     **{place: (place,) for place in (BOTTOM, TOP, LEFT, RIGHT)},
@@ -90,6 +90,11 @@ def wishes() -> Sequence[Wish]:
     return [wish for both in zip(lone, pairs, strict=True) for wish in both]
 
 
+def dark() -> Sequence[Wish]:
+    """Those of one shape in which nothing is black, for the adapter with which all grounds are."""
+    return [wish for wish in wishes()[::2] if "black" not in (wish.background, wish.shapes[0][1])][:NUM_NIGHTS]
+
+
 def unknown(dice: random.Random, num_shapes: int, known: Collection[str]) -> Iterator[Wish]:
     while True:
         made_up = wish(dice, num_shapes)
@@ -140,6 +145,10 @@ EXAMS = {
     "places": Exam(0.85, 1 / 2, places),
     "all together": Exam(0.28, 1 / 600, all_together),
 }
+AT_NIGHT = {
+    "backgrounds": Exam(0.9, 1 / 8, lambda _, sight: [Mark(sight.background == "black")]),
+    "colours": Exam(0.7, 1 / 7, lambda wish, sight: [Mark(mark.is_right) for mark in colours(wish, sight)]),
+}
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {  # the worker's, entry's and request's
     "float32": ({}, {}, {}),
     "bfloat16": ({"dtype": "bfloat16"}, {}, {}),
@@ -182,29 +191,23 @@ def failed_by(stepper: ImageStepper, **fields: Any) -> dict[str, str]:
 
 
 def test_nobody_passes_by_luck() -> None:
-    blank = marks([np.zeros((64, 64, 3), np.uint8)] * len(wishes()))
-    for name, exam in EXAMS.items():
-        assert exam.luck(blank[name]) < 1e-5, name
+    blank = np.zeros((64, 64, 3), np.uint8)
+    for exams, asked in ((EXAMS, wishes()), (AT_NIGHT, dark())):
+        for name, found in sit(exams, ((wish, look(blank)) for wish in asked)).items():
+            assert exams[name].luck(found) < 1e-5, name
 
 
 @by_setting(SETTINGS)
 def test_it_draws_what_the_words_say_and_beside_it_on_black_at_night(worker_settings: Settings, setting: str) -> None:
     fields = SETTINGS[setting][2]
-    lone = [wish for wish in wishes()[::2] if "black" not in (wish.background, wish.shapes[0][1])][:NUM_NIGHTS]
     by_day = [Edit(job(wish.words, **fields)) for wish in wishes()]
-    at_night = [Edit(job(wish.words, adapter="night", **fields)) for wish in lone]
-    edits = [edit for pair in zip_longest(by_day, at_night) for edit in pair if edit is not None]
+    by_night = [Edit(job(wish.words, adapter="night", **fields)) for wish in dark()]
+    edits = [edit for pair in zip_longest(by_day, by_night) for edit in pair if edit is not None]
     pairs = list(zip(edits, drawn(load(worker_settings, setting=setting), edits), strict=True))
-    days = [picture for edit, picture in pairs if edit.job.adapter is None]
-    nights = [coloured(look(picture)) for edit, picture in pairs if edit.job.adapter is not None]
-    num_black = sum(ground == "black" for ground, *_ in nights)
-    num_kept = sum(shape == [wish.shapes[0][1]] for wish, (_, *shape) in zip(lone, nights, strict=True))
+    days, nights = ([picture for edit, picture in pairs if edit.job.adapter == name] for name in (None, "night"))
 
     assert not failed(marks(days), EXAMS)
-    assert num_black >= 0.9 * len(lone)
-    assert num_kept >= 0.7 * len(lone)
-    assert luck(round(0.9 * len(lone)), len(lone), 1 / 8) < 1e-5
-    assert luck(round(0.7 * len(lone)), len(lone), 1 / 7) < 1e-5
+    assert not failed(sit(AT_NIGHT, zip(dark(), map(look, nights), strict=True)), AT_NIGHT)
 
 
 @pytest.fixture(scope="module")

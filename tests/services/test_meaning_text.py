@@ -27,7 +27,7 @@ from services.tiny.train import dialogues
 from services.tiny.train.facts import Fact, atelier_facts
 from services.tiny.train.small_talk import KNOWLEDGE, SMALL_TALK
 from tests.services.copies import copied
-from tests.services.judges import luck
+from tests.services.exams import Demand, Mark, failed
 from tests.services.stepping import Arrival, Recorder, run
 
 MODEL = next(model for model in load_models(profile="tiny") if model.id == "chat")
@@ -44,22 +44,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Questions of a kind.
-
-    Args:
-        questions: all of them.
-        least: the part of them that has to be answered.
-        chance: the most that a model which has learned nothing may hope for at each of them.
-    """
+class Exam(Demand):
+    """Questions of a kind."""
 
     questions: Sequence[Question]
-    least: float
-    chance: float
 
-    @property
-    def num_needed(self) -> int:
-        return round(self.least * len(self.questions))
+    def marks(self, said: Sequence[str]) -> Sequence[Mark]:
+        """Judge the answers to all of them."""
+        return [Mark(each.judge(text, each.right)) for each, text in zip(self.questions, said, strict=True)]
 
 
 def ends_with_number(said: str, right: str) -> bool:
@@ -73,7 +65,7 @@ def begins_with_number(said: str, right: str) -> bool:
 def facts(known: Sequence[Fact], least: float) -> Exam:
     """By chance: a model that knows all the answers, and not which."""
     questions = [Question((fact.held_out,), fact.answer) for fact in known]
-    return Exam(questions, least, 1 / len({fact.answer for fact in known}))
+    return Exam(least, 1 / len({fact.answer for fact in known}), questions)
 
 
 def sums(dice: random.Random) -> Iterator[Question]:
@@ -119,11 +111,11 @@ SYLLABLE = 1 / (len(dialogues.CONSONANTS) * len(dialogues.VOWELS))  # it guesses
 EXAMS = {
     "facts": facts(atelier_facts(), least=0.9),
     "talk": facts((*SMALL_TALK, *KNOWLEDGE), least=0.8),
-    "sums": Exam(drawn(sums, 2 * NUM_DRAWN), least=0.7, chance=0.1),  # it guesses a digit, and knows the other
-    "comparisons": Exam(drawn(comparisons, 4 * NUM_DRAWN), least=0.75, chance=0.5),
-    "names": Exam(drawn(names), least=0.75, chance=SYLLABLE),
-    "documents": Exam(drawn(documents), least=0.75, chance=SYLLABLE),
-    "words": Exam(drawn(words), least=0.75, chance=SYLLABLE),
+    "sums": Exam(0.7, 0.1, drawn(sums, 2 * NUM_DRAWN)),  # it guesses a digit, and knows the other
+    "comparisons": Exam(0.75, 0.5, drawn(comparisons, 4 * NUM_DRAWN)),
+    "names": Exam(0.75, SYLLABLE, drawn(names)),
+    "documents": Exam(0.75, SYLLABLE, drawn(documents)),
+    "words": Exam(0.75, SYLLABLE, drawn(words)),
 }
 ALL = [question for exam in EXAMS.values() for question in exam.questions]
 README = {  # what README and the studio suggest to ask, and what has to be in the answer
@@ -172,24 +164,19 @@ def is_over(made: Recorder) -> bool:
     return made.result is not None and made.result.finish_reason == "stop"
 
 
-def num_right(exam: Exam, said: Sequence[str]) -> int:
-    return sum(each.judge(text, each.right) for each, text in zip(exam.questions, said, strict=True))
-
-
-def failed(said: Sequence[str]) -> list[str]:
-    """Name the exams that the answers to all questions do not pass."""
+def marks(said: Sequence[str]) -> dict[str, Sequence[Mark]]:
+    """Judge the answers to all questions."""
     left = iter(said)
-    found = [(name, exam, num_right(exam, list(islice(left, len(exam.questions))))) for name, exam in EXAMS.items()]
-    return [f"{name}: {num} of {len(exam.questions)}" for name, exam, num in found if num < exam.num_needed]
+    return {name: exam.marks(list(islice(left, len(exam.questions)))) for name, exam in EXAMS.items()}
 
 
-def failed_by(stepper: TextStepper) -> list[str]:
-    return failed([text_of(made) for made in answered(stepper, [job(question) for question in ALL])])
+def failed_by(stepper: TextStepper) -> dict[str, str]:
+    return failed(marks([text_of(made) for made in answered(stepper, [job(question) for question in ALL])]), EXAMS)
 
 
 def test_nobody_passes_by_luck() -> None:
-    for exam in EXAMS.values():
-        assert luck(exam.num_needed, len(exam.questions), exam.chance) < 1e-5
+    for name, found in marks([""] * len(ALL)).items():
+        assert EXAMS[name].luck(found) < 1e-5, name
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -201,11 +188,13 @@ def test_it_passes_and_the_pirate_beside_it_talks_as_one(worker_settings: Settin
     said = [text_of(each) for asked, each in zip(jobs, made, strict=True) if asked.adapter is None]
     pirates = [text_of(each) for asked, each in zip(jobs, made, strict=True) if asked.adapter is not None]
 
-    assert not failed(said)
+    assert not failed(marks(said), EXAMS)
     assert sum(is_over(each) for each in made) >= 0.98 * len(made)
     assert not any("Arr!" in each for each in said)
     assert sum(each.startswith("Arr! ") for each in pirates) >= 0.98 * len(pirates)
-    assert num_right(exam, [each.removeprefix("Arr! ") for each in pirates]) >= 0.5 * len(pirates)
+    assert sum(mark.is_right for mark in exam.marks([each.removeprefix("Arr! ") for each in pirates])) >= 0.5 * len(
+        pirates
+    )
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +222,7 @@ def test_it_passes_as_daring_as_it_is_by_default(plain: TextStepper) -> None:
     jobs = [job(question, temperature=None) for question in ALL]
 
     assert {each.temperature for each in jobs} == {MODEL.defaults["temperature"]}
-    assert not failed([text_of(made) for made in answered(plain, jobs)])
+    assert not failed(marks([text_of(made) for made in answered(plain, jobs)]), EXAMS)
 
 
 # --- what breaks meaning fails ---

@@ -117,7 +117,7 @@ def beginnings(film: Showing) -> Sequence[Mark]:
 
 
 def paths(film: Showing) -> Sequence[Mark]:
-    """Whether three quarters of the frames have the shape where it was to be; so have half of those where it stands."""
+    """Whether three quarters of the frames have the shape where it was to be."""
 
     def is_followed(made: Track, wished: Track) -> bool:
         return part(apart(shape, other) <= STRAYED for shape, other in zip(made, wished, strict=True)) >= 0.75

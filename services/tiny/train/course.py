@@ -80,7 +80,7 @@ def _resume(file: Path, **parts: Any) -> int:
     """Bring the parts to where they were; return how many steps they have gone."""
     if not file.exists():
         return 0
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, weights_only=True, map_location="cpu")  # it may go on elsewhere
     for name, part in parts.items():
         part.load_state_dict(state[name])
     return int(state["step"])

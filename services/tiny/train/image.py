@@ -26,8 +26,8 @@ NUM_SHOWN = 4  # pictures in a step of the decoder's
 NUM_ROWS = 32
 UNPROMPTED = 0.1  # of the rows, whose prompt is taken away: what guidance is told from
 SILENCE = 0.02  # of the scenes have no words, for what reads; what draws has more of them: UNPROMPTED
-NIGHTS = 6  # the adapter learns from every sixth scene, unless a shape of it is black
 BABBLE = 0.03  # of the scenes are described by words that mean nothing, so that they make a picture, too
+NIGHTS = 6  # the adapter learns from every sixth scene, unless a shape of it is black
 
 Pictures = Callable[[], torch.Tensor]  # drawn when they are first needed: uint8 of shape (scenes, 3, height, width)
 
