@@ -163,7 +163,7 @@ def test_a_film_moves_what_its_picture_shows(meaning: System) -> None:
     ImageDraw.Draw(drawn).ellipse((20, 44, 92, 116), fill=(230, 40, 40))
     drawn.resize((64, 64)).save(picture, "PNG")
     files = {"image": picture.getvalue()}
-    answer = httpx.post(f"{meaning.gateway}/generate/video", files=files, timeout=LONG)
+    answer = httpx.post(f"{meaning.gateway}/generate/video", data={"seed": "1"}, files=files, timeout=LONG)
     with av.open(io.BytesIO(answer.content), "r") as film:
         sights = [look(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)) for frame in film.decode(video=0)]
     circles = [sight.shapes[0] for sight in sights]
